@@ -1,0 +1,267 @@
+"""What the command line does besides searching: export, compress once, measure afresh, list groups."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autoprune.config import StudyConfig, make_config
+from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Artifact
+from autoprune.errors import StorageError, UsageError
+from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
+from autoprune.measure.record import Measurement
+from autoprune.naming import StudyPaths
+from autoprune.report.card import write_card
+from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
+from autoprune.search.events import Listener, Progress, ignore
+from autoprune.search.trial import assemble, evaluate_file, evaluate, failures_as_trial_errors
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
+from autoprune.study.artifacts import commit_folder, temporary_folder, verify
+from autoprune.study.store import StudyStore
+from autoprune.workloads.data import load_data
+from autoprune.workloads.training import train_dense
+from autoprune.workloads.workload import TOP1, load_workload
+
+DENSE_FILE = "dense.onnx"
+
+
+def export_point(study: str, trial: int, to: Path) -> Path:
+    """Write the artifact of one trial into the folder ``to``.
+
+    The folder gets the model file of the target, the weights as safetensors, the recipe, a card, and the
+    dense network's model file, against which ``autoprune measure`` times it.
+
+    Raises:
+        UsageError: If ``to`` holds files already, or the trial has no artifact.
+        StorageError: If the artifact is damaged; names the file.
+    """
+    store = StudyStore.open(study)
+    record = store.record(trial)
+    if record.state != "complete":
+        raise UsageError(f"trial {trial} of study {study!r} has no artifact: it {record.state}")
+    source = artifact_folder(store.paths, record.number, record.fidelity, record.parent)
+    if not source.is_dir():
+        kept = sorted(path.name for path in store.paths.artifacts.glob("trial-*"))
+        raise UsageError(
+            f"trial {trial} of study {study!r} has no artifact: only points of the front keep theirs",
+            f"`autoprune front {study}` lists them; kept here: {', '.join(kept) or 'none'}",
+        )
+    verify(source)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        folder = temporary_folder(to.parent)
+        for name in (MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE):
+            shutil.copy2(source / name, folder / name)
+        shutil.copy2(store.paths.artifact(0) / MODEL_FILE, folder / DENSE_FILE)
+        write_card(store, record, folder / "card.md")
+        if to.exists():
+            to.rmdir()
+        commit_folder(folder, to)
+    except OSError as error:
+        raise StorageError(f"{str(to)!r} cannot be written: {error}", "choose a folder on a disk with room") from error
+    return to
+
+
+def artifact_folder(paths: StudyPaths, number: int, fidelity: str, parent: int | None) -> Path:
+    """Return the folder that holds a trial's artifact."""
+    if fidelity == "final" and parent is not None:
+        return paths.final_artifact(parent)
+    return paths.artifact(number)
+
+
+def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False) -> dict[str, Any]:
+    """Measure an exported artifact afresh on the report split, and its latency against the dense network.
+
+    Args:
+        folder: What ``export`` or ``compress`` wrote.
+        data: Data by name; None takes the one that the artifact names.
+        trust_code: Whether a Python file given as data may be run.
+
+    Returns:
+        One flat mapping with the same names as a point of ``front --json``.
+
+    Raises:
+        UsageError: If the folder is not an exported artifact, or the data is unknown.
+    """
+    content, model_path, dense_path = _read_artifact(folder)
+    settings = content["settings"]
+    config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
+    loaded = load_data(config)
+    runtime = OnnxRuntime(config.target)
+    capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
+    latency, memory_bytes = measure_latency(
+        model_path, dense_path, config.target, loaded.input_shape, protocol=FINAL_PROTOCOL
+    )
+    return {
+        "artifact": str(folder),
+        "data": config.data,
+        "same_data": loaded.fingerprint == content["data_fingerprint"],
+        capability.name: capability.value,
+        f"{capability.name}_ci": capability.ci,
+        "examples": capability.examples,
+        "latency_ms": latency.latency_ms,
+        "latency_p95_ms": latency.latency_p95_ms,
+        "latency_ratio": latency.ratio,
+        "latency_ratio_ci": latency.ratio_ci,
+        "latency_noisy": latency.noisy,
+        "size_bytes": model_path.stat().st_size,
+        "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,
+        "memory_bytes": memory_bytes,
+    }
+
+
+def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
+    if folder.is_file():
+        folder = folder.parent
+    paths = [folder / name for name in (RECIPE_FILE, MODEL_FILE, DENSE_FILE)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UsageError(
+            f"{str(folder)!r} is not an exported artifact: it lacks {', '.join(missing)}",
+            "`autoprune export STUDY --trial N --to DIR` writes one",
+        )
+    verify(folder)
+    try:
+        content = json.loads(paths[0].read_text(encoding="utf-8"))
+        content["settings"], content["data_fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{str(paths[0])!r} cannot be read: {error}") from error
+    return content, paths[1], paths[2]
+
+
+def list_groups(config: StudyConfig, listener: Listener = ignore) -> Groups:
+    """Return the groups of a model: what can be removed, and why the rest cannot."""
+    listener(Progress("groups", f"finding the groups of {config.model}"))
+    return discover(load_workload(config))
+
+
+def compress_once(
+    config: StudyConfig,
+    to: Path,
+    *,
+    recipe: Recipe | None = None,
+    ratio: float = 0.0,
+    criterion: str = "l2",
+    bits: int = 8,
+    steps: int | None = None,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Compress a network by one recipe, without a search, and measure the result on the report split.
+
+    Args:
+        config: Model, data, weights, target.
+        to: Folder that gets the artifact; must be empty or absent.
+        recipe: The whole recipe; the uniform one of the next arguments if not given.
+        ratio: Share removed from every prunable group, in ``[0, 1)``.
+        criterion: How units are ranked.
+        bits: Bit-width of every group, 8 or 32.
+        steps: Fine-tuning steps; the recipe's own if not given.
+        listener: Gets progress.
+
+    Returns:
+        The measurements, with the names of a point of ``front --json``.
+
+    Raises:
+        UsageError: If the recipe cannot be carried out on this model; nothing is written.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
+    workload = load_workload(config)
+    groups = discover(workload)
+    recipe = recipe or one_recipe(groups, ratio, criterion, bits, steps)
+    recipe.check(groups)
+    if not workload.dense_trained:
+        workload = train_dense(
+            workload,
+            deadline=None,
+            progress=lambda message: listener(Progress("dense", message)),
+            seed=config.seed,
+            batch_size=config.batch_size,
+        )
+    bench = Bench.build(config, workload, groups, gradients="taylor" in recipe.criterion.values())
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_folder(to.parent)
+    try:
+        measurement = _compress_into(bench, recipe, folder, listener)
+        if to.exists():
+            to.rmdir()
+        commit_folder(folder, to)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"artifact": str(to), **flat(measurement), "recipe": recipe.model_dump(mode="json")}
+
+
+def one_recipe(groups: Groups, ratio: float, criterion: str, bits: int, steps: int | None) -> Recipe:
+    """Return the uniform recipe that ``compress`` was asked for.
+
+    Raises:
+        UsageError: If a value is outside what a recipe allows.
+    """
+    from pydantic import ValidationError
+
+    from autoprune.config import describe_faults
+    from autoprune.space.recipe import Recovery, uniform_recipe
+
+    if bits not in (8, 32):
+        raise UsageError(f"bits {bits} cannot be used; allowed: 8 or 32 (float)")
+    if not 0.0 <= ratio < 1.0:
+        raise UsageError(f"ratio {ratio:g} cannot be used; allowed: the share removed, from 0 to below 1")
+    try:
+        recovery = Recovery() if steps is None else Recovery(finetune_steps=steps)
+    except ValidationError as error:
+        raise UsageError(describe_faults("recovery", error)) from None
+    return uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
+
+
+def _compress_into(bench: Bench, recipe: Recipe, folder: Path, listener: Listener) -> Measurement:
+    listener(Progress("compress", "pruning, recovering, exporting"))
+    with failures_as_trial_errors():
+        dense_folder = folder / "dense"
+        dense_folder.mkdir()
+        built = bench.deploy(bench.workload.model, Recipe(), dense_folder)
+        (dense_folder / MODEL_FILE).replace(folder / DENSE_FILE)
+        dense_folder.rmdir()
+        bench.dense = Artifact(folder / DENSE_FILE, built.executed, built.parity_error)
+        compressed = bench.compressed(recipe)
+        artifact = bench.deploy(compressed.model, recipe, folder)
+        bench.save(compressed, recipe, folder)
+        listener(Progress("measure", "measuring on the report split"))
+        search = evaluate(bench, artifact, bench.workload.data.search)
+        report = evaluate(bench, artifact, bench.workload.data.report.unseal())
+        latency, memory = measure_latency(
+            artifact.path,
+            bench.dense.path,
+            bench.config.target,
+            bench.workload.data.input_shape,
+            protocol=FINAL_PROTOCOL,
+        )
+        return assemble(bench, compressed.model, artifact, latency, memory, search=search, report=report)
+
+
+def flat(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement as one flat mapping with the names that ``front --json`` uses."""
+    report = measurement.report or measurement.search
+    return {
+        "accuracy": report.value,
+        "accuracy_ci": report.ci,
+        "accuracy_search": measurement.search.value,
+        "latency_ms": measurement.latency.latency_ms,
+        "latency_p95_ms": measurement.latency.latency_p95_ms,
+        "latency_ratio": measurement.latency.ratio,
+        "latency_ratio_ci": measurement.latency.ratio_ci,
+        "size_bytes": measurement.size_bytes,
+        "size_ratio": measurement.size_ratio,
+        "params": measurement.params,
+        "macs": measurement.macs,
+        "memory_bytes": measurement.memory_bytes,
+        "int8_layers": measurement.executed.int8_layers,
+        "layers": measurement.executed.layers,
+    }
+

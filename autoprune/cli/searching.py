@@ -1,0 +1,219 @@
+"""Verbs that work on a network: search, compress, groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoprune.cli import options
+from autoprune.cli.live import live_view
+from autoprune.cli.output import print_json, print_pairs, print_table
+from autoprune.cli.rendering import show_front
+from autoprune.cli.settings import check_engine, gather
+from autoprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from autoprune.config import StudyConfig
+    from autoprune.space.groups import Groups
+    from autoprune.space.recipe import Recipe
+
+
+def search(
+    overrides: options.Overrides = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    weights: options.Weights = None,
+    space: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="search space; see `autoprune spaces`")
+    ] = None,
+    target: options.Target = None,
+    objectives: Annotated[
+        str | None, typer.Option(metavar="A,B[,C]", help="of accuracy, latency, size")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="8h|90m|200trials", help="for everything")] = None,
+    study: Annotated[str | None, typer.Option(metavar="NAME", help="name of the study")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="tpe|nsga2|random", help="who proposes")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="URL", help="only SQLite in this version")] = None,
+    workers: Annotated[int, typer.Option(metavar="N", help="only 1 in this version")] = 1,
+    engine: Annotated[str, typer.Option(metavar="local|ray", help="only local in this version")] = "local",
+    seed: options.Seed = None,
+    trust_code: options.TrustCode = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start over; the earlier study is kept aside")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, search nothing")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.Settings = None,
+) -> None:
+    """Search a Pareto front; the same command again resumes."""
+    flags = {
+        "model": model, "data": data, "weights": weights, "space": space, "target": target, "objectives": objectives,
+        "budget": budget, "study": study, "sampler": sampler, "seed": seed, "trust_code": trust_code,
+    }  # fmt: skip
+    settings = gather(config, flags, overrides or ())
+    # Faults that need no torch are told before it is loaded.
+    from autoprune.space.search_space import load_space
+    from autoprune.workloads.catalog import check_inputs
+
+    check_engine(engine, workers, storage, settings.study_name)
+    load_space(settings.space)
+    check_inputs(settings)
+    if dry_run:
+        _dry_run(settings, json, quiet)
+        return
+    from autoprune.api import open_study, run_search
+
+    try:
+        with live_view(f"autoprune {settings.study_name}", quiet) as listener:
+            found = run_search(settings, fresh=fresh, progress=listener)
+    except KeyboardInterrupt:
+        show_front(open_study(settings.study_name), json=json)
+        raise
+    show_front(found, json=json)
+
+
+def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
+    """Load the network, find its groups and tell what a search would do."""
+    from autoprune.actions import list_groups
+    from autoprune.naming import StudyPaths
+    from autoprune.space.search_space import load_space
+
+    space = load_space(settings.space)
+    with live_view("autoprune search --dry-run", quiet) as listener:
+        groups = list_groups(settings, listener)
+    space.check(groups)
+    plan = {
+        "study": settings.study_name,
+        "folder": str(StudyPaths.of(settings.study_name).root),
+        "settings": settings.model_dump(mode="json"),
+        "groups": len(groups.groups),
+        "prunable_groups": len(groups.prunable),
+        "log10_recipes": space.size(groups),
+        "baseline_ratios": list(space.baselines.ratios),
+    }
+    print_json(plan) if json else print_pairs(plan)
+
+
+def compress(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="empty folder that gets the artifact")],
+    overrides: options.Overrides = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    weights: options.Weights = None,
+    target: options.Target = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="recipe.json of an artifact, or YAML")
+    ] = None,
+    ratio: Annotated[float | None, typer.Option(metavar="R", help="share removed from every group")] = None,
+    criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
+    bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
+    seed: options.Seed = None,
+    trust_code: options.TrustCode = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.Settings = None,
+) -> None:
+    """Compress a network by one recipe, without a search."""
+    flags = {
+        "model": model, "data": data, "weights": weights, "target": target, "seed": seed, "trust_code": trust_code,
+    }  # fmt: skip
+    settings = gather(config, flags, overrides or ())
+    uniform: dict[str, Any] = {
+        name: value
+        for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits}.items()
+        if value is not None
+    }
+    chosen = (
+        None
+        if recipe is None
+        else _read_recipe(recipe, [*uniform, *(["steps"] if steps is not None else [])])
+    )
+    if criterion is not None:
+        _check_criterion(criterion)
+    from autoprune.workloads.catalog import check_inputs
+
+    check_inputs(settings)
+    from autoprune.actions import compress_once
+
+    with live_view(f"autoprune compress {settings.model}", quiet) as listener:
+        result = compress_once(settings, to, recipe=chosen, steps=steps, listener=listener, **uniform)
+    print_json(result) if json else print_pairs(result)
+
+
+def _check_criterion(criterion: str) -> None:
+    from autoprune.naming import unknown_name
+    from autoprune.space.recipe import CRITERIA
+
+    if criterion not in CRITERIA:
+        raise unknown_name("criterion", criterion, CRITERIA)
+
+
+def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
+    """Read a recipe by itself, or the one in the ``recipe.json`` of an artifact."""
+    from pydantic import ValidationError
+
+    from autoprune.config import describe_faults
+    from autoprune.space.recipe import Recipe
+    from autoprune.yaml_io import read_yaml
+
+    if also_given:
+        raise UsageError(f"--recipe and --{also_given[0]} exclude each other: a recipe file says everything")
+    document = read_yaml(path)
+    values = document.values
+    if isinstance(values, dict) and isinstance(values.get("recipe"), dict):
+        values = values["recipe"]
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(describe_faults(str(path), error, document.line)) from None
+    for criterion in recipe.criterion.values():
+        _check_criterion(criterion)
+    return recipe
+
+
+def groups(
+    overrides: options.Overrides = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    weights: options.Weights = None,
+    seed: options.Seed = None,
+    trust_code: options.TrustCode = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    config: options.Settings = None,
+) -> None:
+    """List what can be compressed in a network, and why the rest cannot."""
+    flags = {"model": model, "data": data, "weights": weights, "seed": seed, "trust_code": trust_code}
+    settings = gather(config, flags, overrides or ())
+    from autoprune.workloads.catalog import check_inputs
+
+    check_inputs(settings)
+    from autoprune.actions import list_groups
+
+    with live_view(f"autoprune groups {settings.model}", quiet) as listener:
+        found = list_groups(settings, listener)
+    if json:
+        print_json({"model": settings.model, **found.model_dump(mode="json")})
+    else:
+        _print_groups(found)
+
+
+def _print_groups(found: Groups) -> None:
+    rows = [
+        (
+            g.name,
+            g.type,
+            g.size,
+            len(g.producers),
+            len(g.consumers),
+            "yes" if g.prunable else f"no: {g.reason}",
+        )
+        for g in found.groups
+    ]
+    print_table(
+        ["group", "type", "units", "made by", "read by", "prunable"], rows, ["units", "made by", "read by"]
+    )

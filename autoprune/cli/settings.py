@@ -1,0 +1,95 @@
+"""From a settings file, flags and ``key=value`` words to one validated StudyConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoprune.config import StudyConfig, make_config
+from autoprune.errors import UsageError
+from autoprune.naming import StudyPaths, unknown_name
+from autoprune.yaml_io import parse_yaml, read_yaml
+
+ENGINES = ("local", "ray")
+
+
+def gather(file: Path | None, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> StudyConfig:
+    """Validate settings from all three places; overrides win over flags, and flags over the file.
+
+    Args:
+        file: YAML file of settings; None for none.
+        flags: Values of the options; those that are None were not given.
+        overrides: Words such as ``target.threads=2``; the value is read as YAML.
+
+    Raises:
+        UsageError: If a word, the file or a setting cannot be used.
+    """
+    values = _from_file(file) if file is not None else {}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "target" in given and isinstance(values.get("target"), dict):
+        given["target"] = {**values["target"], "runtime": given["target"]}
+    values |= given
+    for word in overrides:
+        _override(values, word)
+    try:
+        return make_config(values)
+    except UsageError as error:
+        where = f" (settings of {file})" if file is not None else ""
+        raise UsageError(error.message + where, error.hint) from None
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    document = read_yaml(file)
+    if not isinstance(document.values, dict):
+        raise UsageError(f"{file}:1: settings are a mapping of names to values, not {document.values!r:.60}")
+    for name in document.values:
+        if name not in StudyConfig.model_fields:
+            error = unknown_name("setting", name, StudyConfig.model_fields)
+            raise UsageError(f"{file}:{document.line((name,))}: {error.message}")
+    return document.values
+
+
+def _override(values: dict[str, Any], word: str) -> None:
+    name, equals, text = word.partition("=")
+    if not equals or not name:
+        raise UsageError(
+            f"{word!r} is neither an option nor key=value",
+            "settings are given as words such as target.threads=2",
+        )
+    if isinstance(values.get("target"), str):
+        values["target"] = {"runtime": values["target"]}
+    *parents, last = name.split(".")
+    if name.split(".")[0] not in StudyConfig.model_fields:
+        raise unknown_name("setting", name, StudyConfig.model_fields)
+    inner = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{word!r} cannot be used: {parent!r} holds no settings of its own")
+    inner[last] = parse_yaml(text, f"the value of {name}").values
+
+
+def check_engine(engine: str, workers: int, storage: str | None, study: str) -> None:
+    """Refuse ways of running that this version does not have.
+
+    Raises:
+        UsageError: If the engine is not ``local``, more than one worker is asked for, or the storage is
+            not the study's own SQLite database.
+    """
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    if engine == "ray":
+        raise UsageError("engine 'ray' is not in this version; allowed: local", "leave --engine out")
+    if workers != 1:
+        raise UsageError(
+            f"workers {workers} cannot be used: this version runs one trial at a time; allowed: 1",
+            "leave --workers out",
+        )
+    own = f"sqlite:///{StudyPaths.of(study).database}"
+    if storage not in (None, "sqlite", own):
+        scheme = str(storage).split(":", 1)[0]
+        raise UsageError(
+            f"storage {scheme + ':…'!r} is not in this version; allowed: sqlite, the study's own database ({own})",
+            "leave --storage out; AUTOPRUNE_STUDIES moves the folder of all studies",
+        )

@@ -1,0 +1,1 @@
+"""Compression: groups found in a model, criteria, surgery and recovery."""

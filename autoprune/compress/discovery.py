@@ -1,0 +1,156 @@
+"""Groups of a model, found and proved in a child process with a time limit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import warnings
+from copy import deepcopy
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.layers import Conv, channel_count, device_of, layer_kind
+from autoprune.space.groups import Group, Groups, Member
+
+
+def find_groups(model: nn.Module, example: Tensor, *, time_limit_s: float = 60.0) -> Groups:
+    """Find the channels of ``model`` that can only be removed together, and prove that they can be.
+
+    The work runs in a forked child with one thread: torch-pruning can hang, a network of the user's own can
+    do anything, and neither may take the search down. Fork, not spawn, because a network that is defined
+    in a script or notebook cannot be sent to a fresh interpreter, and because a fresh one would run the
+    user's script again; one thread, because a forked child has none of its parent's thread pools. Where
+    the platform cannot fork it is spawned. Groups whose proof did not end in time are left alone by name,
+    and so is every layer if the search for groups itself failed or ran out of time: never an error.
+
+    Args:
+        model: The dense network; it is not changed.
+        example: One batch of its inputs, ``(n, channels, height, width)``; two examples are used.
+        time_limit_s: Seconds that it may take in all.
+
+    Returns:
+        All groups in the order of the model's modules. Every convolution and linear layer is a producer in
+        exactly one; a group that is left alone says why.
+    """
+    # The child changes its own copy of the memory; only a network on a GPU has to be copied here.
+    network = model if device_of(model).type == "cpu" else deepcopy(model).cpu()
+    inputs = example[:2].detach().cpu()
+    context: Any = multiprocessing.get_context(
+        "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    receiver, sender = context.Pipe(duplex=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # fork beside threads: the child starts none of its own
+        child = context.Process(target=_discover, args=(sender, network, inputs), daemon=True)
+        child.start()
+    sender.close()
+    listener = _Listener(_alone(network, inputs, "not examined"))
+    ended = listener.listen(receiver, time.monotonic() + time_limit_s)
+    if not ended:
+        child.kill()
+    child.join()
+    receiver.close()
+    why = f"it died with exit code {child.exitcode}" if ended else f"it took more than {time_limit_s:g} s"
+    return listener.result(why)
+
+
+class _Listener:
+    """Collects what the child reports, so that what it found before it stopped counts."""
+
+    def __init__(self, fallback: Groups) -> None:
+        self.fallback = fallback
+        self.found: Groups | None = None
+        self.failure = ""
+        self.verdicts: dict[str, str] = {}
+        self.done = False
+
+    def listen(self, receiver: Connection, deadline: float) -> bool:
+        """Take messages until the child ends (True) or the time is over (False)."""
+        while not self.done:
+            if not receiver.poll(max(0.0, deadline - time.monotonic())):
+                return False
+            try:
+                kind, *content = receiver.recv()
+            except EOFError:
+                return True
+            if kind == "found":
+                self.found = content[0]
+            elif kind == "verdict":
+                self.verdicts[content[0]] = content[1]
+            elif kind == "failed":
+                self.failure = content[0]
+            self.done = kind in ("done", "failed")
+        return True
+
+    def result(self, why_unfinished: str) -> Groups:
+        """Return the groups with what is known about each."""
+        if self.found is None:
+            reason = self.failure or f"the search for groups did not end: {why_unfinished}"
+            return self.fallback.model_copy(
+                update={
+                    "groups": tuple(g.model_copy(update={"reason": reason}) for g in self.fallback.groups)
+                }
+            )
+        unproved = f"surgery was not proved: {why_unfinished}"
+        judged = []
+        for group in self.found.groups:
+            if group.prunable:
+                reason = self.verdicts.get(group.name, "" if self.done else unproved)
+                group = group.model_copy(update={"prunable": not reason, "reason": reason})
+            judged.append(group)
+        return self.found.model_copy(update={"groups": tuple(judged)})
+
+
+def _discover(sender: Connection, model: nn.Module, example: Tensor) -> None:
+    """Find and prove groups; runs in the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(1)
+    try:
+        # Imported here: the parent needs neither.
+        from autoprune.compress.trace import trace_groups
+        from autoprune.compress.verification import verify_groups
+
+        shape = tuple(example.shape[1:])
+        groups = Groups(groups=tuple(trace_groups(model, example[:1])), input_shape=shape)
+        sender.send(("found", groups))
+        for name, reason in verify_groups(model, groups, example):
+            sender.send(("verdict", name, reason))
+        sender.send(("done",))
+    except Exception as error:  # reported as the reason why every group is left alone
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        sender.send(("failed", f"the search for groups failed: {type(error).__name__}: {text}"))
+
+
+def _alone(model: nn.Module, example: Tensor, reason: str) -> Groups:
+    """Return one group for each convolution and linear layer, all left alone."""
+    groups = []
+    for name, module in model.named_modules():
+        if not isinstance(module, Conv | nn.Linear):
+            continue
+        count = channel_count(module, "out")
+        member = Member(
+            layer=name,
+            kind=layer_kind(module) or "conv",
+            axis="out",
+            index_map=tuple((channel,) for channel in range(count)),
+        )
+        kind = "linear" if isinstance(module, nn.Linear) else "conv"
+        groups.append(
+            Group.model_validate(
+                {
+                    "name": name,
+                    "type": kind,
+                    "size": count,
+                    "members": (member,),
+                    "prunable": False,
+                    "reason": reason,
+                }
+            )
+        )
+    return Groups(groups=tuple(groups), input_shape=tuple(example.shape[1:]))

@@ -1,0 +1,298 @@
+"""Fine-tuning with distillation from the dense network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.distillation import distillation_loss, rate_factor
+from autoprune.compress.layers import has_batchnorm, has_layernorm
+from autoprune.compress.speed import autocast, keep_freed_memory, low_precision, memory_format
+from autoprune.compress.stream import TeacherStream
+from autoprune.errors import TrialError
+from autoprune.space.recipe import Recovery
+
+__all__ = ["FinetuneResult", "TeacherStream", "Trainer", "finetune"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+TrainingStep = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 5e-4
+# Learning rates are given for SGD; AdamW's steps are about this much too long for them.
+_ADAMW_RATE = 0.05
+# Reading the loss waits for the GPU, so it is read only now and then there.
+_STEPS_BETWEEN_CHECKS = {"cuda": 10}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning came to.
+
+    Attributes:
+        steps: Gradient steps taken.
+        final_loss: Loss of the last step that was checked; NaN if there was none.
+    """
+
+    steps: int
+    final_loss: float
+
+
+class Trainer:
+    """One network in training, whose steps can be taken in slices under one learning-rate schedule.
+
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4; AdamW where the network has LayerNorms and no
+    BatchNorm. Multiplications are in the type that is fastest on the device, weights in float32. A batch that
+    does not fit into memory is halved once for good; the gradient is still that of the whole batch.
+
+    Args:
+        model: The network to train; a copy is trained.
+        stream: Batches and the teacher's outputs.
+        recovery: Learning rate, schedule, distillation and clipping.
+        loss: The task's loss, ``(outputs, targets)`` to a scalar.
+        device: Where to train.
+        training_step: The user's own ``(model, (inputs, targets))`` to a loss, which replaces both losses.
+        start_step: Number of the first batch.
+        total_steps: Steps that the schedule spans in :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stream: TeacherStream,
+        recovery: Recovery,
+        *,
+        loss: Loss,
+        device: torch.device,
+        training_step: TrainingStep | None = None,
+        start_step: int = 0,
+        total_steps: int | None = None,
+    ) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.stream = stream
+        self.recovery = recovery
+        self.loss = loss
+        self.device = device
+        self.training_step = training_step
+        self.start_step = start_step
+        self.total_steps = total_steps if total_steps is not None else recovery.finetune_steps
+        self.steps = 0
+        self.final_loss = math.nan
+        self._last: Tensor | None = None
+        self.parts = 1
+        self._layout = memory_format(model)
+        copy = deepcopy(model).to(device).train()
+        self.model: nn.Module = copy.to(memory_format=self._layout)
+        self._weights = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer, self._peak = _optimizer(self.model, self._weights, recovery.learning_rate)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=low_precision(device.type) is torch.float16)
+
+    def run(self, steps: int, *, stop: Callable[[], bool] | None = None) -> FinetuneResult:
+        """Take up to ``steps`` steps of the ``total_steps`` that the schedule spans.
+
+        Args:
+            steps: Steps of this slice.
+            stop: Returns True once training has to stop; asked before every step.
+
+        Returns:
+            The steps of this slice and the last loss.
+
+        Raises:
+            TrialError: If the loss becomes NaN or infinite, or half a batch does not fit into memory.
+        """
+        first = self.steps
+        with self._seeded():
+            while self.steps < first + steps and not (stop is not None and stop()):
+                self._step(self.steps / max(1, self.total_steps))
+        return self._result(first)
+
+    def run_for(self, progress: Callable[[], float], *, stop: Callable[[], bool] | None = None) -> int:
+        """Train until ``progress`` reaches 1, with the rate following it: a schedule over time, not steps.
+
+        Args:
+            progress: Returns the share of the time that is over; asked before every step.
+            stop: Returns True once training has to stop.
+
+        Returns:
+            Steps taken.
+
+        Raises:
+            TrialError: As :meth:`run`.
+        """
+        first = self.steps
+        with self._seeded():
+            while (share := progress()) < 1.0 and not (stop is not None and stop()):
+                self._step(share)
+        return self._result(first).steps
+
+    def finish(self) -> nn.Module:
+        """Return the trained network on the CPU in evaluation mode, without gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+        return self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
+
+    # -- one step ----------------------------------------------------------------------------
+
+    def _step(self, progress: float) -> None:
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = self._peak * rate_factor(self.recovery.schedule, progress)
+        number = self.start_step + self.steps
+        try:
+            loss = self._gradients(number)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.parts > 1:
+                raise TrialError(
+                    "out-of-memory",
+                    f"half a batch of {self.stream.batch_size} does not fit: {_first_line(error)}",
+                ) from error
+            loss = None
+        if loss is None:  # outside of except, whose traceback would keep the failed step's tensors alive
+            self.parts = 2
+            self._optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._step(progress)
+            return
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._weights, self.recovery.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.steps % _STEPS_BETWEEN_CHECKS.get(self.device.type, 1) == 0:
+            self._check(float(loss), number)
+        self._last = loss
+        self.steps += 1
+
+    def _gradients(self, number: int) -> Tensor:
+        """Add up the gradients of one batch in as many parts as fit, and return its loss."""
+        wanted = self.recovery.distill > 0 and self.training_step is None
+        batch = self.stream.batch(number) if wanted else self.stream.inputs(number)
+        size = len(batch[0])
+        total = torch.zeros((), device=self.device)
+        pieces = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)
+        for piece in pieces:
+            share = len(piece[0]) / size
+            loss = self._loss(*piece) * share
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(self, inputs: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+        if inputs.dim() == 4:
+            inputs = inputs.to(memory_format=self._layout)
+        if self.training_step is not None:
+            with autocast(self.device):
+                return self.training_step(self.model, (inputs, targets)).float()
+        with autocast(self.device):
+            outputs = self.model(inputs)
+        share = self.recovery.distill
+        loss = torch.zeros((), device=self.device)
+        if taught is not None:
+            outputs = outputs.float()
+            loss = loss + share * distillation_loss(outputs, taught, self.recovery.temperature)
+        if share < 1.0:
+            loss = loss + (1.0 - share) * self.loss(_as_float(outputs), targets)
+        return loss
+
+    def _check(self, loss: float, number: int) -> None:
+        self.final_loss = loss
+        if not math.isfinite(loss):
+            kind = "nan" if math.isnan(loss) else "inf"
+            rate = self.recovery.learning_rate
+            raise TrialError(kind, f"the loss is {loss} at step {number} (learning rate {rate:g})")
+
+    def _result(self, first: int) -> FinetuneResult:
+        if self.steps > first and self._last is not None:
+            self._check(float(self._last), self.start_step + self.steps - 1)
+        return FinetuneResult(self.steps - first, self.final_loss)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Make dropout depend on the seed and the step alone, and leave the caller's generators as they were."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.stream.seed * 1_000_003 + self.start_step + self.steps)
+            yield
+
+
+def finetune(
+    model: nn.Module,
+    stream: TeacherStream,
+    recovery: Recovery,
+    *,
+    loss: Loss,
+    device: torch.device,
+    start_step: int = 0,
+    steps: int | None = None,
+    deadline: Callable[[], bool] | None = None,
+    training_step: TrainingStep | None = None,
+) -> tuple[nn.Module, FinetuneResult]:
+    """Fine-tune a copy of ``model``; see :class:`Trainer`.
+
+    Args:
+        model: The network to train.
+        stream: Batches and the teacher's outputs.
+        recovery: Learning rate, schedule, distillation and clipping.
+        loss: The task's loss.
+        device: Where to train.
+        start_step: Number of the first batch.
+        steps: Steps to take; the recovery's if not given.
+        deadline: Returns True once training has to stop.
+        training_step: The user's own step.
+
+    Returns:
+        The trained network on the CPU in evaluation mode, and what the training came to.
+
+    Raises:
+        TrialError: If the loss becomes NaN or infinite, or half a batch does not fit into memory.
+    """
+    count = recovery.finetune_steps if steps is None else steps
+    trainer = Trainer(
+        model,
+        stream,
+        recovery,
+        loss=loss,
+        device=device,
+        training_step=training_step,
+        start_step=start_step,
+        total_steps=count,
+    )
+    result = trainer.run(count, stop=deadline)
+    return trainer.finish(), result
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory is used up; the CPU's allocator says so in a RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _optimizer(
+    model: nn.Module, weights: list[nn.Parameter], rate: float
+) -> tuple[torch.optim.Optimizer, float]:
+    """Return the optimizer and its peak learning rate."""
+    if has_layernorm(model) and not has_batchnorm(model):
+        rate *= _ADAMW_RATE
+        return torch.optim.AdamW(weights, lr=rate, weight_decay=_WEIGHT_DECAY, fused=True), rate
+    made = torch.optim.SGD(
+        weights, lr=rate, momentum=_MOMENTUM, nesterov=True, weight_decay=_WEIGHT_DECAY, fused=True
+    )
+    return made, rate
+
+
+def _as_float(outputs: Tensor) -> Tensor:
+    return outputs.float() if isinstance(outputs, Tensor) else outputs
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

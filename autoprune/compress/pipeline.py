@@ -1,0 +1,108 @@
+"""Compression of one network by one recipe: the flow from the dense network to the recovered one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.finetune import Loss, TeacherStream, TrainingStep, finetune
+from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
+from autoprune.compress.statistics import LayerStatistics
+from autoprune.compress.surgery import Plan, make_plan, prune
+from autoprune.errors import CompressionError
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A network that a recipe made.
+
+    Attributes:
+        model: The network, on the CPU in evaluation mode; float, its bits are the deployment's.
+        plan: Kept units of each group that was cut.
+        train_steps: Gradient steps taken.
+        solved: Layers whose weights were solved by least squares.
+    """
+
+    model: nn.Module
+    plan: Plan
+    train_steps: int
+    solved: list[str]
+
+
+def compress(
+    dense: nn.Module,
+    groups: Groups,
+    recipe: Recipe,
+    *,
+    statistics: LayerStatistics | None,
+    calibration_batches: Sequence[tuple[Tensor, Tensor]],
+    stream: TeacherStream,
+    loss: Loss,
+    batch_size: int,
+    device: torch.device,
+    start_step: int = 0,
+    deadline: Callable[[], bool] | None = None,
+    training_step: TrainingStep | None = None,
+) -> Compressed:
+    """Prune, then recover by least squares, BatchNorm statistics and fine-tuning, as the recipe says.
+
+    A recipe that prunes nothing gives the dense network itself, untrained: there is nothing to recover.
+
+    Args:
+        dense: The dense network on the CPU; it is not changed.
+        groups: Its groups.
+        recipe: The candidate.
+        statistics: Of the dense network on calibration data; needed where the recipe's criteria or least
+            squares read them.
+        calibration_batches: Inputs and targets for the BatchNorm statistics.
+        stream: Training batches with the dense network's outputs.
+        loss: The task's loss.
+        batch_size: Examples in a training batch; the stream's.
+        device: Where to train.
+        start_step: Number of the first training batch.
+        deadline: Returns True once training has to stop.
+        training_step: The user's own training step.
+
+    Returns:
+        The recovered network.
+
+    Raises:
+        UsageError: If the groups cannot do what the recipe asks.
+        CompressionError: If statistics are missing, or the stream has another batch size.
+        TrialError: If training diverges or memory is used up.
+    """
+    recipe.check(groups)
+    if not recipe.prunes:
+        return Compressed(model=dense.eval(), plan={}, train_steps=0, solved=[])
+    recovery = recipe.recovery
+    if batch_size != stream.batch_size:
+        raise CompressionError(
+            f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
+        )
+
+    plan = make_plan(dense, groups, recipe, statistics)
+    model = prune(dense, groups, plan).eval()
+    solved: list[str] = []
+    if recovery.least_squares and statistics is not None:
+        solved = solve_following_layers(dense, model, groups, plan, statistics)
+    if recovery.batchnorm:
+        refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
+    steps = 0
+    if recovery.finetune_steps > 0:
+        model, result = finetune(
+            model,
+            stream,
+            recovery,
+            loss=loss,
+            device=device,
+            start_step=start_step,
+            deadline=deadline,
+            training_step=training_step,
+        )
+        steps = result.steps
+    return Compressed(model=model, plan=plan, train_steps=steps, solved=solved)

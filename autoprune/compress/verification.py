@@ -1,0 +1,176 @@
+"""Proof by example that cutting a group equals ignoring its channels; run inside discovery's child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.layers import BatchNorm, Conv
+from autoprune.compress.outputs import flat_outputs
+from autoprune.compress.surgery import Plan, prune, zero_mask
+from autoprune.space.groups import Groups
+
+# Largest difference of outputs, relative to the largest output.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+
+def verify_groups(model: nn.Module, groups: Groups, example: Tensor) -> Iterator[tuple[str, str]]:
+    """Cut about half the units of every prunable group and compare with the network that ignores them.
+
+    All groups are cut at once; if the outputs differ, halves of them are tried until the faulty ones are
+    known. BatchNorm statistics, affine parameters and biases are randomised first, so that nothing is
+    hidden by zeros.
+
+    Args:
+        model: The dense network on the CPU; it is not changed.
+        groups: Candidates.
+        example: One batch; its shape and type are used, and its values where they are not floating-point.
+
+    Yields:
+        For each prunable group its name and why it failed; an empty reason means that it is proved.
+    """
+    names = [group.name for group in groups.prunable]
+    if not names:
+        return
+    try:
+        checker = _Checker(model, groups, example)
+    except Exception as error:  # whatever the user's network raises on its own example
+        yield from ((name, f"the dense network fails on the example: {_first_line(error)}") for name in names)
+        return
+    proved: list[str] = []
+    for name, reason in _bisect(names, checker.fault):
+        if reason:
+            yield name, reason
+        else:
+            proved.append(name)
+    yield from _jointly(proved, checker.fault)
+
+
+def _bisect(names: Sequence[str], fault: Callable[[Sequence[str]], str]) -> Iterator[tuple[str, str]]:
+    reason = fault(names)
+    if not reason or len(names) == 1:
+        yield from ((name, reason) for name in names)
+        return
+    middle = len(names) // 2
+    yield from _bisect(names[:middle], fault)
+    yield from _bisect(names[middle:], fault)
+
+
+def _jointly(names: Sequence[str], fault: Callable[[Sequence[str]], str]) -> Iterator[tuple[str, str]]:
+    """Drop groups that are sound alone and not with those before them."""
+    if not names or not fault(names):
+        yield from ((name, "") for name in names)
+        return
+    sound: list[str] = []
+    for name in names:
+        reason = fault([*sound, name])
+        yield name, f"together with other groups: {reason}" if reason else ""
+        if not reason:
+            sound.append(name)
+
+
+class _Checker:
+    """The randomised network and the inputs that all comparisons share."""
+
+    def __init__(self, model: nn.Module, groups: Groups, example: Tensor) -> None:
+        self.groups = groups
+        self.inside = ""
+        generator = torch.Generator().manual_seed(0)
+        self.plan: Plan = {}
+        for group in groups.prunable:
+            kept = torch.randperm(group.size, generator=generator)[: group.size - max(1, group.size // 2)]
+            self.plan[group.name] = tuple(sorted(kept.tolist()))
+        self.example = example
+        if example.is_floating_point():
+            shape = (max(2, example.shape[0]), *example.shape[1:])
+            self.example = torch.randn(shape, generator=generator)
+        self.model = deepcopy(model).float().eval()
+        try:
+            self._set_precision(torch.float64)
+        except Exception:  # a network may hold a constant in float32: compare it in float32
+            self._set_precision(torch.float32)
+        _randomise(self.model, self.example, generator)
+
+    def _set_precision(self, dtype: torch.dtype) -> None:
+        self.tolerance = _TOLERANCE[dtype]
+        self.model = self.model.to(dtype)
+        if self.example.is_floating_point():
+            self.example = self.example.to(dtype)
+        self._outputs(self.model)
+
+    def fault(self, names: Sequence[str]) -> str:
+        """Return why cutting these groups is wrong; empty if it is right."""
+        plan = {name: self.plan[name] for name in names}
+        try:
+            expected = self._outputs(zero_mask(self.model, self.groups, plan))
+            actual = self._outputs(prune(self.model, self.groups, plan))
+        except Exception as error:  # whatever the network's forward raises on cut layers
+            where = f"layer {self.inside!r}" if self.inside else "the network"
+            return f"cut, {where} fails: {_first_line(error)}"
+        for want, got in zip(expected, actual, strict=True):
+            if want.shape != got.shape:
+                return f"cut, the output has shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+            scale = float(want.abs().max()) or 1.0
+            difference = float((want - got).abs().max()) / scale
+            if not difference <= self.tolerance:
+                return f"cut, the output differs by {difference:.2g} from the network that ignores the same channels"
+        return ""
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module) -> list[Tensor]:
+        """Run the model, remembering the innermost layer that is being computed."""
+        inside: list[str] = []
+        handles = []
+        for name, module in model.named_modules():
+
+            def enter(_module: nn.Module, _args: object, name: str = name) -> None:
+                inside.append(name)
+
+            def leave(_module: nn.Module, _args: object, _output: object) -> None:
+                inside.pop()
+
+            handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        self.inside = ""
+        try:
+            return flat_outputs(model(self.example))
+        finally:
+            self.inside = inside[-1] if inside else ""
+            for handle in handles:
+                handle.remove()
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module, example: Tensor, generator: torch.Generator) -> None:
+    """Give BatchNorms statistics that fit the network, and disturb everything that could be zero or one."""
+
+    def noise(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, Conv | nn.Linear)}
+    for parameter in model.parameters():
+        # Weights are uneven as they are, unless someone set them to zero to begin with an identity.
+        if parameter.is_floating_point() and (id(parameter) not in weights or not bool(parameter.any())):
+            parameter.add_(noise(parameter) * 0.1)
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    if norms:
+        model(example)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+        mean, variance = norm.running_mean, norm.running_var
+        if isinstance(mean, Tensor) and isinstance(variance, Tensor):
+            mean.add_(noise(mean) * 0.1 * variance.clamp_min(1e-6).sqrt())
+            variance.mul_((0.5 * noise(variance)).exp()).clamp_min_(1e-6)
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {text}"

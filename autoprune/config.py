@@ -1,0 +1,215 @@
+"""Validated settings of a study: every value that a user gives, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autoprune.errors import UsageError
+from autoprune.naming import check_study_name, default_study_name, unknown_name
+
+OBJECTIVES = ("accuracy", "latency", "size")
+SAMPLERS = ("tpe", "nsga2", "random")
+RUNTIMES = ("onnxruntime",)
+Objective = Literal["accuracy", "latency", "size"]
+
+_UNITS_S = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BUDGET_FORMS = "a time such as 90s, 5m, 1.5h or 2d, or a number of trials such as 200trials"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search may take: exactly one of the two is set.
+
+    Attributes:
+        seconds: Wall time for everything, counted on the monotonic clock.
+        trials: Number of proposals after the baselines.
+    """
+
+    seconds: float | None = None
+    trials: int | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """Read a budget such as ``8h``, ``90m`` or ``200trials``.
+
+    Raises:
+        UsageError: If the text has another form, or is not positive, or above 30 days or 1,000,000 trials.
+    """
+    match = re.fullmatch(r"\s*(-?\d{1,9}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = match.group(2).lower() if match else ""
+    if not match or (unit not in _UNITS_S and unit not in ("trial", "trials")):
+        raise UsageError(f"budget {text!r} is not understood; allowed: {_BUDGET_FORMS}")
+    number = float(match.group(1))
+    if number <= 0:
+        raise UsageError(f"budget {text!r} must be above zero; allowed: {_BUDGET_FORMS}")
+    if unit.startswith("trial"):
+        if number != int(number) or number > 1_000_000:
+            raise UsageError(f"budget {text!r} must be a whole number of trials up to 1,000,000")
+        return Budget(trials=int(number))
+    seconds = number * _UNITS_S[unit]
+    if seconds > 30 * 86400:
+        raise UsageError(f"budget {text!r} is above 30 days")
+    return Budget(seconds=seconds)
+
+
+class Target(BaseModel):
+    """Where a network is deployed, and how it is run there.
+
+    Attributes:
+        runtime: Name of the runtime.
+        device: Device of the runtime.
+        threads: Threads that one inference uses.
+        batch: Examples in one inference.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: str = "onnxruntime"
+    device: Literal["cpu"] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    batch: Annotated[int, Field(ge=1, le=4096)] = 1
+
+    @field_validator("runtime")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in RUNTIMES:
+            raise unknown_name(
+                "target", name, RUNTIMES, "`autoprune doctor` lists the targets that this version can measure here"
+            )
+        return name
+
+
+class StudyConfig(BaseModel):
+    """All settings of a search.
+
+    Attributes:
+        model: Model by name or ``file.py:function``.
+        data: Data by name, ``imagefolder:DIR`` or ``file.py:function``; None looks for the model's usual data.
+        weights: ``DEFAULT``, ``none`` or a file; None takes what the model's kind calls for.
+        space: Search space by name or file.
+        target: Where latency is measured.
+        objectives: What the front trades, two or three.
+        budget: Time or number of trials.
+        study: Name of the study; None derives it from model, data and target.
+        sampler: Who proposes after the baselines.
+        seed: Seed of splits, sampler and training.
+        final_share: Share of the time budget kept for the final recovery and re-measurement, in ``(0, 0.95]``.
+        image_size: Pixels that images are resized to; None takes the data's own.
+        batch_size: Images in one training step.
+        search_examples: Most images in the search split.
+        report_examples: Most images in the report split; a fixed part of it where there are more.
+        calibration_examples: Images for closed-form recovery, BatchNorm statistics and int8 ranges.
+        front_points: Most points that the final recovery trains.
+        trust_code: Whether Python files given as model or data may be run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    data: str | None = None
+    weights: str | None = None
+    space: str = "default"
+    target: Target = Target()
+    objectives: tuple[Objective, ...] = ("accuracy", "latency", "size")
+    budget: str = "1h"
+    study: str | None = None
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    final_share: Annotated[float, Field(gt=0.0, le=0.95)] = 0.6
+    image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 128
+    search_examples: Annotated[int, Field(ge=10)] = 2000
+    report_examples: Annotated[int, Field(ge=10)] = 10_000
+    calibration_examples: Annotated[int, Field(ge=8)] = 512
+    front_points: Annotated[int, Field(ge=1, le=64)] = 6
+    trust_code: bool = False
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, text: str) -> str:
+        parse_budget(text)
+        return text
+
+    @field_validator("study")
+    @classmethod
+    def _study(cls, name: str | None) -> str | None:
+        return name if name is None else check_study_name(name)
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names) or not 2 <= len(names) <= 3 or "accuracy" not in names:
+            raise UsageError(
+                f"objectives {','.join(names)!r} cannot be used; "
+                "allowed: accuracy with latency, size or both, each once"
+            )
+        return names
+
+    @property
+    def study_name(self) -> str:
+        """The study's name, derived where none was given."""
+        return self.study or default_study_name(self.model, self.data or "data", self.target.runtime)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a resumed search must share; the budget may change."""
+        dump = self.model_dump(mode="json", exclude={"budget", "study", "trust_code"})
+        return {**dump, "study": self.study_name}
+
+
+def make_config(values: dict[str, Any]) -> StudyConfig:
+    """Validate settings.
+
+    Args:
+        values: Settings by name; ``target`` may be a name or a mapping; ``objectives`` a comma-separated text.
+
+    Raises:
+        UsageError: With all faults at once, each with its name, its value and what is allowed.
+    """
+    values = dict(values)
+    for name in values:
+        if name not in StudyConfig.model_fields:
+            raise unknown_name("setting", name, StudyConfig.model_fields)
+    if isinstance(values.get("target"), str):
+        values["target"] = {"runtime": values["target"]}
+    if isinstance(values.get("objectives"), str):
+        values["objectives"] = [part.strip() for part in values["objectives"].split(",") if part.strip()]
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(describe_faults("settings", error)) from None
+
+
+def describe_faults(
+    what: str, error: ValidationError, line_of: Callable[[tuple[str | int, ...]], int] | None = None
+) -> str:
+    """Return one line for each fault that pydantic found, with name, value and what is allowed.
+
+    Args:
+        what: What was validated; the name of the file where ``line_of`` is given.
+        error: What pydantic found.
+        line_of: Gives the line of a value in the file; None where the values came from no file.
+    """
+    lines = [f"{what} cannot be used:"]
+    faults = error.errors(include_url=False)
+    for fault in faults:
+        at = fault["loc"]
+        if fault["type"] == "too_short" and any(f["loc"][: len(at)] == at and f["loc"] != at for f in faults):
+            continue  # pydantic counts the faulty items as missing
+        name = ".".join(str(part) for part in fault["loc"]) or "the whole"
+        value = repr(fault.get("input"))
+        shown = value if len(value) <= 60 else value[:60] + "…"
+        where = f"{what}:{line_of(fault['loc'])}: " if line_of else ""
+        message = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"  {where}{name} " + ("is required" if fault["type"] == "missing" else f"= {shown}: {message}"))
+    return "\n".join(lines)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,99 @@
+"""Measurement: what was measured of one artifact. Torch-free; it crosses into studies and reports."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+Interval = tuple[float, float]
+
+
+class Latency(BaseModel):
+    """Latency of a candidate and the dense model, measured interleaved in one process.
+
+    Attributes:
+        latency_ms: Median over runs (p50), milliseconds for one batch.
+        latency_p95_ms: 95th percentile; None below the number of samples that it needs.
+        dense_ms: Median of the dense model in the same session, milliseconds.
+        ratio: Median of paired ratios candidate / dense; below 1 is faster.
+        ratio_ci: 95 % bootstrap interval of that median.
+        samples: Timed runs of the candidate.
+        noisy: Whether the spread was above the protocol's limit after all repeats.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    latency_ms: float
+    latency_p95_ms: float | None
+    dense_ms: float
+    ratio: float
+    ratio_ci: Interval
+    samples: int
+    noisy: bool
+
+
+class Capability(BaseModel):
+    """Score of an artifact on one split.
+
+    Attributes:
+        name: Name of the metric, such as ``accuracy``; higher is better.
+        value: The score; for accuracy a fraction in ``[0, 1]``.
+        ci: 95 % interval.
+        examples: Number of examples scored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    value: float
+    ci: Interval
+    examples: int
+
+
+class Executed(BaseModel):
+    """What the runtime really executes, read back from its optimised graph.
+
+    Attributes:
+        layers: Convolution and linear layers in the exported graph.
+        int8_layers: Those that run in int8.
+        asked_int8: Those that the recipe asked to run in int8.
+        operators: Count of nodes by operator in the optimised graph.
+        not_as_asked: Layers that were to run in int8 and do not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int
+    int8_layers: int
+    asked_int8: int
+    operators: dict[str, int]
+    not_as_asked: tuple[str, ...] = ()
+
+
+class Measurement(BaseModel):
+    """All that was measured of one artifact.
+
+    Attributes:
+        search: Capability on the search split.
+        report: Capability on the report split; None until the final re-measurement.
+        latency: Latency on the target.
+        size_bytes: Bytes of the model file on disk.
+        size_ratio: The same as a share of the dense file.
+        params: Parameters of the network.
+        macs: Multiply-accumulates of one example.
+        memory_bytes: Peak memory that loading and running the artifact added to its process; None if unreadable.
+        executed: What the runtime executes.
+        parity_error: Largest difference from the network's outputs, relative to their largest magnitude.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    search: Capability
+    report: Capability | None
+    latency: Latency
+    size_bytes: int
+    size_ratio: float
+    params: int
+    macs: int
+    memory_bytes: int | None
+    executed: Executed
+    parity_error: float

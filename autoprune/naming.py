@@ -1,0 +1,151 @@
+"""All that concerns names: near matches, study names, and every path inside a study."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.errors import UsageError
+
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
+    """Build the error for a name that is not in a closed list.
+
+    Args:
+        kind: What the name stands for, such as ``criterion``.
+        name: The name that was given.
+        known: All names that are allowed.
+        hint: What to do next; empty for none.
+
+    Returns:
+        An error whose message holds near matches and the list (its first 40 names).
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    message = f"unknown {kind} {name!r}"
+    if near:
+        message += "; did you mean " + " or ".join(repr(match) for match in near) + "?"
+    shown = ", ".join(names[:40]) + (f", … ({len(names)} in all)" if len(names) > 40 else "")
+    return UsageError(f"{message}\nknown: {shown}", hint)
+
+
+def check_study_name(name: str) -> str:
+    """Return ``name`` if it can be a study's name, which is also its folder.
+
+    Raises:
+        UsageError: If the name has a character outside ``A-Z a-z 0-9 . _ -``, does not begin with a
+            letter or digit, or is longer than 64 characters.
+    """
+    if STUDY_NAME.fullmatch(name) and ".." not in name:
+        return name
+    shown = name if len(name) <= 40 else name[:40] + "…"
+    raise UsageError(
+        f"study name {shown!r} cannot be used: 1 to 64 of A-Z a-z 0-9 . _ -, "
+        "beginning with a letter or digit, without '..'",
+        "choose another with --study NAME",
+    )
+
+
+def default_study_name(model: str, data: str, target: str) -> str:
+    """Return a valid study name made of the model's, data's and target's names."""
+    parts = (re.sub(r"[^A-Za-z0-9]+", "-", Path(text).name or text) for text in (model, data, target))
+    joined = "-".join(part.strip("-") for part in parts if part.strip("-"))
+    return check_study_name((joined or "study")[:64].rstrip(".-_"))
+
+
+def studies_root() -> Path:
+    """Return the folder of all studies: ``AUTOPRUNE_STUDIES``, else ``studies`` here."""
+    return Path(os.environ.get("AUTOPRUNE_STUDIES", "studies"))
+
+
+def cache_root() -> Path:
+    """Return the folder of cached results: ``AUTOPRUNE_CACHE``, else ``~/.cache/autoprune``."""
+    given = os.environ.get("AUTOPRUNE_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "autoprune"
+
+
+def data_root() -> Path:
+    """Return the folder of data sets: ``AUTOPRUNE_DATA``, else ``data`` in the cache folder."""
+    given = os.environ.get("AUTOPRUNE_DATA")
+    return Path(given) if given else cache_root() / "data"
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Every path of one study.
+
+    Attributes:
+        root: The study's folder, ``studies/<name>``.
+    """
+
+    root: Path
+
+    @classmethod
+    def of(cls, name: str) -> StudyPaths:
+        """Return the paths of the study ``name`` under :func:`studies_root`."""
+        return cls(studies_root() / check_study_name(name))
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.root.name
+
+    @property
+    def settings(self) -> Path:
+        """The settings that the study was started with."""
+        return self.root / "settings.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The Optuna database, the one record of the study."""
+        return self.root / "study.db"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the one driver of the study holds locked."""
+        return self.root / "driver.lock"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, host and seeds of the study."""
+        return self.root / "env.json"
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder that holds one folder for each kept trial."""
+        return self.root / "artifacts"
+
+    def artifact(self, number: int) -> Path:
+        """Return the artifact folder of trial ``number``."""
+        return self.artifacts / f"trial-{number:05d}"
+
+    def final_artifact(self, number: int) -> Path:
+        """Return the artifact folder of the final trial that continued trial ``number``."""
+        return self.artifacts / f"trial-{number:05d}-final"
+
+    def recovered(self, number: int) -> Path:
+        """Return the folder of the weights that the final recovery of trial ``number`` gave."""
+        return self.artifacts / f"trial-{number:05d}-recovered"
+
+    @property
+    def front_csv(self) -> Path:
+        """The front as a table."""
+        return self.root / "front.csv"
+
+    @property
+    def front_png(self) -> Path:
+        """The front as a picture."""
+        return self.root / "front.png"
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.root / "report.html"

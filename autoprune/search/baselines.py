@@ -1,0 +1,81 @@
+"""The points that every study measures before it searches, and the test for equal candidates. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from autoprune.space.groups import Groups, kept_count
+from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A candidate that needs no search.
+
+    Attributes:
+        label: For people, marked so in every table.
+        recipe: The candidate.
+    """
+
+    label: str
+    recipe: Recipe
+
+
+def baselines(
+    groups: Groups, ratios: Iterable[float], bits: Sequence[int], criterion: str, width: int, recovery: Recovery
+) -> list[Baseline]:
+    """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
+
+    The dense network is not among them: it is trial 0. Int8 comes first, being free, then the ratios from
+    the mildest on, each with int8 before float because int8 is what an engineer would ship.
+
+    Args:
+        groups: Groups of the model.
+        ratios: Uniform shares removed, each in ``(0, 1)``.
+        bits: Bit-widths that the space allows.
+        criterion: Criterion for every group type.
+        width: Step of kept counts.
+        recovery: Recovery of the uniform recipes.
+    """
+    found: list[Baseline] = []
+    if 8 in bits:
+        found.append(Baseline("int8", uniform_recipe(groups, 0.0, 8, criterion, width, recovery)))
+    if not groups.prunable:
+        return found
+    for ratio in sorted(ratios):
+        if 8 in bits:
+            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery)
+            found.append(Baseline(f"uniform {ratio:g} int8", recipe))
+        if 32 in bits:
+            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery)
+            found.append(Baseline(f"uniform {ratio:g}", recipe))
+    return found
+
+
+def architecture_key(recipe: Recipe, groups: Groups) -> str:
+    """Return a text that is equal for recipes that train the same network: all but the bit-widths."""
+    kept = {
+        g.name: kept_count(g.size, recipe.choice(g.name).ratio, recipe.width)
+        for g in groups.groups
+        if g.prunable and recipe.choice(g.name).ratio > 0
+    }
+    cut_types = sorted({groups.by_name[name].type for name in kept})
+    if not kept:
+        return "dense"
+    parts = {
+        "kept": kept,
+        "criterion": {kind: recipe.criterion[kind] for kind in cut_types if kind in recipe.criterion},
+        "recovery": recipe.recovery.model_dump(mode="json"),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def effective_key(recipe: Recipe, groups: Groups) -> str:
+    """Return a text that is equal for recipes that give the same artifact.
+
+    Two ratios that keep the same count, and choices that nothing depends on, make no difference.
+    """
+    bits = {g.name: recipe.choice(g.name).bits for g in groups.groups if recipe.choice(g.name).bits != 32}
+    return architecture_key(recipe, groups) + "|" + json.dumps(bits, sort_keys=True)

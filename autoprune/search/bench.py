@@ -1,0 +1,183 @@
+"""The bench: everything that the trials of one study share, built once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from autoprune.compress.discovery import find_groups
+from autoprune.compress.finetune import TeacherStream
+from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.statistics import LayerStatistics, collect_statistics
+from autoprune.compress.surgery import prune
+from autoprune.config import StudyConfig
+from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Artifact
+from autoprune.search.baselines import architecture_key
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
+from autoprune.study.records import TrialRecord
+from autoprune.workloads.workload import Workload
+
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.safetensors"
+RECIPE_FILE = "recipe.json"
+
+# Networks whose weights are kept in memory so that a recipe that differs in bits alone is not trained again.
+_REMEMBERED_NETWORKS = 8
+
+
+@dataclass
+class Timings:
+    """Longest seconds that the stages of a trial took so far, from which the final phase plans.
+
+    Attributes:
+        deploy_s: Export and quantization of one artifact.
+        example_s: Scoring one example by an artifact.
+        step_s: One step of fine-tuning.
+        final_latency_s: Timing one artifact at the final protocol, its process included.
+    """
+
+    deploy_s: float = 1.0
+    example_s: float = 0.0
+    step_s: float = 0.0
+    final_latency_s: float = 6.0
+
+
+@dataclass
+class Bench:
+    """Shared means of all trials.
+
+    Attributes:
+        config: Settings of the study.
+        workload: Model, data and metric.
+        groups: What can be removed.
+        statistics: Statistics of the dense network on calibration data.
+        calibration: Calibration batches, ``(inputs, targets)``.
+        stream: Training batches with the dense network's outputs.
+        runtime: Where networks are deployed.
+        device: Where networks are trained.
+        dense: The dense network's artifact; None until trial 0 built it.
+        timings: How long the stages take here.
+    """
+
+    config: StudyConfig
+    workload: Workload
+    groups: Groups
+    statistics: LayerStatistics
+    calibration: list[tuple[Tensor, Tensor]]
+    stream: TeacherStream
+    runtime: OnnxRuntime
+    device: torch.device
+    dense: Artifact | None = None
+    timings: Timings = field(default_factory=Timings)
+    _networks: dict[str, Compressed] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, config: StudyConfig, workload: Workload, groups: Groups, *, gradients: bool = True) -> Bench:
+        """Collect what the trials share.
+
+        Args:
+            config: Settings of the study.
+            workload: A dense network that is trained for its data.
+            groups: Its groups.
+            gradients: Whether a criterion of the space needs gradients.
+        """
+        device = training_device()
+        calibration = list(workload.data.calibration.batches(64, limit=config.calibration_examples))
+        stream = TeacherStream(
+            workload.model, workload.data.train, seed=config.seed, batch_size=config.batch_size, device=device
+        )
+        statistics = collect_statistics(
+            workload.model, groups, calibration, gradients=gradients, loss=workload.loss
+        )
+        runtime = OnnxRuntime(config.target)
+        runtime.prepare(workload.model, calibration[0][0][:2])
+        return cls(config, workload, groups, statistics, calibration, stream, runtime, device)
+
+    def compressed(self, recipe: Recipe, deadline: Callable[[], bool] | None = None) -> Compressed:
+        """Return the pruned and recovered network of ``recipe``; equal networks are made once."""
+        key = architecture_key(recipe, self.groups)
+        if key in self._networks:
+            return self._networks[key]
+        result = compress(
+            self.workload.model,
+            self.groups,
+            recipe,
+            statistics=self.statistics,
+            calibration_batches=self.calibration,
+            stream=self.stream,
+            loss=self.workload.loss,
+            batch_size=self.config.batch_size,
+            device=self.device,
+            deadline=deadline,
+            training_step=self.workload.training_step,
+        )
+        while len(self._networks) >= _REMEMBERED_NETWORKS:
+            self._networks.pop(next(iter(self._networks)))
+        self._networks[key] = result
+        return result
+
+    def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
+        """Quantize and export ``model`` into ``folder`` as the recipe says."""
+        return self.runtime.build(
+            model,
+            folder / MODEL_FILE,
+            int8_layers=int8_layers(recipe, self.groups),
+            calibration=[inputs for inputs, _ in self.calibration],
+        )
+
+    def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
+        """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in compressed.model.state_dict().items()},
+            folder / WEIGHTS_FILE,
+        )
+        content = {
+            "recipe": recipe.model_dump(mode="json"),
+            "kept": {name: list(units) for name, units in compressed.plan.items()},
+            "train_steps": compressed.train_steps,
+            "data": self.config.data,
+            "data_fingerprint": self.workload.data.fingerprint,
+            "settings": self.config.identity(),
+        }
+        (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+
+    def adopt_dense(self, folder: Path, record: TrialRecord) -> None:
+        """Take the dense trial's artifact as the reference of latency and size; rebuild it if it is gone."""
+        path = folder / MODEL_FILE
+        if record.measurement is not None and path.is_file():
+            self.dense = Artifact(path, record.measurement.executed, record.measurement.parity_error)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.dense = self.deploy(self.workload.model, Recipe(), folder)
+
+    def load(self, folder: Path) -> Compressed:
+        """Rebuild the network that :meth:`save` wrote into ``folder``."""
+        content = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        plan = {name: tuple(units) for name, units in content["kept"].items()}
+        model = prune(self.workload.model, self.groups, plan)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        return Compressed(model=model.eval(), plan=plan, train_steps=int(content["train_steps"]), solved=[])
+
+
+def training_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the layers that the recipe asks to run in int8: the producers of its 8 bit groups."""
+    return [layer for g in groups.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
+
+
+def discover(workload: Workload, examples: Sequence[Tensor] | None = None) -> Groups:
+    """Find the groups of the workload's network on one of its own inputs."""
+    inputs = examples[0] if examples else next(iter(workload.data.calibration.batches(2, limit=2)))[0]
+    return find_groups(workload.model, inputs[:2])

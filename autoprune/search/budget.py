@@ -1,0 +1,95 @@
+"""The budget contract: every phase fits into what the user gave, on the monotonic clock."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from autoprune.clock import Clock
+from autoprune.config import Budget
+
+# The report, its plot and the front's table are written after the last measurement.
+CLOSING_S = 4.0
+
+
+class Timekeeper:
+    """Knows how much of the budget is spent and when each phase has to end.
+
+    Args:
+        budget: Time, or a number of trials.
+        final_share: Share of the time kept for the final recovery and re-measurement, in ``(0, 0.95]``.
+        clock: Source of monotonic time.
+        spent_before_s: Seconds that earlier runs of the same study used.
+        started_s: Monotonic reading at which this run began.
+    """
+
+    def __init__(
+        self, budget: Budget, final_share: float, clock: Clock, spent_before_s: float = 0.0, started_s: float | None = None
+    ) -> None:
+        self._budget = budget
+        self._final_share = final_share
+        self._clock = clock
+        self._spent_before_s = spent_before_s
+        self._started_s = clock.monotonic() if started_s is None else started_s
+        self._final_from_s: float | None = None
+
+    @property
+    def run_s(self) -> float:
+        """Seconds of this run."""
+        return self._clock.monotonic() - self._started_s
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds spent on the study, earlier runs included."""
+        return self._spent_before_s + self.run_s
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until everything has to be over; None where the budget counts trials."""
+        return None if self._budget.seconds is None else self._budget.seconds - self.spent_s
+
+    def search_left_s(self) -> float | None:
+        """Return the seconds until proposals have to end; None where the budget counts trials."""
+        if self._budget.seconds is None:
+            return None
+        return self._budget.seconds * (1.0 - self._final_share) - self.spent_s
+
+    def trials_left(self, proposals: int) -> int | None:
+        """Return how many more proposals may be made; None where the budget counts time."""
+        return None if self._budget.trials is None else self._budget.trials - proposals
+
+    def begin_final(self) -> None:
+        """Mark the start of the final phase, from which its length is derived under a budget of trials."""
+        self._final_from_s = self.spent_s
+
+    def final_left_s(self) -> float:
+        """Return the seconds until the final phase has to be over.
+
+        Under a budget of trials the final phase gets ``final_share / (1 - final_share)`` of the time that
+        came before it, so that both kinds of budget split alike.
+        """
+        if self._budget.seconds is not None:
+            return self._budget.seconds - CLOSING_S - self.spent_s
+        begun = self.spent_s if self._final_from_s is None else self._final_from_s
+        return begun + begun * self._final_share / (1.0 - self._final_share) - self.spent_s
+
+    def fits_search(self, durations_s: Sequence[float], reserve_s: float = 0.0) -> bool:
+        """Return whether one more trial is expected to end before proposals have to.
+
+        Args:
+            durations_s: Durations of finished trials; the last eight are looked at.
+            reserve_s: Seconds to leave unused.
+        """
+        left = self.search_left_s()
+        return left is None or left - reserve_s >= expected_s(durations_s)
+
+    def fits_at_all(self, durations_s: Sequence[float], reserve_s: float) -> bool:
+        """Return whether one more trial is expected to end with ``reserve_s`` of the whole budget left."""
+        left = self.left_s
+        return left is None or left - reserve_s >= expected_s(durations_s)
+
+
+def expected_s(durations_s: Sequence[float]) -> float:
+    """Return a cautious guess of the next trial's seconds: 1.2 times the median of the last eight."""
+    recent = list(durations_s)[-8:]
+    return 1.2 * statistics.median(recent) if recent else 0.0

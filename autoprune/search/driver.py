@@ -1,0 +1,263 @@
+"""The driver: dense network, baselines, proposals, final phase; the only one that asks and tells."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+
+from autoprune.clock import Clock
+from autoprune.errors import ExportError, StorageError, TooManyFailuresError, TrialError
+from autoprune.measure.record import Measurement
+from autoprune.naming import StudyPaths
+from autoprune.search.baselines import Baseline, baselines, effective_key
+from autoprune.search.bench import Bench
+from autoprune.search.budget import Timekeeper
+from autoprune.search.events import Listener, Progress
+from autoprune.search.interrupt import Interrupt
+from autoprune.search.trial import Outcome, run_trial
+from autoprune.space.recipe import Recipe, Recovery
+from autoprune.space.search_space import SearchSpace
+from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder
+from autoprune.study.front import front_numbers, study_hypervolume
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+MAX_FAILURES_IN_A_ROW = 10
+_MAX_REPEATS_IN_A_ROW = 100
+_MAX_RETRIES = 2
+
+TrialFunction = Callable[[Recipe, Path], Outcome]
+
+
+class Driver:
+    """Runs the search part of a study.
+
+    Args:
+        store: The study's record.
+        space: What may be tried.
+        bench: What the trials share.
+        keeper: The budget.
+        interrupt: Whether the user asked to end.
+        listener: Gets progress.
+        clock: Source of time.
+        run: Evaluates a recipe into a folder; the real trial if not given.
+        adopt_dense: Called with the dense trial before anything is compared with it.
+    """
+
+    def __init__(
+        self,
+        store: StudyStore,
+        space: SearchSpace,
+        bench: Bench,
+        keeper: Timekeeper,
+        interrupt: Interrupt,
+        listener: Listener,
+        clock: Clock,
+        run: TrialFunction | None = None,
+        adopt_dense: Callable[[TrialRecord], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.space = space
+        self.bench = bench
+        self.groups = bench.groups
+        self.keeper = keeper
+        self.interrupt = interrupt
+        self.listener = listener
+        self.clock = clock
+        self.paths: StudyPaths = store.paths
+        self._run = run or (lambda recipe, folder: run_trial(bench, recipe, folder, deadline=interrupt))
+        self.records: list[TrialRecord] = store.records()
+        self.adopt_dense = adopt_dense or (lambda record: bench.adopt_dense(self.paths.artifact(record.number), record))
+        self._phase = "baselines"
+
+    # -- what is run -------------------------------------------------------------------------
+
+    def search(self, reserve_s: Callable[[], float]) -> None:
+        """Run trial 0, the baselines and then proposals, until the search's share of the budget is spent.
+
+        Args:
+            reserve_s: Seconds that measuring the front at the end needs at least; baselines may use the
+                final phase's time up to that.
+        """
+        self._phase = "baselines"
+        self._dense()
+        for baseline in self._missing_baselines():
+            if self.interrupt() or not self.keeper.fits_at_all(self._durations(), reserve_s()):
+                return
+            self._trial(baseline.recipe, "baseline", baseline.label)
+        self._phase = "search"
+        for recipe, origin, label in self._lost():
+            if self._may_propose():
+                self._trial(recipe, origin, label)
+        repeats = 0
+        while self._may_propose() and repeats < _MAX_REPEATS_IN_A_ROW:
+            repeats = repeats + 1 if self._trial(None, self.store.sampler_name, "") else 0
+
+    def _dense(self) -> None:
+        """Measure the dense network as trial 0, or rebuild its artifact where an earlier run measured it."""
+        if self._dense_record() is None:
+            self._trial(Recipe(), "dense", "dense")
+        record = self._dense_record()
+        if record is None:
+            failed = self.records[-1]
+            raise ExportError(f"the dense network cannot be measured: {failed.failure_kind}: {failed.failure_reason}")
+        self.adopt_dense(record)
+
+    def _dense_record(self) -> TrialRecord | None:
+        found = [r for r in self.records if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"]
+        return found[0] if found else None
+
+    def _missing_baselines(self) -> list[Baseline]:
+        done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
+        planned = baselines(
+            self.groups,
+            self.space.baselines.ratios,
+            self.space.bits,
+            self.space.criteria["conv"][0],
+            self.space.width,
+            self.space.default_recovery(),
+        )
+        return [baseline for baseline in planned if baseline.label not in done]
+
+    def _lost(self) -> list[tuple[Recipe, str, str]]:
+        """Return recipes that a killed run left behind, each tried again at most twice."""
+        finished = {effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe}
+        tries = Counter(
+            effective_key(r.recipe, self.groups) for r in self.records if r.failure_kind == "lost" and r.recipe
+        )
+        found: dict[str, tuple[Recipe, str, str]] = {}
+        for record in self.records:
+            if record.failure_kind == "lost" and record.recipe and record.origin not in ("dense", "baseline"):
+                key = effective_key(record.recipe, self.groups)
+                if key not in finished and tries[key] <= _MAX_RETRIES:
+                    found[key] = (record.recipe, record.origin, record.label)
+        return list(found.values())
+
+    def _may_propose(self) -> bool:
+        proposals = sum(r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in self.records)
+        trials_left = self.keeper.trials_left(proposals)
+        if self.interrupt() or (trials_left is not None and trials_left <= 0):
+            return False
+        return self.keeper.fits_search(self._durations())
+
+    def _durations(self) -> list[float]:
+        return [r.duration_s for r in self.records if r.state == "complete" and r.fidelity == "search" and r.duration_s > 0]
+
+    # -- one trial ---------------------------------------------------------------------------
+
+    def _trial(self, recipe: Recipe | None, origin: str, label: str) -> bool:
+        """Run and record one trial; return whether it repeated an earlier one."""
+        begun_s = self.clock.monotonic()
+        trial, recipe = self._ask(recipe)
+        self.store.begin(trial, recipe, origin=origin, label=label)
+        self.listener(self.progress(f"trial {trial.number} {label or origin} begins"))
+        repeated = self._same_as(recipe)
+        if repeated is not None and repeated.measurement is not None:
+            self._finish(trial, repeated.measurement, repeated.train_steps, 0.0)
+            return True
+        folder = temporary_folder(self.paths.artifacts)
+        try:
+            outcome = self._run(recipe, folder)
+            if self.interrupt() and outcome.train_steps < recipe.recovery.finetune_steps and recipe.prunes:
+                raise TrialError("interrupted", "the search was asked to end while this trial trained")
+            commit_folder(folder, self.paths.artifact(trial.number))
+            self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
+        except TrialError as error:
+            self._fail(trial, error, self.clock.monotonic() - begun_s)
+        except OSError as error:
+            raise StorageError(
+                f"trial {trial.number} could not be written: {error}",
+                "free space or make the folder writable, then run the same command again: it resumes",
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.store.set_spent(self.keeper.spent_s)
+        return False
+
+    def _ask(self, recipe: Recipe | None) -> tuple[optuna.Trial, Recipe]:
+        if recipe is None:
+            trial = self.store.ask()
+            return trial, self.space.suggest(trial, self.groups)
+        params = self.space.params_of(recipe, self.groups)
+        trial = self.store.ask(params)
+        if params:
+            self.space.suggest(trial, self.groups)
+        return trial, recipe
+
+    def _same_as(self, recipe: Recipe) -> TrialRecord | None:
+        key = effective_key(recipe, self.groups)
+        for record in self.records:
+            if record.state == "complete" and record.fidelity == "search" and record.recipe is not None:
+                if effective_key(record.recipe, self.groups) == key:
+                    return record
+        return None
+
+    def _finish(self, trial: optuna.Trial, measurement: Measurement, train_steps: int, duration_s: float) -> None:
+        self.store.complete(trial, measurement, train_steps=train_steps, duration_s=duration_s)
+        self.records = self.store.records()
+        self._discard_dominated()
+        self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
+
+    def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
+        self.store.fail(trial, error.kind, error.reason, duration_s=duration_s)
+        self.records = self.store.records()
+        self.listener(self.progress(f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"))
+        recent = [r for r in self.records if r.failure_kind not in ("lost", "interrupted")][-MAX_FAILURES_IN_A_ROW:]
+        if len(recent) == MAX_FAILURES_IN_A_ROW and len({r.failure_kind for r in recent} - {""}) == 1:
+            if all(r.state == "failed" for r in recent):
+                raise TooManyFailuresError(
+                    f"{MAX_FAILURES_IN_A_ROW} trials in a row failed alike ({error.kind}): {error.reason}",
+                    "the finished trials are kept; mend the cause and run the same command again",
+                )
+
+    def _discard_dominated(self) -> None:
+        """Keep artifacts of the dense network, the baselines and the front only."""
+        keep = set(front_numbers(self.records, self.store.objectives))
+        keep |= {r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"}
+        discard_unlisted(self.paths, keep)
+
+    def reload(self) -> None:
+        """Read the records anew after another part of the search wrote some."""
+        self.records = self.store.records()
+
+    def note_final_failure(self, record: TrialRecord, error: TrialError) -> None:
+        """Record that the final phase lost the point that continued ``record``."""
+        self.store.note(f"final_failure:{record.number}", f"{error.kind}: {error.reason}")
+        self.listener(
+            self.progress(f"final recovery of trial {record.number} failed", "final", f"{error.kind}: {error.reason}")
+        )
+
+    # -- what is shown -----------------------------------------------------------------------
+
+    def progress(self, message: str, phase: str | None = None, last: str = "") -> Progress:
+        """Return the state of the search now."""
+        return Progress(
+            phase=phase or self._phase,
+            message=message,
+            trials=sum(r.state != "running" for r in self.records),
+            front=len(front_numbers(self.records, self.store.objectives)),
+            hypervolume=study_hypervolume(self.records, self.store.objectives),
+            failures=dict(Counter(r.failure_kind for r in self.records if r.state == "failed")),
+            left_s=self.keeper.left_s,
+            last=last,
+        )
+
+
+def describe(number: int, measurement: Measurement) -> str:
+    """Return one line on a measured trial."""
+    score = measurement.report or measurement.search
+    return (
+        f"#{number} {score.name} {score.value:.4f}  latency x{measurement.latency.ratio:.3f}"
+        f"  size x{measurement.size_ratio:.3f}"
+    )
+
+
+def with_steps(recovery: Recovery, steps: int) -> Recovery:
+    """Return ``recovery`` with another number of fine-tuning steps."""
+    return Recovery.model_validate({**recovery.model_dump(), "finetune_steps": steps})
+
+

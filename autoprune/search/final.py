@@ -1,0 +1,247 @@
+"""The final phase: long recovery of the front, then every point measured again in one session."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.compress.finetune import Trainer
+from autoprune.compress.pipeline import Compressed
+from autoprune.deploy.runtime import Artifact
+from autoprune.errors import TrialError
+from autoprune.measure.latency import measure_front
+from autoprune.measure.record import Capability, Latency
+from autoprune.search.bench import RECIPE_FILE, Bench
+from autoprune.search.driver import Driver, describe, with_steps
+from autoprune.search.selection import choose_networks
+from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
+from autoprune.space.recipe import Recipe
+from autoprune.study.artifacts import commit_folder, temporary_folder
+from autoprune.study.front import front_numbers
+from autoprune.study.records import TrialRecord
+
+# A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
+_LEAST_GAIN = 4
+
+
+@dataclass(frozen=True)
+class FinalPoint:
+    """One artifact of the final phase.
+
+    Attributes:
+        parent: The trial whose recipe it continues.
+        recipe: The recipe with the steps that its network took in all.
+        compressed: The recovered network.
+        artifact: The exported model in its final place.
+        search: Capability on the search split.
+        report: Capability on the report split.
+    """
+
+    parent: TrialRecord
+    recipe: Recipe
+    compressed: Compressed
+    artifact: Artifact
+    search: Capability
+    report: Capability
+
+
+class FinalPhase:
+    """Trains, exports and measures the points that the user will choose from.
+
+    Args:
+        driver: The driver of the study, after its search.
+        bench: What the trials share.
+    """
+
+    def __init__(self, driver: Driver, bench: Bench) -> None:
+        self.driver = driver
+        self.bench = bench
+        self.paths = driver.paths
+        self.keeper = driver.keeper
+        self.done = {r.parent for r in driver.records if r.fidelity == "final"}
+
+    def reserve_s(self, artifacts: int | None = None) -> float:
+        """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
+        count = len(self._free()) if artifacts is None else artifacts
+        data = self.bench.workload.data
+        examples = len(data.search) + data.report.examples
+        timings = self.bench.timings
+        return max(1, count) * (timings.deploy_s + examples * timings.example_s + timings.final_latency_s) * 1.15
+
+    def run(self) -> None:
+        """Recover the chosen networks and record every point of the front, measured in one session."""
+        networks = self._networks()
+        recovered = self._recover(networks)
+        points = [p for record in self._free() if (p := self._point(record, self._untrained(record))) is not None]
+        for members, compressed in zip(networks, recovered, strict=True):
+            for record in members:
+                if compressed is not None and (point := self._point(record, compressed)) is not None:
+                    points.append(point)
+        if points:
+            self._measure(points)
+
+    def _free(self) -> list[TrialRecord]:
+        """Return what needs no training: the dense network, int8 alone and what else on the front prunes nothing."""
+        records = self.driver.records
+        front = front_numbers(records, self.driver.store.objectives)
+        return [
+            r
+            for r in records
+            if r.state == "complete"
+            and r.fidelity == "search"
+            and r.number not in self.done
+            and r.recipe is not None
+            and not r.recipe.prunes
+            and (r.number in front or r.origin in ("dense", "baseline"))
+        ]
+
+    def _networks(self) -> list[list[TrialRecord]]:
+        """Choose as many networks as the time left can train for long enough."""
+        config = self.bench.config
+        most = config.front_points
+        step_s = self.bench.timings.step_s
+        networks: list[list[TrialRecord]] = []
+        while most > 0:
+            networks = choose_networks(self.driver.records, self.bench.groups, self.driver.store.objectives, most)
+            networks = [[r for r in members if r.number not in self.done] for members in networks]
+            networks = [members for members in networks if members]
+            artifacts = len(self._free()) + sum(map(len, networks))
+            least_s = max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
+            if self.keeper.final_left_s() - self.reserve_s(artifacts) >= len(networks) * least_s:
+                break
+            most = min(most, len(networks)) - 1
+        return networks if most > 0 else self._affordable_untrained()
+
+    def _affordable_untrained(self) -> list[list[TrialRecord]]:
+        """Return networks to be measured as the search left them, where there is no time to train any."""
+        networks = choose_networks(
+            self.driver.records, self.bench.groups, self.driver.store.objectives, self.bench.config.front_points
+        )
+        free = len(self._free())
+        while networks and self.reserve_s(free + sum(map(len, networks))) > self.keeper.final_left_s():
+            networks = networks[:-1]
+        return networks
+
+    @staticmethod
+    def _trial_steps(record: TrialRecord) -> int:
+        return record.recipe.recovery.finetune_steps if record.recipe is not None else 0
+
+    # -- recovery ----------------------------------------------------------------------------
+
+    def _recover(self, networks: list[list[TrialRecord]]) -> list[Compressed | None]:
+        """Train each network for its share of the time that measuring leaves."""
+        artifacts = len(self._free()) + sum(map(len, networks))
+        recovered: list[Compressed | None] = []
+        for index, members in enumerate(networks):
+            self.driver.listener(
+                self.driver.progress(f"final recovery {index + 1} of {len(networks)} (trial {members[0].number})", "final")
+            )
+            slot_s = (self.keeper.final_left_s() - self.reserve_s(artifacts)) / (len(networks) - index)
+            try:
+                with failures_as_trial_errors():
+                    recovered.append(self._recover_one(members[0], slot_s))
+            except TrialError as error:
+                recovered.append(None)
+                self.driver.note_final_failure(members[0], error)
+            self.driver.store.set_spent(self.keeper.spent_s)
+        return recovered
+
+    def _recover_one(self, record: TrialRecord, slot_s: float) -> Compressed:
+        """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
+        checkpoint = self.paths.recovered(record.number)
+        if (checkpoint / RECIPE_FILE).exists():
+            return self.bench.load(checkpoint)
+        compressed = self._untrained(record)
+        recipe = record.recipe
+        if recipe is None or slot_s <= 0 or recipe.recovery.finetune_steps == 0 or self.driver.interrupt():
+            return compressed
+        clock = self.driver.clock
+        begun_s = clock.monotonic()
+        trainer = Trainer(
+            compressed.model,
+            self.bench.stream,
+            recipe.recovery,
+            loss=self.bench.workload.loss,
+            device=self.bench.device,
+            training_step=self.bench.workload.training_step,
+            # Batches that the trial has not seen yet.
+            start_step=compressed.train_steps,
+        )
+        steps = trainer.run_for(
+            lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt
+        )
+        trained = Compressed(
+            model=trainer.finish(), plan=compressed.plan, train_steps=compressed.train_steps + steps, solved=[]
+        )
+        if not self.driver.interrupt():
+            folder = temporary_folder(self.paths.artifacts)
+            self.bench.save(trained, recipe, folder)
+            commit_folder(folder, checkpoint)
+        return trained
+
+    def _untrained(self, record: TrialRecord) -> Compressed:
+        if record.recipe is None or not record.recipe.prunes:
+            return Compressed(model=self.bench.workload.model, plan={}, train_steps=0, solved=[])
+        return self.bench.load(self.paths.artifact(record.number))
+
+    # -- measurement -------------------------------------------------------------------------
+
+    def _point(self, record: TrialRecord, compressed: Compressed) -> FinalPoint | None:
+        """Export one point into its final place and score it on both splits."""
+        if record.recipe is None:
+            return None
+        steps = compressed.train_steps
+        recipe = record.recipe.model_copy(update={"recovery": with_steps(record.recipe.recovery, steps)})
+        self.driver.listener(self.driver.progress(f"final measurement of trial {record.number}", "measure"))
+        folder = temporary_folder(self.paths.artifacts)
+        try:
+            with failures_as_trial_errors():
+                artifact = self.bench.deploy(compressed.model, recipe, folder)
+                self.bench.save(compressed, recipe, folder)
+                search = evaluate(self.bench, artifact, self.bench.workload.data.search)
+                report = evaluate(self.bench, artifact, self.bench.workload.data.report.unseal())
+                place = self.paths.final_artifact(record.number)
+                commit_folder(folder, place)
+        except TrialError as error:
+            self.driver.note_final_failure(record, error)
+            return None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        moved = Artifact(path=place / artifact.path.name, executed=artifact.executed, parity_error=artifact.parity_error)
+        return FinalPoint(record, recipe, compressed, moved, search, report)
+
+    def _measure(self, points: list[FinalPoint]) -> None:
+        """Time all points and the dense network interleaved in one session, and record them."""
+        dense = self.bench.dense
+        assert dense is not None, "trial 0 builds the dense artifact"
+        clock = self.driver.clock
+        begun_s = clock.monotonic()
+        paths: list[Path] = [point.artifact.path for point in points]
+        timed: list[tuple[Latency, int | None]] = measure_front(
+            paths, dense.path, self.bench.config.target, self.bench.workload.data.input_shape
+        )
+        each_s = (clock.monotonic() - begun_s) / len(points)
+        for point, (latency, memory_bytes) in zip(points, timed, strict=True):
+            measurement = assemble(
+                self.bench,
+                point.compressed.model,
+                point.artifact,
+                latency,
+                memory_bytes,
+                search=point.search,
+                report=point.report,
+            )
+            number = self.driver.store.add_final(
+                point.parent,
+                measurement,
+                recipe=point.recipe,
+                train_steps=point.compressed.train_steps,
+                duration_s=each_s,
+                label=point.parent.label,
+            )
+            self.driver.reload()
+            self.driver.listener(
+                self.driver.progress(f"final point {number}", "measure", describe(number, measurement))
+            )
+

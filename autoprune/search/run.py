@@ -1,0 +1,136 @@
+"""A whole study: load, train the dense network, find groups, search, recover the front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autoprune.clock import Clock
+from autoprune.config import StudyConfig, parse_budget
+from autoprune.measure.host import describe_host
+from autoprune.naming import StudyPaths
+from autoprune.search.bench import Bench, discover
+from autoprune.search.budget import Timekeeper
+from autoprune.search.driver import Driver
+from autoprune.search.events import Listener, Progress
+from autoprune.search.final import FinalPhase
+from autoprune.search.interrupt import Interrupt
+from autoprune.space.search_space import SearchSpace, load_space
+from autoprune.study.env import write_environment
+from autoprune.study.store import StudyStore
+from autoprune.workloads.training import train_dense
+from autoprune.workloads.workload import Workload, load_workload
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    fresh: bool,
+    listener: Listener,
+    clock: Clock,
+    started_s: float | None = None,
+    load: Callable[[], Workload] | None = None,
+    close: Callable[[StudyStore], None],
+) -> StudyStore:
+    """Run or resume a study until its budget is spent, its trials are done, or the user ends it.
+
+    Args:
+        config: Validated settings.
+        fresh: Start over, keeping the earlier study aside.
+        listener: Gets progress.
+        clock: Source of time.
+        started_s: Monotonic reading from which the budget counts; now if not given.
+        load: Loads the workload; by the settings' names if not given.
+        close: Writes the report of what there is, at the end and after an interruption.
+
+    Returns:
+        The study's record.
+
+    Raises:
+        KeyboardInterrupt: After the user ended the search; what there is has been reported.
+    """
+    started_s = clock.monotonic() if started_s is None else started_s
+    space = load_space(config.space)
+    paths = StudyPaths.of(config.study_name)
+    store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
+    if store is not None and store.phase == "done" and not _extends(config, store):
+        listener(Progress("done", f"study {paths.name} is finished; --fresh starts over, a larger --budget continues"))
+        return store
+    listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
+    workload = load() if load is not None else load_workload(config)
+    store = store or StudyStore.create_or_resume(config, paths, fresh=fresh)
+    keeper = Timekeeper(parse_budget(config.budget), config.final_share, clock, store.spent_s, started_s)
+    interrupt = Interrupt()
+    try:
+        with interrupt.listening():
+            write_environment(paths, config, describe_host(), workload.data.fingerprint)
+            _search(store, space, config, workload, keeper, interrupt, listener, clock)
+            close(store)
+    finally:
+        store.set_spent(keeper.spent_s)
+        store.release()
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    return store
+
+
+def _extends(config: StudyConfig, store: StudyStore) -> bool:
+    """Return whether the budget given now goes beyond what a finished study has used."""
+    budget = parse_budget(config.budget)
+    if budget.seconds is not None:
+        return budget.seconds > 1.2 * store.spent_s
+    proposals = sum(r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in store.records())
+    return budget.trials is not None and budget.trials > proposals
+
+
+def _search(
+    store: StudyStore,
+    space: SearchSpace,
+    config: StudyConfig,
+    workload: Workload,
+    keeper: Timekeeper,
+    interrupt: Interrupt,
+    listener: Listener,
+    clock: Clock,
+) -> None:
+    """Run every phase that is not over yet."""
+    workload = _trained(workload, config, keeper, interrupt, listener)
+    if interrupt():
+        return
+    listener(Progress("groups", "finding groups and measuring the dense network", left_s=keeper.left_s))
+    groups = discover(workload)
+    space.check(groups)
+    store.note("groups", groups.model_dump_json())
+    store.note("search_split_seen", "yes" if workload.search_split_seen else "no")
+    bench = Bench.build(config, workload, groups, gradients=any("taylor" in names for names in space.criteria.values()))
+    driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
+    final = FinalPhase(driver, bench)
+    store.phase = "search"
+    driver.search(final.reserve_s)
+    if interrupt():
+        return
+    keeper.begin_final()
+    store.phase = "final"
+    final.run()
+    if not interrupt():
+        store.phase = "done"
+
+
+def _trained(
+    workload: Workload, config: StudyConfig, keeper: Timekeeper, interrupt: Interrupt, listener: Listener
+) -> Workload:
+    """Train the dense network if it is not trained for its data; at most a third of the budget goes into it."""
+    if workload.dense_trained:
+        return workload
+    left = keeper.left_s
+    last_s = None if left is None else keeper.spent_s + left / 3
+
+    def over() -> bool:
+        return interrupt() or (last_s is not None and keeper.spent_s > last_s)
+
+    return train_dense(
+        workload,
+        deadline=over,
+        progress=lambda message: listener(Progress("dense", message, left_s=keeper.left_s)),
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )

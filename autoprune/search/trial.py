@@ -1,0 +1,167 @@
+"""One trial: compress, deploy, measure. The whole flow on one page."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Artifact
+from autoprune.errors import AutopruneError, ExportError, TrialError
+from autoprune.measure.capability import score
+from autoprune.measure.cost import count_macs, count_params, size_bytes
+from autoprune.measure.latency import SEARCH_PROTOCOL, measure_latency
+from autoprune.measure.record import Capability, Latency, Measurement
+from autoprune.search.bench import Bench
+from autoprune.space.recipe import Recipe
+from autoprune.workloads.splits import Split
+from autoprune.workloads.workload import Metric
+
+_EVALUATION_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial gives.
+
+    Attributes:
+        measurement: All that was measured of its artifact.
+        train_steps: Gradient steps that the network took.
+    """
+
+    measurement: Measurement
+    train_steps: int
+
+
+def run_trial(bench: Bench, recipe: Recipe, folder: Path, deadline: Callable[[], bool] | None = None) -> Outcome:
+    """Evaluate one recipe at the search's fidelity.
+
+    Args:
+        bench: What the study's trials share.
+        recipe: The candidate.
+        folder: Empty folder that gets the model file, the weights and the recipe.
+        deadline: Returns True once training has to stop.
+
+    Returns:
+        The measurements of the exported artifact, none of which read the report split.
+
+    Raises:
+        TrialError: If anything in the trial fails; its kind says what.
+    """
+    with failures_as_trial_errors():
+        recipe.check(bench.groups)
+        compressed = bench.compressed(recipe, deadline)
+        with timed() as deploying:
+            artifact = bench.deploy(compressed.model, recipe, folder)
+            bench.save(compressed, recipe, folder)
+        with timed() as scoring:
+            capability = evaluate(bench, artifact, bench.workload.data.search)
+        bench.timings.deploy_s = max(bench.timings.deploy_s, deploying())
+        bench.timings.example_s = max(bench.timings.example_s, scoring() / capability.examples)
+        latency, memory_bytes = time_against_dense(bench, artifact)
+        measurement = assemble(bench, compressed.model, artifact, latency, memory_bytes, search=capability)
+        return Outcome(measurement, compressed.train_steps)
+
+
+def evaluate(bench: Bench, artifact: Artifact, split: Split) -> Capability:
+    """Score the exported artifact on ``split``."""
+    return evaluate_file(bench.runtime, artifact.path, split, bench.workload.metric)
+
+
+def evaluate_file(runtime: OnnxRuntime, path: Path, split: Split, metric: Metric) -> Capability:
+    """Score an exported model file on ``split``, the same way for a search and for ``autoprune measure``."""
+    targets: list[Tensor] = []
+
+    def inputs() -> Iterator[Tensor]:
+        for batch, target in split.batches(_EVALUATION_BATCH):
+            targets.append(target)
+            yield batch
+
+    outputs = runtime.predict(path, inputs())
+    return score(outputs, torch.cat(targets), metric)
+
+
+def time_against_dense(bench: Bench, artifact: Artifact) -> tuple[Latency, int | None]:
+    """Measure latency interleaved with the dense artifact, and peak memory."""
+    dense = bench.dense or artifact
+    return measure_latency(
+        artifact.path, dense.path, bench.config.target, bench.workload.data.input_shape, protocol=SEARCH_PROTOCOL
+    )
+
+
+def assemble(
+    bench: Bench,
+    model: nn.Module,
+    artifact: Artifact,
+    latency: Latency,
+    memory_bytes: int | None,
+    *,
+    search: Capability,
+    report: Capability | None = None,
+) -> Measurement:
+    """Put everything that was measured of one artifact together.
+
+    Raises:
+        TrialError: If a figure that an objective reads is not finite.
+    """
+    dense = bench.dense or artifact
+    size = size_bytes(artifact.path)
+    for name, value in (("capability", search.value), ("latency ratio", latency.ratio)):
+        if not math.isfinite(value):
+            raise TrialError("nan" if math.isnan(value) else "inf", f"{name} is {value}")
+    return Measurement(
+        search=search,
+        report=report,
+        latency=latency,
+        size_bytes=size,
+        size_ratio=size / size_bytes(dense.path),
+        params=count_params(model),
+        macs=count_macs(model, bench.workload.data.input_shape),
+        memory_bytes=memory_bytes,
+        executed=artifact.executed,
+        parity_error=artifact.parity_error,
+    )
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Time a block: what is yielded returns the seconds from its begin to its end."""
+    begun_s = time.perf_counter()
+    ended_s: list[float] = []
+    yield lambda: (ended_s[0] if ended_s else time.perf_counter()) - begun_s
+    ended_s.append(time.perf_counter())
+
+
+@contextmanager
+def failures_as_trial_errors() -> Iterator[None]:
+    """Turn whatever goes wrong inside a trial into a ``TrialError`` with a kind.
+
+    Storage faults are not a trial's and pass through: they must end the study, not count as its failures.
+    """
+    try:
+        yield
+    except TrialError:
+        raise
+    except ExportError as error:
+        raise TrialError("export", error.message) from error
+    except AutopruneError as error:
+        raise TrialError("raised", error.message) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise TrialError("out-of-memory", first_line(error)) from error
+    except OSError:
+        raise
+    except Exception as error:  # a trial may fail in any library; the study goes on without it
+        kind = "out-of-memory" if "out of memory" in str(error).lower() else "raised"
+        raise TrialError(kind, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,113 @@
+"""Groups: the coupled channels that can only be removed together, as plain data.
+
+Torch-free, so that reports and studies can read it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Axis = Literal["out", "in"]
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "parameter"]
+
+
+class Member(BaseModel):
+    """One side of one layer that a group cuts.
+
+    Attributes:
+        layer: Name of the module in ``model.named_modules()`` (of the parameter for ``parameter``).
+        kind: ``conv`` and ``linear`` have weights on both sides; ``depthwise`` is cut on both sides
+            at once and listed once, with axis ``out``; ``norm`` is any per-channel normalisation.
+        axis: ``out`` where the layer makes the channels, ``in`` where it reads them.
+        index_map: For each unit of the group the indices that it owns along that axis of the layer.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: str
+    kind: LayerKind
+    axis: Axis
+    index_map: tuple[tuple[int, ...], ...]
+
+
+class Group(BaseModel):
+    """Coupled channels: the unit of the search.
+
+    Attributes:
+        name: Name of the first layer that makes the channels.
+        type: ``conv`` or ``linear``: the kind of that layer.
+        size: Number of units that can be removed one by one.
+        members: All layers cut together.
+        prunable: Whether surgery of this group was verified on this model.
+        reason: Why it is left alone; empty if ``prunable``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    type: Literal["conv", "linear"]
+    size: int
+    members: tuple[Member, ...]
+    prunable: bool
+    reason: str = ""
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Convolution and linear layers that make the channels; their bit-width is the group's."""
+        return tuple(
+            m.layer for m in self.members if m.axis == "out" and m.kind in ("conv", "depthwise", "linear")
+        )
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Convolution and linear layers that read the channels."""
+        return tuple(m.layer for m in self.members if m.axis == "in" and m.kind in ("conv", "linear"))
+
+
+class Groups(BaseModel):
+    """All groups of a model; every convolution and linear layer is a producer in exactly one.
+
+    Attributes:
+        groups: In the order of the model's modules.
+        input_shape: ``(channels, height, width)`` of one example that they were found with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: tuple[Group, ...]
+    input_shape: tuple[int, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """Groups by their names."""
+        return {group.name: group for group in self.groups}
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that can be pruned."""
+        return tuple(group for group in self.groups if group.prunable)
+
+
+def kept_count(size: int, ratio: float, width: int) -> int:
+    """Return how many of ``size`` units stay when the share ``ratio`` is removed.
+
+    The count is the multiple of ``width`` nearest to ``size * (1 - ratio)`` (the smaller one at a tie).
+    A positive ratio always removes something and never everything; groups of up to ``width`` units use half
+    their size as the step.
+
+    Args:
+        size: Units in the group, at least 1.
+        ratio: Share removed, in ``[0, 1)``.
+        width: Step of kept counts that the target's kernels reward, at least 1.
+    """
+    if ratio <= 0.0 or size == 1:
+        return size
+    step = min(width, max(1, size // 2))
+    wanted = size * (1.0 - ratio)
+    below = int(wanted // step) * step
+    kept = below if wanted - below <= step / 2 else below + step
+    largest_cut = (size - 1) // step * step
+    return max(step, min(kept, largest_cut))

@@ -1,0 +1,139 @@
+"""Recipe: one whole candidate, frozen and serialisable. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoprune.errors import UsageError
+from autoprune.naming import unknown_name
+from autoprune.space.groups import Groups
+
+Bits = Literal[8, 32]
+CRITERIA: tuple[str, ...] = ("l1", "l2", "bn_scale", "activation", "taylor", "random")
+
+
+class GroupChoice(BaseModel):
+    """What is done to one group.
+
+    Attributes:
+        ratio: Share of units removed, in ``[0, 1)``.
+        bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    bits: Bits = 32
+
+
+class Recovery(BaseModel):
+    """What is done after the cut, in this order.
+
+    Attributes:
+        least_squares: Solve the following layers' weights on calibration data.
+        batchnorm: Estimate BatchNorm statistics anew on calibration data.
+        finetune_steps: Gradient steps with distillation from the dense network; 0 for none.
+        learning_rate: Peak learning rate.
+        schedule: Course of the rate over the steps.
+        distill: Weight of the distillation loss against the task's loss, in ``[0, 1]``.
+        temperature: Temperature of the distillation's softmax.
+        clip_norm: Largest gradient norm; larger gradients are scaled down to it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    least_squares: bool = True
+    batchnorm: bool = True
+    finetune_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 40
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.02
+    schedule: Literal["cosine", "onecycle"] = "cosine"
+    distill: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0
+    clip_norm: Annotated[float, Field(gt=0.0)] = 5.0
+
+
+class Recipe(BaseModel):
+    """One candidate: everything that turns the dense network into a compressed one.
+
+    Attributes:
+        groups: Choice for each group by name; a group that is not named stays dense and float.
+        criterion: Criterion for each group type (``conv``, ``linear``).
+        width: Step of kept channel counts.
+        recovery: What is done after the cut.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: dict[str, GroupChoice] = Field(default_factory=dict)
+    criterion: dict[Literal["conv", "linear"], str] = Field(default_factory=lambda: {"conv": "l2", "linear": "l2"})
+    width: Annotated[int, Field(ge=1, le=1024)] = 8
+    recovery: Recovery = Recovery()
+
+    def choice(self, group: str) -> GroupChoice:
+        """Return the choice for ``group``."""
+        return self.groups.get(group, GroupChoice())
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any channel is removed."""
+        return any(choice.ratio > 0 for choice in self.groups.values())
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any group is below float."""
+        return any(choice.bits < 32 for choice in self.groups.values())
+
+    def canonical_json(self) -> str:
+        """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that name the recipe by content."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
+
+    def check(self, groups: Groups) -> None:
+        """Refuse a recipe that these groups cannot carry out, before any work is done.
+
+        Raises:
+            UsageError: If a group or criterion is unknown, or a group that is left alone is to be pruned.
+        """
+        for name, choice in self.groups.items():
+            if name not in groups.by_name:
+                raise unknown_name("group", name, groups.by_name)
+            group = groups.by_name[name]
+            if choice.ratio > 0 and not group.prunable:
+                raise UsageError(
+                    f"group {name!r} cannot be pruned: {group.reason}",
+                    "set its ratio to 0; `autoprune groups` lists what can be pruned",
+                )
+        for criterion in self.criterion.values():
+            if criterion not in CRITERIA:
+                raise unknown_name("criterion", criterion, CRITERIA)
+
+
+def uniform_recipe(
+    groups: Groups, ratio: float, bits: Bits, criterion: str = "l2", width: int = 8, recovery: Recovery | None = None
+) -> Recipe:
+    """Return the recipe that treats all groups alike.
+
+    Args:
+        groups: Groups of the model.
+        ratio: Share removed from every prunable group, in ``[0, 1)``.
+        bits: Bit-width of every group.
+        criterion: Criterion for every group type.
+        width: Step of kept channel counts.
+        recovery: What is done after the cut; the defaults if not given.
+
+    Returns:
+        A recipe that passes :meth:`Recipe.check` for these groups.
+    """
+    return Recipe(
+        groups={g.name: GroupChoice(ratio=ratio if g.prunable else 0.0, bits=bits) for g in groups.groups},
+        criterion={"conv": criterion, "linear": criterion},
+        width=width,
+        recovery=recovery or Recovery(),
+    )

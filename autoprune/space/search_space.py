@@ -1,0 +1,319 @@
+"""Search spaces: what a search may try, read from YAML, and how a trial's parameters become a recipe."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import optuna
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
+
+from autoprune.config import describe_faults
+from autoprune.errors import UsageError
+from autoprune.naming import unknown_name
+from autoprune.space.choices import Parameters, RecoverySpace, choice_params, suggest_choice
+from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
+
+GroupType = Literal["conv", "linear"]
+Ratio = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
+Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
+BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
+CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
+_TYPES: tuple[GroupType, ...] = ("conv", "linear")
+_DEFAULT_CRITERION = "l2"
+
+
+def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    if values is not None and len(set(values)) != len(values):
+        raise ValueError(f"a choice is there twice: {list(values)}")
+    return values
+
+
+class Override(BaseModel):
+    """Other choices for some groups; of several that match a group, the last one that names a setting wins.
+
+    Attributes:
+        groups: Group name or pattern with ``*``, ``?`` and ``[...]``.
+        ratios: Shares removed, each in ``[0, 1)``; None leaves the space's.
+        bits: Bit-widths; None leaves the space's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    groups: Annotated[str, Field(min_length=1, max_length=300)]
+    ratios: Ratios | None = None
+    bits: BitChoices | None = None
+
+    _once = field_validator("ratios", "bits")(_each_once)
+
+
+class BaselineSpace(BaseModel):
+    """Points that are measured before anything is searched.
+
+    Attributes:
+        ratios: Shares that are removed from all groups alike, each in ``(0, 1)``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ratios: tuple[Annotated[StrictFloat, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.7)
+
+    _once = field_validator("ratios")(_each_once)
+
+
+def _default_criteria() -> dict[GroupType, tuple[str, ...]]:
+    return dict.fromkeys(_TYPES, (_DEFAULT_CRITERION,))
+
+
+class SearchSpace(BaseModel):
+    """What a search may try.
+
+    Attributes:
+        description: For people.
+        width: Step of kept channel counts.
+        ratios: Shares of a group that may be removed, each in ``[0, 1)``.
+        bits: Bit-widths that a group may get; 32 is float.
+        criteria: Importance criteria for each group type.
+        recovery: What is done after the cut.
+        overrides: Other ratios and bits for some groups.
+        baselines: Points that are measured first.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: Annotated[str, Field(max_length=1000)] = ""
+    width: Annotated[StrictInt, Field(ge=1, le=1024)] = 8
+    ratios: Ratios = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
+    bits: BitChoices = (8, 32)
+    criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
+    recovery: RecoverySpace = RecoverySpace()
+    overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
+    baselines: BaselineSpace = BaselineSpace()
+
+    _once = field_validator("ratios", "bits")(_each_once)
+
+    @field_validator("criteria")
+    @classmethod
+    def _known_criteria(cls, criteria: dict[GroupType, tuple[str, ...]]) -> dict[GroupType, tuple[str, ...]]:
+        for names in criteria.values():
+            for name in names:
+                if name not in CRITERIA:
+                    raise unknown_name("criterion", name, CRITERIA)
+            _each_once(names)
+        return _default_criteria() | criteria
+
+    def default_recovery(self) -> Recovery:
+        """Return the recovery made of every first choice, which the baselines use."""
+        return self.recovery.default()
+
+    def uses(self, criterion: str) -> bool:
+        """Return whether any group type may be ranked by ``criterion``."""
+        return any(criterion in names for names in self.criteria.values())
+
+    def ratios_of(self, group: Group) -> tuple[float, ...]:
+        """Return the ratios that make a difference for ``group``, from the smallest on.
+
+        Of ratios that keep the same count the smallest is listed. A group that cannot be pruned has ``(0.0,)``.
+        """
+        if not group.prunable:
+            return (0.0,)
+        ratios = next(
+            (o.ratios for o in reversed(self._overrides_of(group)) if o.ratios is not None), self.ratios
+        )
+        by_count: dict[int, float] = {}
+        for ratio in sorted(ratios):
+            by_count.setdefault(kept_count(group.size, ratio, self.width), ratio)
+        return tuple(by_count.values())
+
+    def bits_of(self, group: Group) -> tuple[Bits, ...]:
+        """Return the bit-widths that ``group`` may get, from the smallest on."""
+        bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
+        return tuple(sorted(bits))
+
+    def check(self, groups: Groups) -> Self:
+        """Refuse overrides that cannot take effect on these groups, before any work is done.
+
+        Raises:
+            UsageError: If a pattern matches no group, or asks to prune groups none of which can be pruned.
+        """
+        for override in self.overrides:
+            matched = [g for g in groups.groups if fnmatch.fnmatchcase(g.name, override.groups)]
+            if not matched:
+                raise unknown_name(
+                    "group", override.groups, groups.by_name, "`autoprune groups` lists the groups of a model"
+                )
+            if override.ratios and any(override.ratios) and not any(g.prunable for g in matched):
+                raise UsageError(
+                    f"the override of group {override.groups!r} gives ratios {list(override.ratios)}, but "
+                    f"{matched[0].name!r} cannot be pruned: {matched[0].reason}; allowed: [0.0]",
+                    "`autoprune groups` lists what can be pruned",
+                )
+        return self
+
+    def suggest(self, trial: optuna.trial.BaseTrial, groups: Groups) -> Recipe:
+        """Let ``trial`` choose a recipe.
+
+        Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), and, only where
+        something is pruned, ``criterion:<type>`` and the settings of the recovery. One choice makes no parameter.
+        """
+        chosen: dict[str, GroupChoice] = {}
+        for group in groups.groups:
+            ratio = suggest_choice(trial, f"ratio:{group.name}", self.ratios_of(group))
+            options = self.bits_of(group)
+            bits: Any = options[0]
+            if len(options) > 1:
+                bits = trial.suggest_categorical(f"bits:{group.name}", options)
+            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits)
+        criterion: dict[GroupType, str] = {kind: self.criteria[kind][0] for kind in _TYPES}
+        pruned = _pruned_types(chosen, groups)
+        for kind in pruned:
+            criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
+        recovery = self.recovery.suggest(trial) if pruned else self.default_recovery()
+        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery)
+
+    def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
+        """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
+
+        Two ratios that keep the same count have the same effect, and so have a criterion and a recovery where
+        nothing is pruned.
+
+        Returns:
+            Parameters by name; None if the recipe lies outside of the space.
+        """
+        pruned = _pruned_types(recipe.groups, groups)
+        if not set(recipe.groups) <= set(groups.by_name) or (pruned and recipe.width != self.width):
+            return None
+        found: Parameters = {}
+        parts: list[Parameters | None] = []
+        for group in groups.groups:
+            choice = recipe.choice(group.name)
+            parts.append(self._ratio_params(group, choice.ratio))
+            options = self.bits_of(group)
+            inside = choice.bits in options
+            parts.append(
+                ({f"bits:{group.name}": choice.bits} if len(options) > 1 else {}) if inside else None
+            )
+        parts += [
+            choice_params(f"criterion:{kind}", self.criteria[kind], recipe.criterion.get(kind))
+            for kind in pruned
+        ]
+        if pruned:
+            parts.append(self.recovery.params_of(recipe.recovery))
+        for part in parts:
+            if part is None:
+                return None
+            found |= part
+        return found
+
+    def size(self, groups: Groups) -> float:
+        """Return the decimal logarithm of the number of recipes that differ; a range counts as 100 choices."""
+        bit_choices, uncut, any_criterion = 1, 1, 1
+        for kind in _TYPES:
+            of_kind = [g for g in groups.groups if g.type == kind]
+            combinations = math.prod(len(self.ratios_of(g)) for g in of_kind)
+            without = int(all(self.ratios_of(g)[0] == 0.0 for g in of_kind))
+            bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
+            uncut *= without
+            any_criterion *= without + (combinations - without) * len(self.criteria[kind])
+        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * self.recovery.count()))
+
+    def _overrides_of(self, group: Group) -> list[Override]:
+        return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]
+
+    def _ratio_params(self, group: Group, ratio: float) -> Parameters | None:
+        options = self.ratios_of(group)
+        kept = kept_count(group.size, ratio, self.width)
+        for index, option in enumerate(options):
+            if kept_count(group.size, option, self.width) == kept:
+                return {f"ratio:{group.name}": index} if len(options) > 1 else {}
+        return None
+
+
+def _pruned_types(choices: dict[str, GroupChoice], groups: Groups) -> list[GroupType]:
+    found = {
+        groups.by_name[name].type
+        for name, choice in choices.items()
+        if name in groups.by_name and choice.ratio > 0
+    }
+    return [kind for kind in _TYPES if kind in found]
+
+
+def shipped_folder() -> Path:
+    """Return the folder of the search spaces that autoprune ships.
+
+    Raises:
+        UsageError: If the installation lacks them.
+    """
+    installed = Path(str(resources.files("autoprune"))) / "_data" / "search_spaces"
+    # In a checkout, and so in an editable install, they lie beside the package.
+    for folder in (installed, Path(__file__).resolve().parents[2] / "search_spaces"):
+        if folder.is_dir():
+            return folder
+    raise UsageError("the search spaces that autoprune ships are missing", "install autoprune again")
+
+
+def shipped_spaces() -> dict[str, Path]:
+    """Return the shipped search spaces by name."""
+    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def load_space(name_or_path: str) -> SearchSpace:
+    """Load a shipped search space by name, or one of the user's own from a YAML file.
+
+    Raises:
+        UsageError: If the name is unknown or the file is no search space; with file and line.
+    """
+    return parse_space(read_yaml(space_path(name_or_path)))
+
+
+def space_path(name_or_path: str) -> Path:
+    """Return the file of a search space.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    shipped = shipped_spaces()
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path:
+        return Path(name_or_path)
+    raise unknown_name(
+        "search space", name_or_path, shipped, "or give a YAML file; `autoprune spaces copy` writes one"
+    )
+
+
+def parse_space(document: YamlDocument | str) -> SearchSpace:
+    """Validate a search space.
+
+    Args:
+        document: What was read, or YAML text.
+
+    Raises:
+        UsageError: With all faults at once, each with its line, name, value and what is allowed.
+    """
+    if isinstance(document, str):
+        document = parse_yaml(document, "search space")
+    if not isinstance(document.values, dict):
+        raise UsageError(
+            f"{document.name}:1: a search space is a mapping of settings, not {document.values!r:.60}"
+        )
+    for key in document.values:
+        if key not in SearchSpace.model_fields:
+            error = unknown_name("setting", key, SearchSpace.model_fields)
+            raise UsageError(f"{document.name}:{document.line((key,))}: {error.message}", error.hint)
+    try:
+        return SearchSpace.model_validate(document.values)
+    except ValidationError as error:
+        raise UsageError(describe_faults(document.name, error, document.line)) from None
+    except UsageError as error:
+        raise UsageError(f"{document.name}: {error.message}", error.hint) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of search spaces, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SearchSpace.model_json_schema()}

@@ -1,0 +1,81 @@
+"""Settings: file, flags and words, each over the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.cli.settings import check_engine, gather
+from autoprune.errors import UsageError
+from autoprune.naming import StudyPaths
+
+
+def test_words_win_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "model: resnet18\ndata: digits\nseed: 1\nbudget: 1h\ntarget: {threads: 4, batch: 2}\n",
+        encoding="utf-8",
+    )
+    found = gather(file, {"budget": "2h", "seed": 2, "model": None}, ["seed=3", "target.threads=8"])
+    assert (found.model, found.budget, found.seed) == ("resnet18", "2h", 3)
+    assert (found.target.threads, found.target.batch) == (8, 2)
+
+
+def test_a_target_by_name_keeps_the_settings_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: a\ntarget: {threads: 4}\n", encoding="utf-8")
+    assert gather(file, {"target": "onnxruntime"}).target.threads == 4
+    file.write_text("model: a\ntarget: onnxruntime\n", encoding="utf-8")
+    assert gather(file, {}, ["target.batch=3"]).target.batch == 3
+
+
+def test_words_are_read_as_yaml() -> None:
+    found = gather(
+        None,
+        {"model": "a"},
+        ["objectives=[accuracy, size]", "trust_code=true", "final_share=5e-1", "study=no"],
+    )
+    assert found.objectives == ("accuracy", "size")
+    assert (found.trust_code, found.final_share, found.study) == (True, 0.5, "no")
+
+
+def test_objectives_as_a_list_of_names() -> None:
+    assert gather(None, {"model": "a", "objectives": "accuracy,latency"}).objectives == (
+        "accuracy",
+        "latency",
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("seed", "neither an option nor key=value"),
+        ("=3", "neither an option nor key=value"),
+        ("sead=3", "unknown setting 'sead'; did you mean 'seed'"),
+        ("model.name=x", "'model' holds no settings of its own"),
+        ("target.thread=2", "target.thread"),
+        ("seed=[1, 2", "the value of seed:1"),
+        ("seed=&a 1", "anchors"),
+    ],
+)
+def test_faulty_words(word: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        gather(None, {"model": "a"}, [word])
+    assert says in caught.value.message
+
+
+def test_the_only_engine_storage_and_number_of_workers_pass() -> None:
+    check_engine("local", 1, None, "mine")
+    check_engine("local", 1, "sqlite", "mine")
+    check_engine("local", 1, f"sqlite:///{StudyPaths.of('mine').database}", "mine")
+
+
+@pytest.mark.parametrize(
+    "storage", ["postgresql://u:secret@h/db", "sqlite:////elsewhere.db", "redis://h", ""]
+)
+def test_other_storages_are_refused_without_their_password(storage: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_engine("local", 1, storage, "mine")
+    assert "secret" not in str(caught.value)
+    assert "allowed: sqlite" in caught.value.message

@@ -1,0 +1,62 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autoprune.space.groups import Group, Groups, Member
+
+# One thread: the networks are tiny, and several test processes may share the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep studies, cache and data of every test to itself."""
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+    monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AUTOPRUNE_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The checkout that the tests lie in."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def program() -> list[str]:
+    """The words that start autoprune in a process of its own."""
+    return [sys.executable, "-m", "autoprune"]
+
+
+@pytest.fixture
+def make_groups() -> Callable[..., Groups]:
+    """Build groups without a network: ``name=(type, size, prunable)``."""
+
+    def make(**described: tuple[str, int, bool]) -> Groups:
+        made = [
+            Group.model_validate(
+                {
+                    "name": name,
+                    "type": kind,
+                    "size": size,
+                    "members": (
+                        Member(
+                            layer=name, kind="conv", axis="out", index_map=tuple((i,) for i in range(size))
+                        ),
+                    ),
+                    "prunable": prunable,
+                    "reason": "" if prunable else "makes the network's output",
+                }
+            )
+            for name, (kind, size, prunable) in described.items()
+        ]
+        return Groups(groups=tuple(made), input_shape=(3, 32, 32))
+
+    return make

@@ -1,0 +1,39 @@
+"""Baselines and the equality of candidates."""
+
+from __future__ import annotations
+
+from autoprune.search.baselines import architecture_key, baselines, effective_key
+from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
+from tests.search.fakes import make_groups
+
+GROUPS = make_groups()
+
+
+def test_int8_first_then_ratios_from_the_mildest() -> None:
+    found = baselines(GROUPS, (0.5, 0.25), (8, 32), "l2", 8, Recovery())
+    assert [b.label for b in found] == ["int8", "uniform 0.25 int8", "uniform 0.25", "uniform 0.5 int8", "uniform 0.5"]
+    for baseline in found:
+        baseline.recipe.check(GROUPS)
+
+
+def test_a_space_without_int8_has_no_int8_baselines() -> None:
+    assert [b.label for b in baselines(GROUPS, (0.5,), (32,), "l2", 8, Recovery())] == ["uniform 0.5"]
+
+
+def test_ratios_that_keep_the_same_count_are_the_same_candidate() -> None:
+    one, other = (uniform_recipe(GROUPS, ratio, 8) for ratio in (0.5, 0.51))
+    assert effective_key(one, GROUPS) == effective_key(other, GROUPS)
+    assert effective_key(one, GROUPS) != effective_key(uniform_recipe(GROUPS, 0.5, 32), GROUPS)
+
+
+def test_bits_do_not_change_the_network_but_the_criterion_does() -> None:
+    int8, float32 = uniform_recipe(GROUPS, 0.5, 8), uniform_recipe(GROUPS, 0.5, 32)
+    assert architecture_key(int8, GROUPS) == architecture_key(float32, GROUPS)
+    assert architecture_key(int8, GROUPS) != architecture_key(uniform_recipe(GROUPS, 0.5, 8, "l1"), GROUPS)
+
+
+def test_criterion_of_a_type_that_nothing_prunes_makes_no_difference() -> None:
+    choices = {"conv0": GroupChoice(ratio=0.5)}
+    one = Recipe(groups=choices, criterion={"conv": "l2", "linear": "l1"})
+    other = Recipe(groups=choices, criterion={"conv": "l2", "linear": "taylor"})
+    assert effective_key(one, GROUPS) == effective_key(other, GROUPS)

@@ -1,0 +1,1 @@
+"""Tests of models, data, splits and the training of the dense network."""

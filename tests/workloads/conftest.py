@@ -1,0 +1,54 @@
+"""Folders of small images, and where the shared data is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MakeFolder = Callable[..., Path]
+
+
+def write_images(root: Path, classes: Sequence[str], count: int, side: int = 32, seed: int = 0) -> Path:
+    """Write noisy images whose brightness tells the class."""
+    random = np.random.default_rng(seed)
+    for place, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        level = 30 + 190 * place // max(1, len(classes) - 1)
+        for number in range(count):
+            pixels = np.clip(level + random.integers(-30, 30, (side, side, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+    return root
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    """Return a function that writes a folder of images: parts, classes, images of each class, side."""
+
+    def make(
+        parts: Sequence[str] = ("train", "test"),
+        classes: Sequence[str] = ("a", "b"),
+        count: int = 20,
+        side: int = 32,
+    ) -> Path:
+        root = tmp_path / "images"
+        for seed, part in enumerate(parts or ("",)):
+            write_images(root / part, classes, count, side, seed)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared data, or skip."""
+    default = Path(__file__).parents[3] / "shared"
+    root = Path(os.environ.get("AUTOPRUNE_SHARED", default))
+    if not (root / "data" / "cifar_resnet20.safetensors").is_file():
+        pytest.skip("no shared data: set AUTOPRUNE_SHARED")
+    return root / "data"
