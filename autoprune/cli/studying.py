@@ -35,7 +35,7 @@ def front(
     _exclude("--min-accuracy", min_accuracy, "--max-drop", max_drop)
     _exclude("--json", json or None, "--csv", csv or None)
     from autoprune.api import open_study
-    from autoprune.study.front import pick_points
+    from autoprune.study.front import dense_record, pick_points
 
     found = open_study(study)
     limits = {
@@ -49,9 +49,9 @@ def front(
             )
     points = found.points()
     if knee or any(value is not None for value in limits.values()):
-        points = pick_points(points, knee=knee, **limits)
+        points = pick_points(points, knee=knee, dense=dense_record(found.records()), **limits)
     if csv:
-        show_csv(points)
+        show_csv(found, points)
     else:
         show_front(found, points, json=json)
 

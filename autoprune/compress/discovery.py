@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from autoprune.compress.layers import Conv, channel_count, device_of, layer_kind
 from autoprune.space.groups import Group, Groups, Member
 
+# Share of the time left after the search for groups that is kept for the last proof.
+_LAST_PROOF = 0.15
+
 
 def find_groups(model: nn.Module, example: Tensor, *, time_limit_s: float = 60.0) -> Groups:
     """Find the channels of ``model`` that can only be removed together, and prove that they can be.
@@ -42,16 +45,19 @@ def find_groups(model: nn.Module, example: Tensor, *, time_limit_s: float = 60.0
     context: Any = multiprocessing.get_context(
         "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     )
+    deadline = (
+        time.monotonic() + time_limit_s
+    )  # the same clock in the child: it counts from the machine's start
     receiver, sender = context.Pipe(duplex=False)
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # fork beside threads: the child starts none of its own
-        child = context.Process(target=_discover, args=(sender, network, inputs), daemon=True)
+        child = context.Process(target=_discover, args=(sender, network, inputs, deadline), daemon=True)
         child.start()
     sender.close()
     listener = _Listener(_alone(network, inputs, "not examined"))
-    ended = listener.listen(receiver, time.monotonic() + time_limit_s)
+    ended = listener.listen(receiver, deadline)
     if not ended:
         child.kill()
     child.join()
@@ -107,7 +113,7 @@ class _Listener:
         return self.found.model_copy(update={"groups": tuple(judged)})
 
 
-def _discover(sender: Connection, model: nn.Module, example: Tensor) -> None:
+def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: float) -> None:
     """Find and prove groups; runs in the child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
@@ -119,7 +125,8 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor) -> None:
         shape = tuple(example.shape[1:])
         groups = Groups(groups=tuple(trace_groups(model, example[:1])), input_shape=shape)
         sender.send(("found", groups))
-        for name, reason in verify_groups(model, groups, example):
+        enough = deadline - _LAST_PROOF * (deadline - time.monotonic())
+        for name, reason in verify_groups(model, groups, example, stop=lambda: time.monotonic() > enough):
             sender.send(("verdict", name, reason))
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone

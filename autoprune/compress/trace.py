@@ -164,7 +164,9 @@ class _Tracer:
         count = self._count(name, axis)
         for pair in pairs:
             if not 0 <= pair.idx < count:
-                walk.reasons.append(f"a reshape before or after {name!r} is not understood")
+                walk.reasons.append(
+                    f"on the way to {name!r} padding or a reshape changes the number of its channels"
+                )
                 return
             walk.ties.append((pair.root_idx, (name, axis, pair.idx)))
 

@@ -17,7 +17,9 @@ from autoprune.space.groups import Groups
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
-def verify_groups(model: nn.Module, groups: Groups, example: Tensor) -> Iterator[tuple[str, str]]:
+def verify_groups(
+    model: nn.Module, groups: Groups, example: Tensor, *, stop: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, str]]:
     """Cut about half the units of every prunable group and compare with the network that ignores them.
 
     All groups are cut at once; if the outputs differ, halves of them are tried until the faulty ones are
@@ -28,6 +30,7 @@ def verify_groups(model: nn.Module, groups: Groups, example: Tensor) -> Iterator
         model: The dense network on the CPU; it is not changed.
         groups: Candidates.
         example: One batch; its shape and type are used, and its values where they are not floating-point.
+        stop: Returns True once no more halves can be tried; what is unknown then counts as failed.
 
     Yields:
         For each prunable group its name and why it failed; an empty reason means that it is proved.
@@ -41,7 +44,7 @@ def verify_groups(model: nn.Module, groups: Groups, example: Tensor) -> Iterator
         yield from ((name, f"the dense network fails on the example: {_first_line(error)}") for name in names)
         return
     proved: list[str] = []
-    for name, reason in _bisect(names, checker.fault):
+    for name, reason in _bisect(names, checker.fault, stop):
         if reason:
             yield name, reason
         else:
@@ -49,14 +52,19 @@ def verify_groups(model: nn.Module, groups: Groups, example: Tensor) -> Iterator
     yield from _jointly(proved, checker.fault)
 
 
-def _bisect(names: Sequence[str], fault: Callable[[Sequence[str]], str]) -> Iterator[tuple[str, str]]:
+def _bisect(
+    names: Sequence[str], fault: Callable[[Sequence[str]], str], stop: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, str]]:
+    if stop():
+        yield from ((name, "surgery was not proved in time") for name in names)
+        return
     reason = fault(names)
     if not reason or len(names) == 1:
         yield from ((name, reason) for name in names)
         return
     middle = len(names) // 2
-    yield from _bisect(names[:middle], fault)
-    yield from _bisect(names[middle:], fault)
+    yield from _bisect(names[:middle], fault, stop)
+    yield from _bisect(names[middle:], fault, stop)
 
 
 def _jointly(names: Sequence[str], fault: Callable[[Sequence[str]], str]) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ def probe(target: Target) -> Probe:
     notes, bits = [], []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            runtime = OnnxRuntime(target, Path(folder) / "cache")
+            runtime = OnnxRuntime(target)
             runtime.prepare(model, example[:2])
             for width, layers in ((32, []), (8, ["0", "3"])):
                 path = Path(folder) / f"{width}.onnx"

@@ -1,1 +1,1 @@
-
+"""The study: its one record, its artifacts and its front."""

@@ -1,0 +1,206 @@
+"""onnxruntime on the CPU: export, int8, parity, and what really executes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autoprune.config import Target, usable_cores
+from autoprune.deploy.quantize import quantize
+from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.shrink import shrink
+from autoprune.deploy.template import Template, export_fresh, export_template, instantiate, layer_nodes
+from autoprune.errors import ExportError
+from autoprune.measure.record import Executed
+
+# Rounding of float32 through a deep network stays well below; a wrong weight or shape is far above.
+_FLOAT_PARITY = 1e-3
+# The kernels may round a product differently from the arithmetic that the file describes, by a few steps of int8.
+_INT8_KERNEL_PARITY = 0.1
+_PARITY_EXAMPLES = 8
+_CALIBRATION_EXAMPLES = 256
+_log = logging.getLogger(__name__)
+_INT8_OPERATORS = {
+    "QLinearConv",
+    "QGemm",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+}
+
+
+class OnnxRuntime:
+    """Deploys to onnxruntime's CPU provider.
+
+    Args:
+        target: Threads and batch of the deployment.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._template: Template | None = None
+        self._example: Tensor | None = None
+
+    def prepare(self, dense: nn.Module, example: Tensor) -> None:
+        """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""
+        self._template = export_template(dense, example)
+        self._example = example
+
+    def build(
+        self, model: nn.Module, path: Path, *, int8_layers: Collection[str], calibration: Sequence[Tensor]
+    ) -> Artifact:
+        """Write, quantize and check a candidate's model file; see :class:`autoprune.deploy.runtime.Runtime`.
+
+        The float graph is compared with the network: where putting the weights into the dense network's graph
+        does not give the network's outputs, the candidate is exported by itself. Int8 is compared twice: the
+        kernels with the arithmetic that the file describes (a bound), and the file with the network (recorded).
+
+        Raises:
+            ExportError: If the outputs differ by more than the bounds.
+        """
+        inputs = torch.cat(list(calibration[:1]))[:_PARITY_EXAMPLES]
+        proto, wanted, error = self._float_graph(model, inputs)
+        layers = sorted(layer_nodes(proto))
+        asked = sorted(set(int8_layers))
+        if asked:
+            batches = _calibration_arrays(calibration, self._fixed_batch())
+            proto = quantize(proto, [name for name in asked if name in layers], batches)
+        raw = shrink(proto).SerializeToString()
+        if asked:
+            outputs = self._run(raw, inputs)
+            described = self._run(raw, inputs, optimized=False)
+            kernels = relative_error(outputs, described)
+            if not kernels <= _INT8_KERNEL_PARITY:
+                raise ExportError(
+                    f"int8 kernels differ from the arithmetic of the file by {kernels:.3g} of the largest output "
+                    f"(allowed: {_INT8_KERNEL_PARITY:g})",
+                    "keep these groups in float (bits: 32) on this machine",
+                )
+            error = relative_error(outputs, wanted)
+        _write(path, raw)
+        return Artifact(path, self._executed(raw, layers, asked), error)
+
+    def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
+        """Return the outputs of a model file on all cores, ``(n, classes)``."""
+        session = ort.InferenceSession(str(path), _options(usable_cores()), providers=["CPUExecutionProvider"])
+        fixed = session.get_inputs()[0].shape[0]
+        name = session.get_inputs()[0].name
+        outputs = [_run_session(session, name, batch.numpy(), fixed) for batch in batches]
+        return torch.from_numpy(np.concatenate(outputs))
+
+    def _fixed_batch(self) -> int | None:
+        return self._template.batch if self._template is not None else None
+
+    def _float_graph(self, model: nn.Module, inputs: Tensor) -> tuple[onnx.ModelProto, NDArray[np.float32], float]:
+        """Return the candidate's float graph, the network's outputs, and how far the two are apart."""
+        with torch.no_grad():
+            wanted = model(inputs).numpy()
+        for free_flattening in (False, True) if self._template is not None else ():
+            try:
+                proto = instantiate(self._template, model, free_flattening=free_flattening)
+                error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
+            except Exception as fault:  # a graph of another topology fails in any way; exporting afresh decides
+                _log.debug("the dense graph does not take this candidate's weights: %s", fault)
+                continue
+            if error <= _FLOAT_PARITY:
+                return proto, wanted, error
+        fresh = export_fresh(model, inputs[:2])
+        proto = instantiate(fresh, model)
+        error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
+        if not error <= _FLOAT_PARITY:
+            raise ExportError(
+                f"the exported network's outputs differ from the network's by {error:.3g} of the largest output "
+                f"(allowed: {_FLOAT_PARITY:g})",
+                "an operator of this network does something else in ONNX; please report the model",
+            )
+        return proto, wanted, error
+
+    def _run(self, raw: bytes, inputs: Tensor, *, optimized: bool = True) -> NDArray[np.float32]:
+        options = _options(usable_cores())
+        if not optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+        inputs_of = session.get_inputs()[0]
+        return _run_session(session, inputs_of.name, inputs.numpy(), inputs_of.shape[0])
+
+    def _executed(self, raw: bytes, layers: Sequence[str], asked: Sequence[str]) -> Executed:
+        """Read the optimised graph back and say which layers run in int8."""
+        with tempfile.TemporaryDirectory(prefix="autoprune-graph-") as folder:
+            options = _options(self.target.threads)
+            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+            ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+            graph = onnx.load(options.optimized_model_filepath).graph
+        in_int8 = {n.name for n in graph.node if n.op_type in _INT8_OPERATORS}
+        running = {layer for layer in layers if _runs_as(layer, in_int8)}
+        return Executed(
+            layers=len(layers),
+            int8_layers=len(running),
+            asked_int8=len(asked),
+            operators=dict(sorted(Counter(n.op_type for n in graph.node).items())),
+            not_as_asked=tuple(layer for layer in asked if layer not in running),
+        )
+
+
+def relative_error(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Return the largest absolute difference as a share of the largest magnitude of ``wanted``.
+
+    Infinite where the shapes differ or a value is not finite.
+    """
+    if outputs.shape != wanted.shape or not np.isfinite(outputs).all() or not np.isfinite(wanted).all():
+        return float("inf")
+    largest = float(np.abs(wanted).max()) or 1.0
+    return float(np.abs(outputs - wanted).max()) / largest
+
+
+def _runs_as(layer: str, nodes: set[str]) -> bool:
+    # Fusions keep the name of the layer's node or add their own ending to it.
+    return layer in nodes or any(name.startswith(f"{layer}_") or name.startswith(f"{layer}/") for name in nodes)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning threads would take the cores from whatever runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _run_session(
+    session: ort.InferenceSession, name: str, inputs: NDArray[np.float32], fixed: int | str | None
+) -> NDArray[np.float32]:
+    """Run a batch; a graph with a fixed batch gets it in pieces, the last one filled up."""
+    if not isinstance(fixed, int):
+        return np.asarray(session.run(None, {name: inputs})[0])
+    pieces = []
+    for start in range(0, len(inputs), fixed):
+        piece = inputs[start : start + fixed]
+        filled = np.concatenate([piece, np.repeat(piece[-1:], fixed - len(piece), axis=0)])
+        pieces.append(np.asarray(session.run(None, {name: filled})[0])[: len(piece)])
+    return np.concatenate(pieces)
+
+
+def _calibration_arrays(calibration: Sequence[Tensor], fixed: int | None) -> list[NDArray[np.float32]]:
+    inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
+    return [piece.numpy() for piece in inputs.split(fixed or 64) if fixed is None or len(piece) == fixed]
+
+
+def _write(path: Path, raw: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(raw)
+    temporary.replace(path)

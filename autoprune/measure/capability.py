@@ -1,0 +1,43 @@
+"""Capability: the task's metric with its interval."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from autoprune.errors import TrialError
+from autoprune.measure.record import Capability, Interval
+from autoprune.measure.stats import wilson_interval
+from autoprune.workloads.workload import Metric
+
+
+def score(outputs: Tensor, targets: Tensor, metric: Metric) -> Capability:
+    """Score outputs by ``metric``.
+
+    Args:
+        outputs: Outputs of the artifact, ``(n, …)``.
+        targets: What was wanted, ``(n, …)``.
+        metric: Higher is better.
+
+    Returns:
+        The score with its 95 % interval: Wilson's for a share of examples, the normal one for a mean, and the
+        score itself where the metric gives no values by example.
+
+    Raises:
+        TrialError: If the score is NaN or infinite.
+    """
+    value = float(metric.score(outputs, targets))
+    if not math.isfinite(value):
+        raise TrialError("nan" if math.isnan(value) else "inf", f"{metric.name} is {value}")
+    return Capability(name=metric.name, value=value, ci=_interval(outputs, targets, metric, value), examples=len(targets))
+
+
+def _interval(outputs: Tensor, targets: Tensor, metric: Metric, value: float) -> Interval:
+    if metric.per_example is None:
+        return (value, value)
+    each = metric.per_example(outputs, targets).double()
+    if bool(((each == 0) | (each == 1)).all()):
+        return wilson_interval(float(each.sum()), len(each))
+    half = 1.96 * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else 0.0
+    return (value - half, value + half)

@@ -1,0 +1,67 @@
+"""Statistics of measurements: intervals, paired ratios, percentiles that have enough samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoprune.measure.record import Interval
+
+# Samples from which a percentile is stable at 99 % confidence, by MLPerf LoadGen's early-stopping rule.
+_SAMPLES_NEEDED = {90: 44, 95: 90, 99: 459}
+
+
+def wilson_interval(successes: float, total: int, z: float = 1.96) -> Interval:
+    """Return the Wilson score interval of a binomial share.
+
+    Args:
+        successes: Number of successes, 0 to ``total``.
+        total: Number of trials, at least 1.
+        z: Quantile of the normal distribution; 1.96 for 95 %.
+    """
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return (max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+
+
+def median_ratio_interval(
+    ratios: NDArray[np.float64], seed: int = 0, resamples: int = 2000
+) -> tuple[float, Interval]:
+    """Return the median of paired ratios and its 95 % bootstrap interval.
+
+    Args:
+        ratios: One ratio for each round, ``(n,)``, n at least 1.
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap samples.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = np.median(generator.choice(ratios, size=(resamples, len(ratios))), axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(np.median(ratios)), (float(low), float(high))
+
+
+def percentile_or_none(samples: NDArray[np.float64], percent: int) -> float | None:
+    """Return a percentile, or None where there are too few samples for it.
+
+    Args:
+        samples: Timings, ``(n,)``.
+        percent: 50, 90, 95 or 99.
+    """
+    if len(samples) < _SAMPLES_NEEDED.get(percent, 1):
+        return None
+    return float(np.percentile(samples, percent))
+
+
+def spread(samples: NDArray[np.float64]) -> float:
+    """Return the interquartile range as a share of the median."""
+    low, middle, high = np.percentile(samples, [25, 50, 75])
+    return float((high - low) / middle)
+
+
+def indistinguishable(one: Interval, other: Interval) -> bool:
+    """Return whether two intervals overlap, so that no order between the two values is shown."""
+    return one[0] <= other[1] and other[0] <= one[1]

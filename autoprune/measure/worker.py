@@ -1,0 +1,169 @@
+"""The process that times model files: alone under a machine-wide lock, everything interleaved.
+
+Run as ``python -m autoprune.measure.worker`` with a job as JSON on the standard input; the result is JSON on the
+standard output. It loads onnxruntime and NumPy, never torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from autoprune.measure.stats import spread
+
+_LEAST_ROUNDS = 7
+
+
+class Runner:
+    """One model file ready to be timed.
+
+    Args:
+        path: Model file.
+        threads: Threads of one inference.
+        batch: Examples in one inference.
+        input_shape: Shape of one example.
+    """
+
+    def __init__(self, path: str, threads: int, batch: int, input_shape: list[int]) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        inputs = self.session.get_inputs()[0]
+        size = inputs.shape[0] if isinstance(inputs.shape[0], int) else batch
+        generator = np.random.default_rng(0)
+        self.feed = {inputs.name: generator.standard_normal((size, *input_shape), dtype=np.float32)}
+        self.runs = 1
+
+    def once_s(self) -> float:
+        """Run one inference and return its seconds."""
+        begun = time.perf_counter_ns()
+        self.session.run(None, self.feed)
+        return (time.perf_counter_ns() - begun) / 1e9
+
+    def warm_up(self, seconds: float, block_s: float) -> None:
+        """Run for ``seconds`` and choose how many runs make a block of ``block_s``."""
+        begun = time.perf_counter()
+        samples = [self.once_s() for _ in range(3)]
+        while time.perf_counter() - begun < seconds:
+            samples.append(self.once_s())
+        self.runs = max(1, round(block_s / float(np.median(samples[len(samples) // 2 :]))))
+
+    def block_s(self) -> list[float]:
+        """Run one block and return the seconds of each run."""
+        return [self.once_s() for _ in range(self.runs)]
+
+
+def main() -> None:
+    """Read a job, measure, write the result."""
+    job: dict[str, Any] = json.load(sys.stdin)
+    with lock_machine(job.get("lock")):
+        pin(job["threads"])
+        if job["kind"] == "memory":
+            result: dict[str, Any] = {"memory_bytes": memory_bytes(job)}
+        else:
+            result = measure(job)
+    json.dump(result, sys.stdout)
+
+
+def lock_machine(path: str | None = None) -> Any:
+    """Hold the machine-wide lock, so that no two measurements of this user run at once."""
+    place = Path(path) if path else Path(tempfile.gettempdir()) / f"autoprune-measure-{os.getuid()}.lock"
+    file = place.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.stderr.write("waiting for another measurement on this machine\n")
+        sys.stderr.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def pin(threads: int) -> None:
+    """Keep this process on ``threads`` of its cores, the last ones, where the system allows it."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-threads:])
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Time all models of a job against its dense model; repeat noisy passes and keep the quietest."""
+    paths = [*job["models"], job["dense"]]
+    runners = [Runner(path, job["threads"], job["batch"], job["input_shape"]) for path in paths]
+    for runner in runners:
+        runner.warm_up(job["warmup_s"] / len(runners), job["block_s"])
+    generator = np.random.default_rng(job["seed"])
+    best: dict[str, Any] | None = None
+    for _ in range(1 + job["repeats"]):
+        found = one_pass(runners, job, generator)
+        if best is None or found["spread"] < best["spread"]:
+            best = found
+        if best["spread"] <= job["noise_limit"]:
+            break
+    assert best is not None, "at least one pass runs"
+    return {**best, "noisy": best["spread"] > job["noise_limit"]}
+
+
+def one_pass(runners: list[Runner], job: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    """Time every model once a round in random order; the last runner is the dense model."""
+    samples: list[list[float]] = [[] for _ in runners]
+    blocks: list[list[float]] = [[] for _ in runners]
+    begun = time.perf_counter()
+    gc.collect()
+    gc.disable()
+    try:
+        for done in range(job["rounds"]):
+            if done >= _LEAST_ROUNDS and time.perf_counter() - begun > job["limit_s"] * len(runners):
+                break
+            for index in generator.permutation(len(runners)):
+                taken = runners[index].block_s()
+                samples[index] += taken
+                blocks[index].append(float(np.median(taken)))
+    finally:
+        gc.enable()
+    dense: NDArray[np.float64] = np.array(blocks[-1])
+    return {
+        "samples_s": samples,
+        "ratios": [(np.array(block) / dense).tolist() for block in blocks[:-1]],
+        "spread": spread(dense),
+    }
+
+
+def memory_bytes(job: dict[str, Any]) -> int | None:
+    """Return the peak memory that loading and running the first model adds to this process; None if unreadable."""
+    before = _status_kib("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak, see proc(5)
+    except OSError:
+        return None
+    runner = Runner(job["models"][0], job["threads"], job["batch"], job["input_shape"])
+    for _ in range(3):
+        runner.once_s()
+    after = _status_kib("VmHWM")
+    return None if before is None or after is None else max(0, after - before) * 1024
+
+
+def _status_kib(field: str) -> int | None:
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(match.group(1)) if match else None
+
+
+if __name__ == "__main__":
+    main()

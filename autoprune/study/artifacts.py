@@ -1,0 +1,126 @@
+"""Artifact folders: whole or absent, never half, and checked by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from autoprune.errors import StorageError
+from autoprune.naming import StudyPaths
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".unfinished-"
+
+
+def temporary_folder(parent: Path) -> Path:
+    """Make an empty folder beside the final place, so that moving it there is one step.
+
+    Raises:
+        StorageError: If ``parent`` cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+    except OSError as error:
+        raise StorageError(f"folder {str(parent)!r} cannot be written: {error.strerror or error}") from error
+
+
+def commit_folder(folder: Path, place: Path) -> None:
+    """Move ``folder`` to ``place`` in one step, with a manifest of its files' hashes.
+
+    Files and folders are flushed to disk first. A folder that is already at ``place`` is replaced.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = {str(path.relative_to(folder)): _sha256(path) for path in files if path.name != MANIFEST}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+    for path in [*files, folder / MANIFEST, folder]:
+        _flush(path)
+    folder.chmod(0o755)
+    if place.exists():
+        aside = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=place.parent))
+        place.replace(aside / place.name)
+        folder.replace(place)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        folder.replace(place)
+    _flush(place.parent)
+
+
+def verify(folder: Path) -> None:
+    """Compare a committed folder with its manifest.
+
+    Raises:
+        StorageError: If a file is missing or differs; names it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        damaged = [name for name, digest in manifest.items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"artifact {str(folder)!r} is damaged: {error}", "export or search it again") from error
+    if damaged:
+        raise StorageError(
+            f"artifact {str(folder)!r} is damaged: {', '.join(damaged)} differs from its manifest",
+            "export or search it again",
+        )
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether ``folder`` is a committed artifact whose files are as they were."""
+    try:
+        verify(folder)
+    except StorageError:
+        return False
+    return True
+
+
+def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:
+    """Remove the artifacts of trials that are not in ``keep``; final artifacts stay."""
+    kept = {paths.artifact(number).name for number in keep}
+    for folder in paths.artifacts.glob("trial-*"):
+        number_only = folder.name.removeprefix("trial-").isdigit()
+        if number_only and folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def discard_unfinished(paths: StudyPaths) -> None:
+    """Remove what killed runs left half written."""
+    for folder in paths.artifacts.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never half.
+
+    Raises:
+        StorageError: If the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        _flush(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}",
+            "free space or choose a writable folder (AUTOPRUNE_STUDIES)",
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""How a trial lies in Optuna's attributes, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import optuna
+
+from autoprune.errors import StorageError
+from autoprune.measure.record import Measurement
+from autoprune.space.recipe import Recipe
+from autoprune.study.records import Fidelity, TrialRecord
+
+PLAN = "autoprune:plan"
+RESULT = "autoprune:result"
+FAILURE = "autoprune:failure"
+
+
+def plan_text(recipe: Recipe, origin: str, label: str, parent: int | None, fidelity: Fidelity) -> str:
+    """Return what a trial is to evaluate, as one attribute."""
+    content = {
+        "recipe": recipe.model_dump(mode="json"),
+        "origin": origin,
+        "label": label,
+        "parent": parent,
+        "fidelity": fidelity,
+    }
+    return json.dumps(content)
+
+
+def result_text(measurement: Measurement, train_steps: int, duration_s: float) -> str:
+    """Return what a finished trial gave, as one attribute."""
+    content = {
+        "measurement": measurement.model_dump(mode="json"),
+        "train_steps": train_steps,
+        "duration_s": duration_s,
+    }
+    return json.dumps(content)
+
+
+def failure_text(kind: str, reason: str, duration_s: float) -> str:
+    """Return why a trial failed, as one attribute."""
+    return json.dumps({"failure_kind": kind, "failure_reason": reason, "duration_s": duration_s})
+
+
+def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    """Return an Optuna trial as a record.
+
+    Raises:
+        StorageError: If its attributes are not what this version wrote; names the trial.
+    """
+    try:
+        values: dict[str, Any] = json.loads(trial.user_attrs.get(PLAN, "{}"))
+        if trial.state == optuna.trial.TrialState.COMPLETE:
+            values |= {"state": "complete"} | json.loads(trial.user_attrs[RESULT])
+        elif trial.state.is_finished():
+            failure = trial.user_attrs.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
+            values |= {"state": "failed"} | json.loads(failure)
+        else:
+            values |= {"state": "running"}
+        return TrialRecord.model_validate({**values, "number": trial.number})
+    except (KeyError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"trial {trial.number} cannot be read: {str(error).splitlines()[0]}",
+            "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
+        ) from error

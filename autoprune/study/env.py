@@ -1,0 +1,38 @@
+"""env.json: versions, host, seed and data behind a study's figures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from autoprune.config import StudyConfig
+from autoprune.naming import StudyPaths
+from autoprune.study.artifacts import write_text_atomic
+
+
+def write_environment(paths: StudyPaths, config: StudyConfig, host: dict[str, Any], data_fingerprint: str) -> None:
+    """Write what is needed to judge or repeat the study's figures; the first run's stays the first entry.
+
+    Args:
+        paths: The study's paths.
+        config: Its settings.
+        host: Machine and versions.
+        data_fingerprint: Content hash of the data and its splits.
+    """
+    runs = read_environment(paths)
+    entry = {
+        "host": host,
+        "settings": config.model_dump(mode="json"),
+        "data_fingerprint": data_fingerprint,
+        "seed": config.seed,
+    }
+    write_text_atomic(paths.environment, json.dumps([*runs, entry], indent=1, sort_keys=True))
+
+
+def read_environment(paths: StudyPaths) -> list[dict[str, Any]]:
+    """Return one entry for each run of the study; none if the file is missing or damaged."""
+    try:
+        runs = json.loads(paths.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return runs if isinstance(runs, list) else []

@@ -1,0 +1,276 @@
+"""The front of a study: which points are on it, which are ties, and which one to take."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoprune.errors import NoFeasiblePointError
+from autoprune.measure.record import Capability, Interval, Measurement
+from autoprune.naming import StudyPaths
+from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A tenth lost is where the volume of a front ends; latency and size end at the dense network's.
+_WORST_DROP = 0.1
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One measured trial seen as a point.
+
+    Attributes:
+        record: The trial.
+        on_front: Whether no other point of the same fidelity dominates it.
+        tie_with: Trials on the front whose capability and latency no interval tells from this one's.
+        baseline: Whether it needed no search: the dense network, int8 alone, a uniform ratio.
+    """
+
+    record: TrialRecord
+    on_front: bool
+    tie_with: tuple[int, ...]
+    baseline: bool
+
+    @property
+    def measurement(self) -> Measurement:
+        """What was measured of it."""
+        if self.record.measurement is None:
+            raise ValueError(f"trial {self.record.number} was not measured")
+        return self.record.measurement
+
+    @property
+    def capability(self) -> Capability:
+        """Capability on the report split, on the search split before the final measurement."""
+        return self.measurement.report or self.measurement.search
+
+
+def costs(measurement: Measurement, objectives: Sequence[str], *, on_search: bool) -> list[float]:
+    """Return the objectives' values with all of them minimised, capability first.
+
+    Args:
+        measurement: What was measured.
+        objectives: Names of the objectives.
+        on_search: Whether capability is the search split's even where the report split's is known.
+    """
+    capability = measurement.search if on_search else measurement.report or measurement.search
+    by_name = {"accuracy": -capability.value, "latency": measurement.latency.ratio, "size": measurement.size_ratio}
+    return [by_name["accuracy"], *(by_name[name] for name in objectives if name != "accuracy")]
+
+
+def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
+    """Return the trials on the search's front: of search fidelity, by what the search may see."""
+    pool = [r for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement]
+    return {r.number for r, on in zip(pool, _mask(pool, objectives, on_search=True), strict=True) if on}
+
+
+def _mask(pool: Sequence[TrialRecord], objectives: Sequence[str], *, on_search: bool) -> list[bool]:
+    measured = [r.measurement for r in pool if r.measurement is not None]
+    if not measured:
+        return []
+    values = np.array([costs(m, objectives, on_search=on_search) for m in measured])
+    return [bool(on) for on in non_dominated(values)]
+
+
+def study_hypervolume(records: Sequence[TrialRecord], objectives: Sequence[str]) -> float:
+    """Return the volume of the search's front below (0.1 lost, dense latency, dense size), each axis scaled to 1.
+
+    Capability counts as the share of 0.1 lost against the dense network; for a metric whose dense value is above
+    1 the loss is relative to that value.
+    """
+    pool = [r.measurement for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement]
+    dense = dense_record(records)
+    if not pool or dense is None or dense.measurement is None:
+        return 0.0
+    before = dense.measurement.search.value
+    scale = _WORST_DROP * max(1.0, abs(before))
+    values: Array = np.array([costs(m, objectives, on_search=True) for m in pool])
+    # A capability above the dense network's adds nothing beyond it, so that the volume stays within [0, 1].
+    values[:, 0] = np.maximum(0.0, (values[:, 0] + before) / scale)
+    return hypervolume(values, np.ones(values.shape[1]))
+
+
+def dense_record(records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """Return the dense network's trial, its final measurement if there is one; None before trial 0."""
+    first = next((r for r in records if r.origin == "dense" and r.state == "complete"), None)
+    if first is None:
+        return None
+    final = [r for r in records if r.fidelity == "final" and r.parent == first.number and r.state == "complete"]
+    return final[-1] if final else first
+
+
+def all_points(store: StudyStore) -> list[FrontPoint]:
+    """Return every measured trial as a point.
+
+    Once final trials exist the front is theirs, by the figures that are printed beside them; points of the
+    search's fidelity are then never on it, their recovery having been brief.
+    """
+    records = store.records()
+    measured = [r for r in records if r.state == "complete" and r.measurement is not None]
+    finals = [r for r in measured if r.fidelity == "final"]
+    pool = finals or measured
+    on_front = {r.number for r, on in zip(pool, _mask(pool, store.objectives, on_search=not finals), strict=True) if on}
+    members = [r for r in pool if r.number in on_front]
+    marked = {r.number for r in records if r.origin in ("dense", "baseline")}
+    return [
+        FrontPoint(
+            record=r,
+            on_front=r.number in on_front,
+            tie_with=_ties(r, members) if r.number in on_front else (),
+            baseline=r.number in marked or r.parent in marked,
+        )
+        for r in measured
+    ]
+
+
+def front_points(store: StudyStore) -> list[FrontPoint]:
+    """Return the points on the front, the most capable first."""
+    points = [point for point in all_points(store) if point.on_front]
+    return sorted(points, key=lambda p: (-p.capability.value, p.measurement.latency.ratio, p.record.number))
+
+
+def _ties(record: TrialRecord, members: Sequence[TrialRecord]) -> tuple[int, ...]:
+    own = record.measurement
+    found = []
+    for other in members:
+        theirs = other.measurement
+        if other.number == record.number or own is None or theirs is None:
+            continue
+        same_capability = _overlap((own.report or own.search).ci, (theirs.report or theirs.search).ci)
+        if same_capability and _overlap(own.latency.ratio_ci, theirs.latency.ratio_ci):
+            found.append(other.number)
+    return tuple(found)
+
+
+def _overlap(one: Interval, other: Interval) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def pick_points(
+    points: Sequence[FrontPoint],
+    *,
+    max_latency_ms: float | None = None,
+    max_latency_ratio: float | None = None,
+    max_size_mb: float | None = None,
+    min_accuracy: float | None = None,
+    max_drop: float | None = None,
+    knee: bool = False,
+    dense: FrontPoint | TrialRecord | None = None,
+) -> list[FrontPoint]:
+    """Return the points that keep every limit, the most capable first; with ``knee`` the knee alone.
+
+    Args:
+        points: A front.
+        max_latency_ms: Most milliseconds for one batch.
+        max_latency_ratio: Most latency as a share of the dense network's.
+        max_size_mb: Most megabytes (1e6 bytes) of the model file.
+        min_accuracy: Least capability.
+        max_drop: Most capability lost against the dense network.
+        knee: Whether to return only the point where the trade turns.
+        dense: The dense network, against which a drop counts; the point of dense origin if not given.
+
+    Raises:
+        NoFeasiblePointError: If no point keeps the limits; names the nearest miss of each limit.
+    """
+    before = _dense_capability(points, dense)
+    limits: list[tuple[str, float | None, Callable[[FrontPoint], float]]] = [
+        ("latency_ms", max_latency_ms, lambda p: p.measurement.latency.latency_ms),
+        ("latency_ratio", max_latency_ratio, lambda p: p.measurement.latency.ratio),
+        ("size_mb", max_size_mb, lambda p: p.measurement.size_bytes / 1e6),
+        ("drop", max_drop, lambda p: before - p.capability.value),
+        ("lack of accuracy", None if min_accuracy is None else -min_accuracy, lambda p: -p.capability.value),
+    ]
+    kept = [p for p in points if all(limit is None or figure(p) <= limit for _, limit, figure in limits)]
+    if not kept:
+        nearest = [
+            f"{name}: asked at most {limit:g}, the front's least is {min(map(figure, points)):g}"
+            for name, limit, figure in limits
+            if limit is not None and points
+        ]
+        raise NoFeasiblePointError(
+            "no point of the front keeps these limits" + "".join(f"\n  {line}" for line in nearest),
+            "relax a limit, or search longer",
+        )
+    kept = sorted(kept, key=lambda p: (-p.capability.value, p.measurement.latency.ratio, p.record.number))
+    return [kept[_knee(kept)]] if knee else kept
+
+
+def _dense_capability(points: Sequence[FrontPoint], dense: FrontPoint | TrialRecord | None) -> float:
+    record = dense.record if isinstance(dense, FrontPoint) else dense
+    if record is None:
+        # The dense network is the only one without any choice, and always measured.
+        found = [p.record for p in points if p.record.label == "dense"]
+        record = found[0] if found else None
+    if record is None or record.measurement is None:
+        return max((p.capability.value for p in points), default=0.0)
+    return (record.measurement.report or record.measurement.search).value
+
+
+def _knee(points: Sequence[FrontPoint]) -> int:
+    return knee(np.array([costs(p.measurement, ("accuracy", "latency", "size"), on_search=False) for p in points]))
+
+
+def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
+    """Return one measured trial with the names that scripts rely on.
+
+    ``accuracy`` is that of the report split, None before the final measurement; shares are of the dense file's.
+
+    Raises:
+        ValueError: If the trial was not measured.
+    """
+    measured = record.measurement
+    if measured is None:
+        raise ValueError(f"trial {record.number} was not measured")
+    folder = paths.artifact(record.number)
+    if record.fidelity == "final" and record.parent is not None:
+        folder = paths.final_artifact(record.parent)
+    return {
+        "trial": record.number,
+        "label": record.label,
+        "origin": record.origin,
+        "fidelity": record.fidelity,
+        "parent": record.parent,
+        "accuracy": measured.report.value if measured.report else None,
+        "accuracy_ci": measured.report.ci if measured.report else None,
+        "accuracy_search": measured.search.value,
+        "metric": measured.search.name,
+        "latency_ms": measured.latency.latency_ms,
+        "latency_p95_ms": measured.latency.latency_p95_ms,
+        "latency_ratio": measured.latency.ratio,
+        "latency_ratio_ci": measured.latency.ratio_ci,
+        "latency_noisy": measured.latency.noisy,
+        "size_bytes": measured.size_bytes,
+        "size_ratio": measured.size_ratio,
+        "params": measured.params,
+        "macs": measured.macs,
+        "memory_bytes": measured.memory_bytes,
+        "int8_layers": measured.executed.int8_layers,
+        "layers": measured.executed.layers,
+        "train_steps": record.train_steps,
+        "recipe": record.recipe.model_dump(mode="json") if record.recipe else None,
+        "artifact": str(folder) if folder.is_dir() else None,
+        "export_command": f"autoprune export {shlex.quote(paths.name)} --trial {record.number} --to DIR",
+    }
+
+
+def to_frame(points: Sequence[FrontPoint], paths: StudyPaths | None = None) -> pd.DataFrame:
+    """Return points as a table, one row each, with the names of :func:`point_json` but for the recipe."""
+    import pandas as pd
+
+    rows = []
+    for point in points:
+        row = point_json(paths or StudyPaths.of("study"), point.record)
+        row.pop("recipe")
+        row["baseline"], row["tie_with"] = point.baseline, " ".join(map(str, point.tie_with))
+        for name in ("accuracy_ci", "latency_ratio_ci"):
+            interval = row.pop(name)
+            row[f"{name}_low"], row[f"{name}_high"] = interval or (None, None)
+        rows.append(row)
+    return pd.DataFrame(rows)

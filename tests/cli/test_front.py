@@ -1,0 +1,167 @@
+"""The verbs ``front``, ``studies`` and ``report`` on a study whose figures are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoprune.cli.main import main
+from autoprune.config import make_config
+from autoprune.measure.record import Capability, Executed, Latency, Measurement
+from autoprune.naming import StudyPaths
+from autoprune.space.recipe import GroupChoice, Recipe
+from autoprune.study.store import StudyStore
+
+POINT_NAMES = {
+    "trial", "accuracy", "accuracy_search", "latency_ms", "latency_ratio", "latency_ratio_ci", "size_bytes",
+    "size_ratio", "params", "macs", "recipe", "artifact",
+}  # fmt: skip
+
+
+def measured(accuracy: float, ratio: float, size: float) -> Measurement:
+    score = Capability(name="accuracy", value=accuracy, ci=(accuracy - 0.01, accuracy + 0.01), examples=1000)
+    low, high = ratio - 0.02, ratio + 0.02
+    return Measurement(
+        search=Capability(name="accuracy", value=accuracy + 0.05, ci=(0.5, 1.0), examples=500),
+        report=score,
+        latency=Latency(
+            latency_ms=10 * ratio,
+            latency_p95_ms=None,
+            dense_ms=10.0,
+            ratio=ratio,
+            ratio_ci=(low, high),
+            samples=50,
+            noisy=False,
+        ),
+        size_bytes=int(4_000_000 * size),
+        size_ratio=size,
+        params=1000,
+        macs=2000,
+        memory_bytes=None,
+        executed=Executed(layers=4, int8_layers=1, asked_int8=1, operators={"Conv": 3}),
+        parity_error=0.0,
+    )
+
+
+@pytest.fixture
+def study() -> str:
+    """A study with the dense network, a dominated point and two points on the front."""
+    config = make_config({"model": "tiny", "data": "none", "study": "known"})
+    store = StudyStore.create_or_resume(config, StudyPaths.of("known"))
+    for origin, ratio, figures in (
+        ("dense", 0.0, (0.90, 1.00, 1.00)),
+        ("baseline", 0.25, (0.85, 0.70, 0.70)),
+        ("tpe", 0.5, (0.89, 0.60, 0.60)),
+        ("tpe", 0.7, (0.80, 0.30, 0.25)),
+    ):
+        trial = store.ask()
+        recipe = Recipe(groups={"a": GroupChoice(ratio=ratio)})
+        label = {"dense": "dense", "baseline": "uniform 0.25"}.get(origin, "")
+        store.begin(trial, recipe, origin=origin, label=label)
+        store.complete(trial, measured(*figures), train_steps=10, duration_s=1.0)
+    trial = store.ask()
+    store.begin(trial, Recipe(), origin="tpe")
+    store.fail(trial, "nan", "capability is nan", duration_s=1.0)
+    store.release()
+    return "known"
+
+
+def object_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_json_is_one_object_with_the_names_of_the_contract(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = object_of(["front", study], capsys)
+    assert {"study", "dense", "points"} <= set(found)
+    assert found["study"] == "known"
+    for point in [found["dense"], *found["points"]]:
+        assert set(point) >= POINT_NAMES
+    assert [point["trial"] for point in found["points"]] == [0, 2, 3]
+    assert found["dense"]["accuracy"] == 0.90
+    best = found["points"][1]
+    assert (best["accuracy"], best["accuracy_search"]) == (0.89, pytest.approx(0.94))
+    assert (best["latency_ms"], best["latency_ratio"], best["latency_ratio_ci"]) == (6.0, 0.6, [0.58, 0.62])
+    assert (best["size_bytes"], best["size_ratio"]) == (2_400_000, 0.6)
+    assert best["recipe"]["groups"] == {"a": {"ratio": 0.5, "bits": 32}}
+
+
+@pytest.mark.parametrize(
+    ("limits", "trials"),
+    [
+        ([], [0, 2, 3]),
+        (["--max-drop", "0.02"], [0, 2]),
+        (["--min-accuracy", "0.895"], [0]),
+        (["--max-latency-ms", "6.5"], [2, 3]),
+        (["--max-latency-ratio", "0.5"], [3]),
+        (["--max-size-mb", "1.0"], [3]),
+        (["--max-drop", "0.02", "--max-size-mb", "3"], [2]),
+    ],
+)
+def test_limits(study: str, limits: list[str], trials: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    found = object_of(["front", study, *limits], capsys)
+    assert [point["trial"] for point in found["points"]] == trials
+
+
+def test_the_knee_is_one_point(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(object_of(["front", study, "--knee"], capsys)["points"]) == 1
+
+
+def test_limits_that_nothing_keeps_exit_3_and_name_the_nearest(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", study, "--max-size-mb", "0.5"]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "0.5" in shown.err and "1" in shown.err
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "x"])
+def test_limits_that_are_none(study: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", study, f"--max-drop={value}"]) == 2
+    assert "max-drop" in capsys.readouterr().err
+
+
+def test_the_table_shows_every_point_and_marks_baselines(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", study, "--max-latency-ratio", "0.65"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.split() and line.split()[0].isdigit()]
+    assert [row[0] for row in rows] == ["0", "2", "3"]
+    assert "dense (baseline)" in next(line for line in lines if "dense (" in line)
+    assert {"0.8900", "0.600", "2.400", "+0.0100", "1/4"} <= set(rows[1])
+
+
+def test_csv_has_one_row_for_each_point(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", study, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["trial"] for row in rows] == ["0", "2", "3"]
+    assert float(rows[1]["size_ratio"]) == 0.6
+
+
+def test_studies_are_listed(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (entry,) = object_of(["studies"], capsys)
+    assert (entry["study"], entry["model"], entry["trials"], entry["failed"]) == ("known", "tiny", 5, 1)  # type: ignore[index]
+    assert main(["studies"]) == 0
+    assert "known" in capsys.readouterr().out
+
+
+def test_no_studies_are_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studies"]) == 0
+    assert "no studies" in capsys.readouterr().out
+
+
+def test_a_study_that_is_not_there_answers_with_near_matches(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", "knwon"]) == 2
+    assert "unknown study 'knwon'; did you mean 'known'?" in capsys.readouterr().err
+
+
+def test_a_damaged_database_is_a_storage_fault(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    StudyPaths.of(study).database.write_bytes(b"not a database" * 100)
+    for log in Path(StudyPaths.of(study).root).glob("study.db-*"):
+        log.unlink()
+    assert main(["front", study]) == 4
+    assert "Traceback" not in capsys.readouterr().err
