@@ -64,7 +64,9 @@ def export_point(study: str, trial: int, to: Path) -> Path:
             to.rmdir()
         commit_folder(folder, to)
     except OSError as error:
-        raise StorageError(f"{str(to)!r} cannot be written: {error}", "choose a folder on a disk with room") from error
+        raise StorageError(
+            f"{str(to)!r} cannot be written: {error}", "choose a folder on a disk with room"
+        ) from error
     return to
 
 
@@ -91,6 +93,11 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
     """
     content, model_path, dense_path = _read_artifact(folder)
     settings = content["settings"]
+    if content.get("metric", TOP1.name) != TOP1.name or (data is None and settings["data"] == "given"):
+        raise UsageError(
+            f"{str(folder)!r} was searched with data or a metric given as Python objects, which no name stands for",
+            "give the data by name with --data (file.py:function with --trust-code); only top-1 accuracy can be measured so",
+        )
     config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
     loaded = load_data(config)
     runtime = OnnxRuntime(config.target)
@@ -264,4 +271,3 @@ def flat(measurement: Measurement) -> dict[str, Any]:
         "int8_layers": measurement.executed.int8_layers,
         "layers": measurement.executed.layers,
     }
-

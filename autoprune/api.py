@@ -119,6 +119,12 @@ class Study:
         )
         return Point(self.name, chosen[0].record)
 
+    def report(self) -> list[Path]:
+        """Write ``report.html``, ``front.png`` and ``front.csv`` into the study's folder and return their paths."""
+        from autoprune.report.writing import write_report
+
+        return list(write_report(self._store).values())
+
     def plot(self) -> Figure:
         """Return the front as a matplotlib figure."""
         from autoprune.report.plot import figure
@@ -171,28 +177,44 @@ def search(
     """
     clock = clock or SystemClock()
     started_s = clock.monotonic()
-    named = isinstance(model, str)
-    if named != isinstance(data, str):
-        raise UsageError("model and data must both be names or both be objects", "pass a module with its data sets")
-    if named and (metric is not None or loss is not None or training_step is not None):
-        raise UsageError("metric, loss and training_step go with a model and data given as objects, not as names")
+    network = None if isinstance(model, str) else model
+    if (network is None) != isinstance(data, str):
+        raise UsageError(
+            "model and data must both be names or both be objects", "pass a module with its data sets"
+        )
+    if network is None and (metric is not None or loss is not None or training_step is not None):
+        raise UsageError(
+            "metric, loss and training_step go with a model and data given as objects, not as names"
+        )
     values = {
-        "model": model if named else type(model).__name__,
-        "data": data if named else "given",
+        "model": model if network is None else type(network).__name__,
+        "data": data if network is None else "given",
         "budget": budget,
         **settings,
     }
     config = make_config(values)
     load = None
-    if not named:
+    if network is not None:
+        load = _loader(network, data, metric, loss, training_step, config)
+    return run_search(config, fresh=fresh, progress=progress, clock=clock, started_s=started_s, load=load)
+
+
+def _loader(
+    network: nn.Module,
+    data: Any,
+    metric: Metric | None,
+    loss: Callable[[Tensor, Tensor], Tensor] | None,
+    training_step: Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor] | None,
+    config: StudyConfig,
+) -> Callable[[], Workload]:
+    def load() -> Workload:
         from autoprune.workloads.workload import workload_from_objects
 
-        def load() -> Workload:
-            return workload_from_objects(
-                model, data, metric=metric, loss=loss, training_step=training_step, config=config
-            )
+        return workload_from_objects(
+            network, data, metric=metric, loss=loss, training_step=training_step, config=config
+        )
 
-    return run_search(config, fresh=fresh, progress=progress, clock=clock, started_s=started_s, load=load)
+    return load
 
 
 def run_search(
@@ -214,8 +236,16 @@ def run_search(
         started_s: Monotonic reading from which the budget counts; now if not given.
         load: Loads the workload; by the settings' names if not given.
     """
+    from autoprune.report.writing import write_report
     from autoprune.search.run import run_study
 
-    return Study(
-        run_study(config, fresh=fresh, listener=progress, clock=clock or SystemClock(), started_s=started_s, load=load)
+    store = run_study(
+        config,
+        fresh=fresh,
+        listener=progress,
+        clock=clock or SystemClock(),
+        started_s=started_s,
+        load=load,
+        close=write_report,
     )
+    return Study(store)

@@ -80,7 +80,10 @@ class Target(BaseModel):
     def _known(cls, name: str) -> str:
         if name not in RUNTIMES:
             raise unknown_name(
-                "target", name, RUNTIMES, "`autoprune doctor` lists the targets that this version can measure here"
+                "target",
+                name,
+                RUNTIMES,
+                "`autoprune doctor` lists the targets that this version can measure here",
             )
         return name
 
@@ -206,7 +209,9 @@ def describe_faults(
         shown = value if len(value) <= 60 else value[:60] + "…"
         where = f"{what}:{line_of(fault['loc'])}: " if line_of else ""
         message = fault["msg"].removeprefix("Value error, ")
-        lines.append(f"  {where}{name} " + ("is required" if fault["type"] == "missing" else f"= {shown}: {message}"))
+        lines.append(
+            f"  {where}{name} " + ("is required" if fault["type"] == "missing" else f"= {shown}: {message}")
+        )
     return "\n".join(lines)
 
 

@@ -15,6 +15,9 @@ import pytest
 from PIL import Image
 
 from autoprune.cli.main import main
+from autoprune.config import make_config
+from autoprune.naming import StudyPaths
+from autoprune.study.store import StudyStore
 
 # The contract is 2 seconds where no model must be built; a loaded test machine gets more, a hang does not.
 LIMIT_S = 30.0
@@ -266,6 +269,11 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(program: list[str], tmp_pa
     assert result.returncode == 4, result.stderr
     assert "Traceback" not in result.stderr and "bug of autoprune" not in result.stderr
     assert result.stderr.count("autoprune: ") == 1
+
+    settings = {"model": "cifar_resnet20", "data": "digits", "budget": "1m", "study": "full"}
+    store = StudyStore.create_or_resume(make_config(settings), StudyPaths.of("full"))
+    assert store.records() == []
+    store.release()
 
 
 def test_a_bug_says_so_and_keeps_its_traceback(

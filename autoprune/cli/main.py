@@ -52,9 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             error, _click_message(error), "`autoprune --help` lists the verbs and their options", 2, debug
         )
     except BrokenPipeError:
-        # The reader of our output is gone; nothing is left to say, and Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _reader_is_gone()
+    except SystemExit as stop:  # how typer ends on a broken pipe
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _reader_is_gone()
+        return _bug(RuntimeError(f"something ended the program with {stop.code!r}"), debug)
     except OSError as error:
         storage = StorageError(
             f"a file could not be read or written: {error}", "free space or choose another folder"
@@ -72,6 +74,12 @@ def run() -> None:
 def say(message: str) -> None:
     """Print one line for people on the standard error."""
     print(f"autoprune: {message}", file=sys.stderr, flush=True)
+
+
+def _reader_is_gone() -> int:
+    """Leave quietly: nobody is left to tell, and Python would complain at exit that it cannot write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 0
 
 
 def _click_message(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
 from autoprune.cli.settings import check_engine, gather
 from autoprune.errors import UsageError
+from autoprune.naming import StudyPaths, unknown_name
 
 if TYPE_CHECKING:
     from autoprune.config import StudyConfig
@@ -70,7 +71,8 @@ def search(
         with live_view(f"autoprune {settings.study_name}", quiet) as listener:
             found = run_search(settings, fresh=fresh, progress=listener)
     except KeyboardInterrupt:
-        show_front(open_study(settings.study_name), json=json)
+        if StudyPaths.of(settings.study_name).database.exists():
+            show_front(open_study(settings.study_name), json=json)
         raise
     show_front(found, json=json)
 
@@ -78,7 +80,6 @@ def search(
 def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     """Load the network, find its groups and tell what a search would do."""
     from autoprune.actions import list_groups
-    from autoprune.naming import StudyPaths
     from autoprune.space.search_space import load_space
 
     space = load_space(settings.space)
@@ -141,11 +142,13 @@ def compress(
 
     with live_view(f"autoprune compress {settings.model}", quiet) as listener:
         result = compress_once(settings, to, recipe=chosen, steps=steps, listener=listener, **uniform)
-    print_json(result) if json else print_pairs(result)
+    if json:
+        print_json(result)
+    else:
+        print_pairs({name: value for name, value in result.items() if name != "recipe"})
 
 
 def _check_criterion(criterion: str) -> None:
-    from autoprune.naming import unknown_name
     from autoprune.space.recipe import CRITERIA
 
     if criterion not in CRITERIA:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from autoprune.config import Target, usable_cores
 from autoprune.deploy.quantize import quantize
 from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.session import session_options
 from autoprune.deploy.shrink import shrink
 from autoprune.deploy.template import Template, export_fresh, export_template, instantiate, layer_nodes
 from autoprune.errors import ExportError
@@ -96,7 +97,9 @@ class OnnxRuntime:
 
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of a model file on all cores, ``(n, classes)``."""
-        session = ort.InferenceSession(str(path), _options(usable_cores()), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            str(path), _options(usable_cores()), providers=["CPUExecutionProvider"]
+        )
         fixed = session.get_inputs()[0].shape[0]
         name = session.get_inputs()[0].name
         outputs = [_run_session(session, name, batch.numpy(), fixed) for batch in batches]
@@ -105,15 +108,22 @@ class OnnxRuntime:
     def _fixed_batch(self) -> int | None:
         return self._template.batch if self._template is not None else None
 
-    def _float_graph(self, model: nn.Module, inputs: Tensor) -> tuple[onnx.ModelProto, NDArray[np.float32], float]:
+    def _float_graph(
+        self, model: nn.Module, inputs: Tensor
+    ) -> tuple[onnx.ModelProto, NDArray[np.float32], float]:
         """Return the candidate's float graph, the network's outputs, and how far the two are apart."""
         with torch.no_grad():
             wanted = model(inputs).numpy()
-        for free_flattening in (False, True) if self._template is not None else ():
+        template = self._template
+        for free_flattening in (False, True):
+            if template is None:
+                break
             try:
-                proto = instantiate(self._template, model, free_flattening=free_flattening)
+                proto = instantiate(template, model, free_flattening=free_flattening)
                 error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
-            except Exception as fault:  # a graph of another topology fails in any way; exporting afresh decides
+            except (
+                Exception
+            ) as fault:  # a graph of another topology fails in any way; exporting afresh decides
                 _log.debug("the dense graph does not take this candidate's weights: %s", fault)
                 continue
             if error <= _FLOAT_PARITY:
@@ -168,14 +178,13 @@ def relative_error(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 def _runs_as(layer: str, nodes: set[str]) -> bool:
     # Fusions keep the name of the layer's node or add their own ending to it.
-    return layer in nodes or any(name.startswith(f"{layer}_") or name.startswith(f"{layer}/") for name in nodes)
+    return layer in nodes or any(
+        name.startswith(f"{layer}_") or name.startswith(f"{layer}/") for name in nodes
+    )
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads)
     # Spinning threads would take the cores from whatever runs next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -197,7 +206,8 @@ def _run_session(
 
 def _calibration_arrays(calibration: Sequence[Tensor], fixed: int | None) -> list[NDArray[np.float32]]:
     inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
-    return [piece.numpy() for piece in inputs.split(fixed or 64) if fixed is None or len(piece) == fixed]
+    pieces = torch.split(inputs, fixed or 64)
+    return [piece.numpy() for piece in pieces if fixed is None or len(piece) == fixed]
 
 
 def _write(path: Path, raw: bytes) -> None:

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 
 from autoprune.deploy.template import LAYER_OPERATORS
 
@@ -47,7 +53,9 @@ def quantize(
     with tempfile.TemporaryDirectory(prefix="autoprune-int8-") as folder:
         path = Path(folder) / "int8.onnx"
         level = logging.root.level
-        logging.root.setLevel(logging.ERROR)  # the quantizer advises on the root logger, which is not ours to fill
+        logging.root.setLevel(
+            logging.ERROR
+        )  # the quantizer advises on the root logger, which is not ours to fill
         try:
             quantize_static(
                 proto,

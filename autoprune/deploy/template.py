@@ -84,7 +84,11 @@ def export_fresh(model: nn.Module, example: Tensor) -> Template:
     state = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     transposed = _transposed_weights(proto, state)
     used = {name for node in proto.graph.node for name in node.input}
-    folded = {weight: found for weight, found in folded.items() if weight in used and f"{found[0]}.weight" not in used}
+    folded = {
+        weight: found
+        for weight, found in folded.items()
+        if weight in used and f"{found[0]}.weight" not in used
+    }
     _give_own_biases(proto, folded)
     drop_unused(proto)
     return Template(_name_layers(proto, transposed), folded, transposed, batch)
@@ -129,7 +133,11 @@ def instantiate(template: Template, model: nn.Module, *, free_flattening: bool =
 
 def layer_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Return the nodes of convolution and linear layers by the layer's name."""
-    return {n.name: n for n in proto.graph.node if n.op_type in LAYER_OPERATORS and n.name and not n.name.startswith("node_")}
+    return {
+        n.name: n
+        for n in proto.graph.node
+        if n.op_type in LAYER_OPERATORS and n.name and not n.name.startswith("node_")
+    }
 
 
 def _export(model: nn.Module, example: Tensor, *, free_batch: bool) -> Any:

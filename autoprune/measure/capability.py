@@ -30,7 +30,9 @@ def score(outputs: Tensor, targets: Tensor, metric: Metric) -> Capability:
     value = float(metric.score(outputs, targets))
     if not math.isfinite(value):
         raise TrialError("nan" if math.isnan(value) else "inf", f"{metric.name} is {value}")
-    return Capability(name=metric.name, value=value, ci=_interval(outputs, targets, metric, value), examples=len(targets))
+    return Capability(
+        name=metric.name, value=value, ci=_interval(outputs, targets, metric, value), examples=len(targets)
+    )
 
 
 def _interval(outputs: Tensor, targets: Tensor, metric: Metric, value: float) -> Interval:

@@ -12,8 +12,28 @@ from typing import Any
 from autoprune.config import usable_cores
 
 # Instructions that decide which kernels a runtime picks.
-_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "sve")
-_PACKAGES = ("autoprune", "torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "optuna", "torch-pruning")
+_FLAGS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+_PACKAGES = (
+    "autoprune",
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "optuna",
+    "torch-pruning",
+)
 
 
 def describe_host() -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from autoprune.deploy.session import session_options
 from autoprune.measure.stats import spread
 
 _LEAST_ROUNDS = 7
@@ -37,11 +38,9 @@ class Runner:
     """
 
     def __init__(self, path: str, threads: int, batch: int, input_shape: list[int]) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(
+            path, session_options(threads), providers=["CPUExecutionProvider"]
+        )
         inputs = self.session.get_inputs()[0]
         size = inputs.shape[0] if isinstance(inputs.shape[0], int) else batch
         generator = np.random.default_rng(0)

@@ -24,7 +24,12 @@ class Baseline:
 
 
 def baselines(
-    groups: Groups, ratios: Iterable[float], bits: Sequence[int], criterion: str, width: int, recovery: Recovery
+    groups: Groups,
+    ratios: Iterable[float],
+    bits: Sequence[int],
+    criterion: str,
+    width: int,
+    recovery: Recovery,
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,19 +37,36 @@ _REMEMBERED_NETWORKS = 8
 
 @dataclass
 class Timings:
-    """Longest seconds that the stages of a trial took so far, from which the final phase plans.
+    """Seconds that the stages of trials took so far, from which the final phase plans.
+
+    A few trials take far longer than the others, when the machine is busy; medians are not misled by them.
 
     Attributes:
-        deploy_s: Export and quantization of one artifact.
-        example_s: Scoring one example by an artifact.
-        step_s: One step of fine-tuning.
-        final_latency_s: Timing one artifact at the final protocol, its process included.
+        deploy: Export and quantization of one artifact.
+        example: Scoring one example by an artifact.
+        step: One step of fine-tuning.
+        latency: Timing one artifact, its processes included.
     """
 
-    deploy_s: float = 1.0
-    example_s: float = 0.0
-    step_s: float = 0.0
-    final_latency_s: float = 6.0
+    deploy: list[float] = field(default_factory=list)
+    example: list[float] = field(default_factory=list)
+    step: list[float] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+
+    def step_s(self) -> float:
+        """Return the expected seconds of one step; 0 before the first training."""
+        return median(self.step) if self.step else 0.0
+
+    def artifact_s(self, examples: int) -> float:
+        """Return the expected seconds to export, score and time one artifact of the final front.
+
+        Args:
+            examples: Examples that it is scored on.
+        """
+        # The final protocol runs about four times as long as a trial's.
+        timing = 4.0 * median(self.latency) if self.latency else 5.0
+        deploy = median(self.deploy) if self.deploy else 1.0
+        return timing + deploy + examples * (max(self.example) if self.example else 0.0)
 
 
 @dataclass
@@ -80,7 +99,9 @@ class Bench:
     _networks: dict[str, Compressed] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, config: StudyConfig, workload: Workload, groups: Groups, *, gradients: bool = True) -> Bench:
+    def build(
+        cls, config: StudyConfig, workload: Workload, groups: Groups, *, gradients: bool = True
+    ) -> Bench:
         """Collect what the trials share.
 
         Args:
@@ -106,6 +127,7 @@ class Bench:
         key = architecture_key(recipe, self.groups)
         if key in self._networks:
             return self._networks[key]
+        begun_s = time.perf_counter()
         result = compress(
             self.workload.model,
             self.groups,
@@ -119,6 +141,8 @@ class Bench:
             deadline=deadline,
             training_step=self.workload.training_step,
         )
+        if result.train_steps:
+            self.timings.step.append((time.perf_counter() - begun_s) / result.train_steps)
         while len(self._networks) >= _REMEMBERED_NETWORKS:
             self._networks.pop(next(iter(self._networks)))
         self._networks[key] = result
@@ -136,14 +160,17 @@ class Bench:
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""
         save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in compressed.model.state_dict().items()},
+            {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in compressed.model.state_dict().items()
+            },
             folder / WEIGHTS_FILE,
         )
         content = {
             "recipe": recipe.model_dump(mode="json"),
             "kept": {name: list(units) for name, units in compressed.plan.items()},
             "train_steps": compressed.train_steps,
-            "data": self.config.data,
+            "metric": self.workload.metric.name,
             "data_fingerprint": self.workload.data.fingerprint,
             "settings": self.config.identity(),
         }

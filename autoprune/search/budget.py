@@ -24,7 +24,12 @@ class Timekeeper:
     """
 
     def __init__(
-        self, budget: Budget, final_share: float, clock: Clock, spent_before_s: float = 0.0, started_s: float | None = None
+        self,
+        budget: Budget,
+        final_share: float,
+        clock: Clock,
+        spent_before_s: float = 0.0,
+        started_s: float | None = None,
     ) -> None:
         self._budget = budget
         self._final_share = final_share

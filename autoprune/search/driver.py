@@ -18,6 +18,7 @@ from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.selection import choose_networks
 from autoprune.search.trial import Outcome, run_trial
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
@@ -71,7 +72,9 @@ class Driver:
         self.paths: StudyPaths = store.paths
         self._run = run or (lambda recipe, folder: run_trial(bench, recipe, folder, deadline=interrupt))
         self.records: list[TrialRecord] = store.records()
-        self.adopt_dense = adopt_dense or (lambda record: bench.adopt_dense(self.paths.artifact(record.number), record))
+        self.adopt_dense = adopt_dense or (
+            lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
+        )
         self._phase = "baselines"
 
     # -- what is run -------------------------------------------------------------------------
@@ -104,11 +107,17 @@ class Driver:
         record = self._dense_record()
         if record is None:
             failed = self.records[-1]
-            raise ExportError(f"the dense network cannot be measured: {failed.failure_kind}: {failed.failure_reason}")
+            raise ExportError(
+                f"the dense network cannot be measured: {failed.failure_kind}: {failed.failure_reason}"
+            )
         self.adopt_dense(record)
 
     def _dense_record(self) -> TrialRecord | None:
-        found = [r for r in self.records if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"]
+        found = [
+            r
+            for r in self.records
+            if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"
+        ]
         return found[0] if found else None
 
     def _missing_baselines(self) -> list[Baseline]:
@@ -125,9 +134,13 @@ class Driver:
 
     def _lost(self) -> list[tuple[Recipe, str, str]]:
         """Return recipes that a killed run left behind, each tried again at most twice."""
-        finished = {effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe}
+        finished = {
+            effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
+        }
         tries = Counter(
-            effective_key(r.recipe, self.groups) for r in self.records if r.failure_kind == "lost" and r.recipe
+            effective_key(r.recipe, self.groups)
+            for r in self.records
+            if r.failure_kind == "lost" and r.recipe
         )
         found: dict[str, tuple[Recipe, str, str]] = {}
         for record in self.records:
@@ -138,14 +151,20 @@ class Driver:
         return list(found.values())
 
     def _may_propose(self) -> bool:
-        proposals = sum(r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in self.records)
+        proposals = sum(
+            r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in self.records
+        )
         trials_left = self.keeper.trials_left(proposals)
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
             return False
         return self.keeper.fits_search(self._durations())
 
     def _durations(self) -> list[float]:
-        return [r.duration_s for r in self.records if r.state == "complete" and r.fidelity == "search" and r.duration_s > 0]
+        return [
+            r.duration_s
+            for r in self.records
+            if r.state == "complete" and r.fidelity == "search" and r.duration_s > 0
+        ]
 
     # -- one trial ---------------------------------------------------------------------------
 
@@ -191,12 +210,14 @@ class Driver:
     def _same_as(self, recipe: Recipe) -> TrialRecord | None:
         key = effective_key(recipe, self.groups)
         for record in self.records:
-            if record.state == "complete" and record.fidelity == "search" and record.recipe is not None:
-                if effective_key(record.recipe, self.groups) == key:
-                    return record
+            searched = record.state == "complete" and record.fidelity == "search"
+            if searched and record.recipe is not None and effective_key(record.recipe, self.groups) == key:
+                return record
         return None
 
-    def _finish(self, trial: optuna.Trial, measurement: Measurement, train_steps: int, duration_s: float) -> None:
+    def _finish(
+        self, trial: optuna.Trial, measurement: Measurement, train_steps: int, duration_s: float
+    ) -> None:
         self.store.complete(trial, measurement, train_steps=train_steps, duration_s=duration_s)
         self.records = self.store.records()
         self._discard_dominated()
@@ -205,19 +226,28 @@ class Driver:
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s)
         self.records = self.store.records()
-        self.listener(self.progress(f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"))
-        recent = [r for r in self.records if r.failure_kind not in ("lost", "interrupted")][-MAX_FAILURES_IN_A_ROW:]
-        if len(recent) == MAX_FAILURES_IN_A_ROW and len({r.failure_kind for r in recent} - {""}) == 1:
-            if all(r.state == "failed" for r in recent):
-                raise TooManyFailuresError(
-                    f"{MAX_FAILURES_IN_A_ROW} trials in a row failed alike ({error.kind}): {error.reason}",
-                    "the finished trials are kept; mend the cause and run the same command again",
-                )
+        self.listener(
+            self.progress(
+                f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
+            )
+        )
+        recent = [r for r in self.records if r.failure_kind not in ("lost", "interrupted")][
+            -MAX_FAILURES_IN_A_ROW:
+        ]
+        alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
+        if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
+            raise TooManyFailuresError(
+                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed alike ({error.kind}): {error.reason}",
+                "the finished trials are kept; mend the cause and run the same command again",
+            )
 
     def _discard_dominated(self) -> None:
-        """Keep artifacts of the dense network, the baselines and the front only."""
+        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
         keep = set(front_numbers(self.records, self.store.objectives))
-        keep |= {r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"}
+        keep |= {r.number for members in self.networks(self.bench.config.front_points) for r in members}
+        keep |= {
+            r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"
+        }
         discard_unlisted(self.paths, keep)
 
     def reload(self) -> None:
@@ -228,8 +258,15 @@ class Driver:
         """Record that the final phase lost the point that continued ``record``."""
         self.store.note(f"final_failure:{record.number}", f"{error.kind}: {error.reason}")
         self.listener(
-            self.progress(f"final recovery of trial {record.number} failed", "final", f"{error.kind}: {error.reason}")
+            self.progress(
+                f"final recovery of trial {record.number} failed", "final", f"{error.kind}: {error.reason}"
+            )
         )
+
+    def networks(self, most: int) -> list[list[TrialRecord]]:
+        """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
+        kept = {r.number for r in self.records if self.paths.artifact(r.number).is_dir()}
+        return choose_networks(self.records, self.groups, self.store.objectives, most, kept)
 
     # -- what is shown -----------------------------------------------------------------------
 
@@ -259,5 +296,3 @@ def describe(number: int, measurement: Measurement) -> str:
 def with_steps(recovery: Recovery, steps: int) -> Recovery:
     """Return ``recovery`` with another number of fine-tuning steps."""
     return Recovery.model_validate({**recovery.model_dump(), "finetune_steps": steps})
-
-

@@ -14,7 +14,6 @@ from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency
 from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver, describe, with_steps
-from autoprune.search.selection import choose_networks
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
 from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import commit_folder, temporary_folder
@@ -65,19 +64,19 @@ class FinalPhase:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
         count = len(self._free()) if artifacts is None else artifacts
         data = self.bench.workload.data
-        examples = len(data.search) + data.report.examples
-        timings = self.bench.timings
-        return max(1, count) * (timings.deploy_s + examples * timings.example_s + timings.final_latency_s) * 1.15
+        return max(1, count) * self.bench.timings.artifact_s(len(data.search) + data.report.examples)
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""
         networks = self._networks()
         recovered = self._recover(networks)
-        points = [p for record in self._free() if (p := self._point(record, self._untrained(record))) is not None]
+        points = [
+            p for record in self._free() if (p := self._point(record, self._untrained(record))) is not None
+        ]
         for members, compressed in zip(networks, recovered, strict=True):
-            for record in members:
-                if compressed is not None and (point := self._point(record, compressed)) is not None:
-                    points.append(point)
+            if compressed is not None:
+                made = [self._point(record, compressed) for record in members]
+                points += [point for point in made if point is not None]
         if points:
             self._measure(points)
 
@@ -100,14 +99,16 @@ class FinalPhase:
         """Choose as many networks as the time left can train for long enough."""
         config = self.bench.config
         most = config.front_points
-        step_s = self.bench.timings.step_s
+        step_s = self.bench.timings.step_s()
         networks: list[list[TrialRecord]] = []
         while most > 0:
-            networks = choose_networks(self.driver.records, self.bench.groups, self.driver.store.objectives, most)
+            networks = self.driver.networks(most)
             networks = [[r for r in members if r.number not in self.done] for members in networks]
             networks = [members for members in networks if members]
             artifacts = len(self._free()) + sum(map(len, networks))
-            least_s = max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
+            least_s = (
+                max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
+            )
             if self.keeper.final_left_s() - self.reserve_s(artifacts) >= len(networks) * least_s:
                 break
             most = min(most, len(networks)) - 1
@@ -115,9 +116,7 @@ class FinalPhase:
 
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
-        networks = choose_networks(
-            self.driver.records, self.bench.groups, self.driver.store.objectives, self.bench.config.front_points
-        )
+        networks = self.driver.networks(self.bench.config.front_points)
         free = len(self._free())
         while networks and self.reserve_s(free + sum(map(len, networks))) > self.keeper.final_left_s():
             networks = networks[:-1]
@@ -135,7 +134,9 @@ class FinalPhase:
         recovered: list[Compressed | None] = []
         for index, members in enumerate(networks):
             self.driver.listener(
-                self.driver.progress(f"final recovery {index + 1} of {len(networks)} (trial {members[0].number})", "final")
+                self.driver.progress(
+                    f"final recovery {index + 1} of {len(networks)} (trial {members[0].number})", "final"
+                )
             )
             slot_s = (self.keeper.final_left_s() - self.reserve_s(artifacts)) / (len(networks) - index)
             try:
@@ -168,11 +169,12 @@ class FinalPhase:
             # Batches that the trial has not seen yet.
             start_step=compressed.train_steps,
         )
-        steps = trainer.run_for(
-            lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt
-        )
+        steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
         trained = Compressed(
-            model=trainer.finish(), plan=compressed.plan, train_steps=compressed.train_steps + steps, solved=[]
+            model=trainer.finish(),
+            plan=compressed.plan,
+            train_steps=compressed.train_steps + steps,
+            solved=[],
         )
         if not self.driver.interrupt():
             folder = temporary_folder(self.paths.artifacts)
@@ -208,13 +210,16 @@ class FinalPhase:
             return None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        moved = Artifact(path=place / artifact.path.name, executed=artifact.executed, parity_error=artifact.parity_error)
+        moved = Artifact(
+            path=place / artifact.path.name, executed=artifact.executed, parity_error=artifact.parity_error
+        )
         return FinalPoint(record, recipe, compressed, moved, search, report)
 
     def _measure(self, points: list[FinalPoint]) -> None:
         """Time all points and the dense network interleaved in one session, and record them."""
         dense = self.bench.dense
-        assert dense is not None, "trial 0 builds the dense artifact"
+        if dense is None:
+            raise RuntimeError("the final phase needs the dense artifact, which trial 0 builds")
         clock = self.driver.clock
         begun_s = clock.monotonic()
         paths: list[Path] = [point.artifact.path for point in points]
@@ -238,10 +243,9 @@ class FinalPhase:
                 recipe=point.recipe,
                 train_steps=point.compressed.train_steps,
                 duration_s=each_s,
-                label=point.parent.label,
+                label=point.parent.label or f"{point.parent.origin} #{point.parent.number}",
             )
             self.driver.reload()
             self.driver.listener(
                 self.driver.progress(f"final point {number}", "measure", describe(number, measurement))
             )
-

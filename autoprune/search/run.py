@@ -14,6 +14,7 @@ from autoprune.search.driver import Driver
 from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
+from autoprune.space.groups import Groups
 from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.study.env import write_environment
 from autoprune.study.store import StudyStore
@@ -29,7 +30,7 @@ def run_study(
     clock: Clock,
     started_s: float | None = None,
     load: Callable[[], Workload] | None = None,
-    close: Callable[[StudyStore], None],
+    close: Callable[[StudyStore], object],
 ) -> StudyStore:
     """Run or resume a study until its budget is spent, its trials are done, or the user ends it.
 
@@ -53,7 +54,11 @@ def run_study(
     paths = StudyPaths.of(config.study_name)
     store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
     if store is not None and store.phase == "done" and not _extends(config, store):
-        listener(Progress("done", f"study {paths.name} is finished; --fresh starts over, a larger --budget continues"))
+        listener(
+            Progress(
+                "done", f"study {paths.name} is finished; --fresh starts over, a larger --budget continues"
+            )
+        )
         return store
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load() if load is not None else load_workload(config)
@@ -93,15 +98,16 @@ def _search(
     clock: Clock,
 ) -> None:
     """Run every phase that is not over yet."""
-    workload = _trained(workload, config, keeper, interrupt, listener)
+    workload = _trained(workload, config, keeper, interrupt, listener, resuming=bool(store.records()))
     if interrupt():
         return
     listener(Progress("groups", "finding groups and measuring the dense network", left_s=keeper.left_s))
-    groups = discover(workload)
+    groups = _groups(store, workload)
     space.check(groups)
-    store.note("groups", groups.model_dump_json())
     store.note("search_split_seen", "yes" if workload.search_split_seen else "no")
-    bench = Bench.build(config, workload, groups, gradients=any("taylor" in names for names in space.criteria.values()))
+    bench = Bench.build(
+        config, workload, groups, gradients=any("taylor" in names for names in space.criteria.values())
+    )
     driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
     final = FinalPhase(driver, bench)
     store.phase = "search"
@@ -115,21 +121,33 @@ def _search(
         store.phase = "done"
 
 
+def _groups(store: StudyStore, workload: Workload) -> Groups:
+    """Return the study's groups: found once, because a time limit makes finding them depend on the machine's speed."""
+    kept = store.notes().get("groups")
+    if kept is not None:
+        return Groups.model_validate_json(kept)
+    groups = discover(workload)
+    store.note("groups", groups.model_dump_json())
+    return groups
+
+
 def _trained(
-    workload: Workload, config: StudyConfig, keeper: Timekeeper, interrupt: Interrupt, listener: Listener
+    workload: Workload,
+    config: StudyConfig,
+    keeper: Timekeeper,
+    interrupt: Interrupt,
+    listener: Listener,
+    *,
+    resuming: bool,
 ) -> Workload:
     """Train the dense network if it is not trained for its data; at most a third of the budget goes into it."""
     if workload.dense_trained:
         return workload
-    left = keeper.left_s
-    last_s = None if left is None else keeper.spent_s + left / 3
-
-    def over() -> bool:
-        return interrupt() or (last_s is not None and keeper.spent_s > last_s)
-
     return train_dense(
         workload,
-        deadline=over,
+        deadline=interrupt,
+        time_limit_s=None if keeper.left_s is None else keeper.left_s / 3,
+        resuming=resuming,
         progress=lambda message: listener(Progress("dense", message, left_s=keeper.left_s)),
         seed=config.seed,
         batch_size=config.batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
 from autoprune.space.groups import Groups
-from autoprune.study.pareto import greedy_hypervolume, non_dominated
+from autoprune.study.pareto import hypervolume, non_dominated
 from autoprune.study.records import TrialRecord
 
 # A point at the worst value of an axis still adds volume, so that both ends of the front can be chosen.
@@ -19,20 +19,25 @@ _REFERENCE = 1.1
 
 
 def choose_networks(
-    records: Sequence[TrialRecord], groups: Groups, objectives: Sequence[str], most: int
+    records: Sequence[TrialRecord],
+    groups: Groups,
+    objectives: Sequence[str],
+    most: int,
+    available: Container[int] | None = None,
 ) -> list[list[TrialRecord]]:
     """Choose up to ``most`` pruned networks that cover the whole front.
 
     Trials that differ only in bit-widths share one network, which is trained once for all of them. Networks
     on the search's front come first; if there are fewer than ``most``, the next non-dominated layers fill up.
-    Among them a greedy choice by hypervolume, on the range of capability seen and the logarithm of costs,
-    spreads the training over the axis instead of one corner.
+    Among them the axis of costs is cut into equal parts on a logarithmic scale, and each part gives the network
+    that adds most hypervolume, so that the training covers the axis instead of one corner.
 
     Args:
         records: Trials of the study.
         groups: Groups of the model.
         objectives: Names of the objectives.
         most: Largest number of networks.
+        available: Trials whose artifacts are kept; all of them if not given.
 
     Returns:
         For each network its trials that are worth an artifact, the leading one first; networks ordered from the
@@ -41,7 +46,10 @@ def choose_networks(
     pool = [
         r
         for r in records
-        if r.state == "complete" and r.fidelity == "search" and r.measurement is not None and r.recipe is not None
+        if r.state == "complete"
+        and r.fidelity == "search"
+        and r.measurement is not None
+        and r.recipe is not None
     ]
     if not pool or most < 1:
         return []
@@ -50,7 +58,7 @@ def choose_networks(
     by_network: dict[str, list[int]] = defaultdict(list)
     for index in np.lexsort((np.arange(len(pool)), ranks)):
         recipe = pool[index].recipe
-        if recipe is not None and recipe.prunes:
+        if recipe is not None and recipe.prunes and (available is None or pool[index].number in available):
             by_network[architecture_key(recipe, groups)].append(int(index))
     leaders = [indices[0] for indices in by_network.values()]
     chosen: list[int] = []
@@ -59,7 +67,7 @@ def choose_networks(
         room = most - len(chosen)
         if room <= 0:
             break
-        chosen += layer if len(layer) <= room else [layer[i] for i in greedy_hypervolume(*_unit(values[layer]), room)]
+        chosen += layer if len(layer) <= room else [layer[i] for i in _spread_out(values[layer], room)]
     networks = []
     for leader in sorted(chosen, key=lambda i: -float(values[i, 1:].sum())):
         recipe = pool[leader].recipe
@@ -87,6 +95,28 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
         ranks[front if len(front) else rest] = rank
         rank += 1
     return ranks
+
+
+def _spread_out(values: NDArray[np.float64], room: int) -> list[int]:
+    """Choose ``room`` rows: one from each part of the axis of costs, then by hypervolume where parts are empty."""
+    scaled, reference = _unit(values)
+    place = scaled[:, 1:].mean(axis=1)
+    span = np.ptp(place)
+    parts = np.minimum(room - 1, ((place - place.min()) / (span or 1.0) * room).astype(int))
+    chosen: list[int] = []
+    for part in range(room):
+        chosen = _add_best(scaled, reference, chosen, [int(i) for i in np.flatnonzero(parts == part)])
+    while len(chosen) < room:
+        chosen = _add_best(scaled, reference, chosen, [i for i in range(len(values)) if i not in chosen])
+    return chosen
+
+
+def _add_best(
+    scaled: NDArray[np.float64], reference: NDArray[np.float64], chosen: list[int], candidates: list[int]
+) -> list[int]:
+    if not candidates:
+        return chosen
+    return [*chosen, max(candidates, key=lambda i: hypervolume(scaled[[*chosen, i]], reference))]
 
 
 def _unit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -40,7 +40,9 @@ class Outcome:
     train_steps: int
 
 
-def run_trial(bench: Bench, recipe: Recipe, folder: Path, deadline: Callable[[], bool] | None = None) -> Outcome:
+def run_trial(
+    bench: Bench, recipe: Recipe, folder: Path, deadline: Callable[[], bool] | None = None
+) -> Outcome:
     """Evaluate one recipe at the search's fidelity.
 
     Args:
@@ -63,9 +65,11 @@ def run_trial(bench: Bench, recipe: Recipe, folder: Path, deadline: Callable[[],
             bench.save(compressed, recipe, folder)
         with timed() as scoring:
             capability = evaluate(bench, artifact, bench.workload.data.search)
-        bench.timings.deploy_s = max(bench.timings.deploy_s, deploying())
-        bench.timings.example_s = max(bench.timings.example_s, scoring() / capability.examples)
-        latency, memory_bytes = time_against_dense(bench, artifact)
+        with timed() as timing:
+            latency, memory_bytes = time_against_dense(bench, artifact)
+        bench.timings.deploy.append(deploying())
+        bench.timings.example.append(scoring() / capability.examples)
+        bench.timings.latency.append(timing())
         measurement = assemble(bench, compressed.model, artifact, latency, memory_bytes, search=capability)
         return Outcome(measurement, compressed.train_steps)
 
@@ -92,7 +96,11 @@ def time_against_dense(bench: Bench, artifact: Artifact) -> tuple[Latency, int |
     """Measure latency interleaved with the dense artifact, and peak memory."""
     dense = bench.dense or artifact
     return measure_latency(
-        artifact.path, dense.path, bench.config.target, bench.workload.data.input_shape, protocol=SEARCH_PROTOCOL
+        artifact.path,
+        dense.path,
+        bench.config.target,
+        bench.workload.data.input_shape,
+        protocol=SEARCH_PROTOCOL,
     )
 
 

@@ -1,1 +1,1 @@
-
+"""What may be tried: groups found in a model, recipes, and search spaces."""

@@ -94,9 +94,9 @@ class Groups(BaseModel):
 def kept_count(size: int, ratio: float, width: int) -> int:
     """Return how many of ``size`` units stay when the share ``ratio`` is removed.
 
-    The count is the multiple of ``width`` nearest to ``size * (1 - ratio)`` (the smaller one at a tie).
-    A positive ratio always removes something and never everything; groups of up to ``width`` units use half
-    their size as the step.
+    The count is the multiple of a step nearest to ``size * (1 - ratio)`` (the smaller one at a tie). The step is
+    ``width``, halved for small groups until they have at least four of them. A positive ratio always removes
+    something and never everything.
 
     Args:
         size: Units in the group, at least 1.
@@ -105,7 +105,9 @@ def kept_count(size: int, ratio: float, width: int) -> int:
     """
     if ratio <= 0.0 or size == 1:
         return size
-    step = min(width, max(1, size // 2))
+    step = width
+    while step > 1 and step * 4 > size:
+        step //= 2
     wanted = size * (1.0 - ratio)
     below = int(wanted // step) * step
     kept = below if wanted - below <= step / 2 else below + step

@@ -13,6 +13,8 @@ from autoprune.naming import unknown_name
 from autoprune.space.groups import Groups
 
 Bits = Literal[8, 32]
+GroupType = Literal["conv", "linear"]
+_TYPES: tuple[GroupType, ...] = ("conv", "linear")
 CRITERIA: tuple[str, ...] = ("l1", "l2", "bn_scale", "activation", "taylor", "random")
 
 
@@ -69,7 +71,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     groups: dict[str, GroupChoice] = Field(default_factory=dict)
-    criterion: dict[Literal["conv", "linear"], str] = Field(default_factory=lambda: {"conv": "l2", "linear": "l2"})
+    criterion: dict[GroupType, str] = Field(default_factory=lambda: dict.fromkeys(_TYPES, "l2"))
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
 
@@ -116,7 +118,12 @@ class Recipe(BaseModel):
 
 
 def uniform_recipe(
-    groups: Groups, ratio: float, bits: Bits, criterion: str = "l2", width: int = 8, recovery: Recovery | None = None
+    groups: Groups,
+    ratio: float,
+    bits: Bits,
+    criterion: str = "l2",
+    width: int = 8,
+    recovery: Recovery | None = None,
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from autoprune.errors import StorageError
@@ -61,7 +62,9 @@ def verify(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         damaged = [name for name, digest in manifest.items() if _sha256(folder / name) != digest]
     except (OSError, ValueError, AttributeError) as error:
-        raise StorageError(f"artifact {str(folder)!r} is damaged: {error}", "export or search it again") from error
+        raise StorageError(
+            f"artifact {str(folder)!r} is damaged: {error}", "export or search it again"
+        ) from error
     if damaged:
         raise StorageError(
             f"artifact {str(folder)!r} is damaged: {', '.join(damaged)} differs from its manifest",
@@ -106,7 +109,8 @@ def write_text_atomic(path: Path, text: str) -> None:
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise StorageError(
             f"{str(path)!r} cannot be written: {error.strerror or error}",
             "free space or choose a writable folder (AUTOPRUNE_STUDIES)",

@@ -10,7 +10,9 @@ from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
 
 
-def write_environment(paths: StudyPaths, config: StudyConfig, host: dict[str, Any], data_fingerprint: str) -> None:
+def write_environment(
+    paths: StudyPaths, config: StudyConfig, host: dict[str, Any], data_fingerprint: str
+) -> None:
     """Write what is needed to judge or repeat the study's figures; the first run's stays the first entry.
 
     Args:

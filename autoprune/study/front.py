@@ -61,7 +61,11 @@ def costs(measurement: Measurement, objectives: Sequence[str], *, on_search: boo
         on_search: Whether capability is the search split's even where the report split's is known.
     """
     capability = measurement.search if on_search else measurement.report or measurement.search
-    by_name = {"accuracy": -capability.value, "latency": measurement.latency.ratio, "size": measurement.size_ratio}
+    by_name = {
+        "accuracy": -capability.value,
+        "latency": measurement.latency.ratio,
+        "size": measurement.size_ratio,
+    }
     return [by_name["accuracy"], *(by_name[name] for name in objectives if name != "accuracy")]
 
 
@@ -85,7 +89,9 @@ def study_hypervolume(records: Sequence[TrialRecord], objectives: Sequence[str])
     Capability counts as the share of 0.1 lost against the dense network; for a metric whose dense value is above
     1 the loss is relative to that value.
     """
-    pool = [r.measurement for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement]
+    pool = [
+        r.measurement for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement
+    ]
     dense = dense_record(records)
     if not pool or dense is None or dense.measurement is None:
         return 0.0
@@ -102,7 +108,9 @@ def dense_record(records: Sequence[TrialRecord]) -> TrialRecord | None:
     first = next((r for r in records if r.origin == "dense" and r.state == "complete"), None)
     if first is None:
         return None
-    final = [r for r in records if r.fidelity == "final" and r.parent == first.number and r.state == "complete"]
+    final = [
+        r for r in records if r.fidelity == "final" and r.parent == first.number and r.state == "complete"
+    ]
     return final[-1] if final else first
 
 
@@ -116,7 +124,11 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
     measured = [r for r in records if r.state == "complete" and r.measurement is not None]
     finals = [r for r in measured if r.fidelity == "final"]
     pool = finals or measured
-    on_front = {r.number for r, on in zip(pool, _mask(pool, store.objectives, on_search=not finals), strict=True) if on}
+    on_front = {
+        r.number
+        for r, on in zip(pool, _mask(pool, store.objectives, on_search=not finals), strict=True)
+        if on
+    }
     members = [r for r in pool if r.number in on_front]
     marked = {r.number for r in records if r.origin in ("dense", "baseline")}
     return [
@@ -214,7 +226,9 @@ def _dense_capability(points: Sequence[FrontPoint], dense: FrontPoint | TrialRec
 
 
 def _knee(points: Sequence[FrontPoint]) -> int:
-    return knee(np.array([costs(p.measurement, ("accuracy", "latency", "size"), on_search=False) for p in points]))
+    return knee(
+        np.array([costs(p.measurement, ("accuracy", "latency", "size"), on_search=False) for p in points])
+    )
 
 
 def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:

@@ -68,32 +68,6 @@ def _area(values: Array, reference: Array) -> float:
     return float(((reference[0] - ordered[:, 0]) * np.maximum(0.0, lowest[:-1] - ordered[:, 1])).sum())
 
 
-def greedy_hypervolume(values: Array, reference: Array, most: int) -> list[int]:
-    """Choose up to ``most`` rows, each the one that adds most volume to those before it.
-
-    Greedy choice reaches at least ``1 - 1/e`` of the best subset's volume, hypervolume being submodular.
-
-    Args:
-        values: Outcomes to minimise, ``(n, m)``.
-        reference: Worst corner, ``(m,)``.
-        most: Largest number of rows.
-
-    Returns:
-        Indices in the order of choice; fewer than ``most`` where no row adds volume.
-    """
-    chosen: list[int] = []
-    volume = 0.0
-    while len(chosen) < min(most, len(values)):
-        rest = [i for i in range(len(values)) if i not in chosen]
-        volumes = [hypervolume(values[[*chosen, i]], reference) for i in rest]
-        best = int(np.argmax(volumes))
-        if volumes[best] <= volume:
-            break
-        chosen.append(rest[best])
-        volume = volumes[best]
-    return chosen
-
-
 def knee(values: Array) -> int:
     """Return the row where the trade turns: farthest below the plane through the axes' extremes.
 

@@ -27,7 +27,11 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import make_sampler
 
 SCHEMA = 1
-_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "latency": "minimize", "size": "minimize"}
+_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "latency": "minimize",
+    "size": "minimize",
+}
 METRIC_NAMES = {"accuracy": "accuracy", "latency": "latency_ratio", "size": "size_ratio"}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,7 +46,9 @@ class StudyStore:
         sampler_name: Who proposes.
     """
 
-    def __init__(self, paths: StudyPaths, study: optuna.Study, settings: dict[str, Any], lock: int | None) -> None:
+    def __init__(
+        self, paths: StudyPaths, study: optuna.Study, settings: dict[str, Any], lock: int | None
+    ) -> None:
         self.paths = paths
         self._study = study
         self._settings = settings
@@ -83,7 +89,9 @@ class StudyStore:
                 study = _open_database(paths, settings, create=True)
                 store = cls(paths, study, settings, lock)
                 store._reap()
-                study.sampler = make_sampler(config.sampler, config.seed, len(study.get_trials(deepcopy=False)))
+                study.sampler = make_sampler(
+                    config.sampler, config.seed, len(study.get_trials(deepcopy=False))
+                )
             discard_unfinished(paths)
         except BaseException:
             os.close(lock)
@@ -216,7 +224,9 @@ class StudyStore:
         states = optuna.trial.TrialState
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state == states.WAITING:
-                self.fail(self._study.ask(), "lost", "the run was killed before this trial began", duration_s=0.0)
+                self.fail(
+                    self._study.ask(), "lost", "the run was killed before this trial began", duration_s=0.0
+                )
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state == states.RUNNING:
                 self._study._storage.set_trial_user_attr(
@@ -349,12 +359,15 @@ def _read_settings(paths: StudyPaths) -> dict[str, Any]:
         lines = paths.settings.read_text(encoding="utf-8").splitlines()
         settings = {
             name: json.loads(value)
-            for name, _, value in (line.partition(": ") for line in lines if line and not line.startswith("#"))
+            for name, _, value in (
+                line.partition(": ") for line in lines if line and not line.startswith("#")
+            )
         }
         settings["objectives"], settings["sampler"], settings["study"]
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(
-            f"{str(paths.settings)!r} cannot be read: {error}", "restore the file, or set the study aside with --fresh"
+            f"{str(paths.settings)!r} cannot be read: {error}",
+            "restore the file, or set the study aside with --fresh",
         ) from error
     return settings
 

@@ -176,7 +176,8 @@ def workload_from_objects(
         loss: Takes outputs and targets; cross entropy if not given.
         training_step: Takes the network and a batch, returns the loss; the default step if not given.
         config: Settings of the study.
-        train_dense: Whether the network has to be trained first; else its weights count as trained.
+        train_dense: Whether the network has to be trained first in any case. Else it is trained first only where the
+            metric is accuracy and the network is hardly better than chance.
 
     Raises:
         UsageError: If the data has another form, or network, data, metric and loss do not fit together.
@@ -196,6 +197,11 @@ def workload_from_objects(
     if outputs.ndim == 2 and len(splits.classes) < outputs.shape[1] and not targets.is_floating_point():
         names = (*splits.classes, *(str(i) for i in range(len(splits.classes), outputs.shape[1])))
         splits = replace(splits, classes=names)
+    trained = not train_dense
+    notes: tuple[str, ...] = ()
+    if trained and metric is None and splits.classes:
+        trained, note = _looks_trained(own, splits.calibration, len(splits.classes))
+        notes = (note,)
     return Workload(
         name=f"{type(model).__name__} on {splits.name}",
         model=own,
@@ -204,8 +210,9 @@ def workload_from_objects(
         loss=loss or F.cross_entropy,
         training_step=training_step,
         weights_source=f"given sha256:{state_digest(own)[:16]}",
-        search_split_seen=not train_dense and splits.search_from_train,
-        dense_trained=not train_dense,
+        search_split_seen=trained and splits.search_from_train,
+        dense_trained=trained,
+        notes=notes,
     )
 
 

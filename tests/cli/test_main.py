@@ -85,7 +85,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(program: list[str]) -> None:
-    command = " ".join(program) + " spaces schema | head -c 10; exit ${PIPESTATUS[0]}"
+    command = " ".join(program) + " spaces schema | true; exit ${PIPESTATUS[0]}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
 

@@ -54,12 +54,20 @@ def make_measurement(recipe: Recipe, groups: Groups, *, report: bool = False) ->
     accuracy = 0.9 - 0.4 * removed**2 - 0.01 * (32 - bits) / 24
     ratio = (1 - 0.8 * removed) * (0.5 + 0.5 * bits / 32)
     size = int(1_000_000 * (1 - 0.9 * removed) * bits / 32)
-    capability = Capability(name="accuracy", value=accuracy, ci=(accuracy - 0.01, accuracy + 0.01), examples=1000)
+    capability = Capability(
+        name="accuracy", value=accuracy, ci=(accuracy - 0.01, accuracy + 0.01), examples=1000
+    )
     return Measurement(
         search=capability,
         report=capability if report else None,
         latency=Latency(
-            latency_ms=ratio, latency_p95_ms=None, dense_ms=1.0, ratio=ratio, ratio_ci=(ratio, ratio), samples=50, noisy=False
+            latency_ms=ratio,
+            latency_p95_ms=None,
+            dense_ms=1.0,
+            ratio=ratio,
+            ratio_ci=(ratio, ratio),
+            samples=50,
+            noisy=False,
         ),
         size_bytes=size,
         size_ratio=size / 1_000_000,

@@ -11,7 +11,13 @@ GROUPS = make_groups()
 
 def test_int8_first_then_ratios_from_the_mildest() -> None:
     found = baselines(GROUPS, (0.5, 0.25), (8, 32), "l2", 8, Recovery())
-    assert [b.label for b in found] == ["int8", "uniform 0.25 int8", "uniform 0.25", "uniform 0.5 int8", "uniform 0.5"]
+    assert [b.label for b in found] == [
+        "int8",
+        "uniform 0.25 int8",
+        "uniform 0.25",
+        "uniform 0.5 int8",
+        "uniform 0.5",
+    ]
     for baseline in found:
         baseline.recipe.check(GROUPS)
 

@@ -74,7 +74,9 @@ def test_resume_adds_to_what_is_there() -> None:
     records = scene.store.records()
     assert len(records) == before + 3
     assert sum(r.origin == "dense" for r in records) == 1
-    assert len({r.label for r in records if r.origin == "baseline"}) == sum(r.origin == "baseline" for r in records)
+    assert len({r.label for r in records if r.origin == "baseline"}) == sum(
+        r.origin == "baseline" for r in records
+    )
     assert scene.store.spent_s > scene.clock.now_s
 
 
@@ -98,7 +100,8 @@ def test_a_lost_proposal_is_tried_again() -> None:
     assert [r.failure_kind for r in records if r.number == trial.number] == ["lost"]
     key = effective_key(recipe, scene.driver.groups)
     assert any(
-        r.state == "complete" and r.recipe is not None and effective_key(r.recipe, scene.driver.groups) == key for r in records
+        r.state == "complete" and r.recipe is not None and effective_key(r.recipe, scene.driver.groups) == key
+        for r in records
     )
     assert all(r.state != "running" for r in records)
 

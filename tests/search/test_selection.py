@@ -14,7 +14,11 @@ OBJECTIVES = ("accuracy", "latency", "size")
 def record(number: int, ratio: float, bits: Bits) -> TrialRecord:
     recipe = uniform_recipe(GROUPS, ratio, bits)
     return TrialRecord(
-        number=number, state="complete", origin="tpe", recipe=recipe, measurement=make_measurement(recipe, GROUPS)
+        number=number,
+        state="complete",
+        origin="tpe",
+        recipe=recipe,
+        measurement=make_measurement(recipe, GROUPS),
     )
 
 

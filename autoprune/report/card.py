@@ -1,0 +1,187 @@
+"""card.md: what one artifact is, what it reaches, and how both came about."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from autoprune.measure.record import Capability
+from autoprune.report.view import (
+    StudyView,
+    duration,
+    group_rows,
+    host_text,
+    interval,
+    recipe_summary,
+    target_text,
+    view_of,
+)
+from autoprune.report.writing import write_atomic
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+
+def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
+    """Write the card of one measured trial.
+
+    Args:
+        store: The study's record.
+        record: The trial.
+        path: The file, ``card.md`` beside the artifact.
+
+    Raises:
+        ValueError: If the trial was not measured.
+        StorageError: If the file cannot be written.
+    """
+    view = view_of(store)
+    sections = [
+        _head(view, record),
+        _figures(view, record),
+        _method(view),
+        _recipe(view, record),
+        _commands(view, record),
+    ]
+    write_atomic(path, ("\n\n".join(sections) + "\n").encode("utf-8"))
+
+
+def _head(view: StudyView, record: TrialRecord) -> str:
+    model, data = _cell(view.settings.get("model", "?")), _cell(view.settings.get("data") or "its usual data")
+    label = f" ({_cell(record.label)})" if record.label else ""
+    return (
+        f"# {model}, compressed by autoprune\n\n"
+        f"Trial {record.number}{label} of study `{view.name}`: {model} on {data}, "
+        f"{_cell(recipe_summary(record, view.groups))}."
+    )
+
+
+def _figures(view: StudyView, record: TrialRecord) -> str:
+    measured = record.measurement
+    if measured is None:
+        raise ValueError(f"trial {record.number} was not measured")
+    before = view.dense.measurement if view.dense is not None else None
+    rows = [("", "this artifact", "95 % interval", "dense")]
+    if measured.report is not None:
+        rows.append(_capability("report", measured.report, before.report if before else None))
+    rows.append(_capability("search", measured.search, before.search if before else None))
+    latency, executed = measured.latency, measured.executed
+    rows.append(
+        ("latency of one batch, median", f"{latency.latency_ms:.3f} ms", "", f"{latency.dense_ms:.3f} ms")
+    )
+    if latency.latency_p95_ms is not None:
+        rows.append(("latency, 95th percentile", f"{latency.latency_p95_ms:.3f} ms", "", ""))
+    rows.append(("latency, share of dense", f"{latency.ratio:.3f}", interval(latency.ratio_ci), "1"))
+    rows.append(("model file", _size(measured.size_bytes), "", _size(before.size_bytes) if before else ""))
+    rows.append(("model file, share of dense", f"{measured.size_ratio:.3f}", "", "1"))
+    rows.append(("parameters", f"{measured.params:,}", "", f"{before.params:,}" if before else ""))
+    rows.append(
+        (
+            "multiply-accumulates of one example",
+            f"{measured.macs:,}",
+            "",
+            f"{before.macs:,}" if before else "",
+        )
+    )
+    if measured.memory_bytes is not None:
+        dense_memory = _size(before.memory_bytes) if before and before.memory_bytes is not None else ""
+        rows.append(("peak memory that it added", _size(measured.memory_bytes), "", dense_memory))
+    rows.append(("layers that run in int8", f"{executed.int8_layers} of {executed.layers}", "", ""))
+    rows.append(
+        ("difference from the network's outputs", f"{measured.parity_error:.2g} of the largest", "", "")
+    )
+    notes = []
+    if latency.noisy:
+        notes.append("The latency was noisy: its spread stayed above the protocol's limit after all repeats.")
+    if executed.not_as_asked:
+        notes.append(
+            "Asked for int8 but run in float: "
+            + ", ".join(f"`{_code(n)}`" for n in executed.not_as_asked)
+            + "."
+        )
+    if measured.report is None:
+        notes.append(
+            "Not measured on the report split: its figure on the search split is what it was chosen by."
+        )
+    if view.notes.get("search_split_seen") == "yes":
+        notes.append(
+            "The dense weights came from elsewhere and may have been trained on images of the search split."
+        )
+    return "## Figures\n\n" + _table(rows) + "".join(f"\n\n{note}" for note in notes)
+
+
+def _capability(split: str, own: Capability, dense: Capability | None) -> tuple[str, str, str, str]:
+    before = "" if dense is None else f"{dense.value:.4f}"
+    name = f"{_cell(own.name)}, {split} split, {own.examples} examples"
+    return name, f"{own.value:.4f}", interval(own.ci, 4), before
+
+
+def _method(view: StudyView) -> str:
+    return "\n".join(
+        [
+            "## How it was measured",
+            "",
+            f"- target: {_cell(target_text(view.settings))}",
+            f"- host: {_cell(host_text(view.host))}",
+            "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
+            " its interval a bootstrap",
+            "- capability: the exported file run in the target's runtime, not the network that it was made from",
+            f"- study: {len(view.records)} trials in {duration(view.spent_s)}, seed {view.settings.get('seed', '?')}",
+        ]
+    )
+
+
+def _recipe(view: StudyView, record: TrialRecord) -> str:
+    recipe = record.recipe
+    if recipe is None:
+        return "## Recipe\n\nNone was recorded."
+    rows = [("group", "asked to remove", "kept", "bits")]
+    for row in group_rows(recipe, view.groups):
+        kept = "" if row.kept is None else f"{row.kept} of {row.size}"
+        rows.append((f"`{_code(row.name)}`", f"{row.ratio:.0%}", kept, str(row.bits)))
+    recovery = recipe.recovery
+    steps = [
+        name
+        for name, on in (("least squares", recovery.least_squares), ("BatchNorm", recovery.batchnorm))
+        if on
+    ]
+    criteria = ", ".join(f"{value} for {kind}" for kind, value in sorted(recipe.criterion.items()))
+    return (
+        f"## Recipe\n\n{_table(rows)}\n\nRanked by {_cell(criteria)}; counts in steps of {recipe.width}. "
+        f"Recovery: {', '.join(steps) or 'nothing in closed form'}, then {record.train_steps} gradient steps "
+        f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
+    )
+
+
+def _commands(view: StudyView, record: TrialRecord) -> str:
+    settings = "\n".join(f"{name}: {json.dumps(value)}" for name, value in view.settings.items())
+    budget = f" --budget {shlex.quote(view.budget)}" if view.budget else ""
+    if view.settings.get("data") == "given":
+        made = "The model and data were given to `autoprune.search` as objects, with these settings:"
+    else:
+        made = f"Made by `autoprune search -c settings.yaml{budget}`, where `settings.yaml` holds:"
+    name = shlex.quote(view.name)
+    return (
+        f"## Commands\n\n{made}\n\n```yaml\n{settings}\n```\n\n"
+        f"```sh\nautoprune export {name} --trial {record.number} --to DIR   # writes this folder\n"
+        "autoprune measure DIR                 # measures it afresh\n```"
+    )
+
+
+def _table(rows: list[tuple[str, str, str, str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|---|---|---|", *lines[1:]])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3f} MB"
+
+
+def _code(text: str) -> str:
+    return text.replace("`", "'").replace("|", "\\|").replace("\n", " ")
+
+
+def _cell(value: object) -> str:
+    text = " ".join(str(value).split())
+    for sign in "\\|*_`[]":
+        text = text.replace(sign, "\\" + sign)
+    return text.replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,167 @@
+"""The words of the report page: its key facts, and how far its figures can be trusted."""
+
+from __future__ import annotations
+
+from html import escape
+
+from autoprune.report.view import Shown, StudyView, duration, host_text, target_text
+
+
+def facts(view: StudyView) -> list[tuple[str, str, str]]:
+    """Return the page's key facts as ``(name, value, note)``, plain text."""
+    found: list[tuple[str, str, str]] = []
+    dense = view.dense.measurement if view.dense is not None else None
+    if dense is not None:
+        before = dense.report or dense.search
+        note = f"{dense.latency.latency_ms:.3f} ms, {dense.size_bytes / 1e6:.3f} MB"
+        found.append((f"dense {before.name}", f"{before.value:.4f}", note))
+        close = [
+            s for s in view.shown if s.point.on_front and before.value - s.point.capability.value <= 0.01
+        ]
+        if close:
+            fastest = min(close, key=lambda s: s.point.measurement.latency.ratio)
+            measured = fastest.point.measurement
+            note = f"{fastest.name} at {measured.latency.ratio:.3f} of the dense latency"
+            found.append(("fastest within 0.01", f"{1 / measured.latency.ratio:.2f}× faster", note))
+            smallest = min(close, key=lambda s: s.point.measurement.size_ratio)
+            ratio = smallest.point.measurement.size_ratio
+            found.append(
+                (
+                    "smallest within 0.01",
+                    f"{1 / ratio:.2f}× smaller",
+                    f"{smallest.name} at {ratio:.3f} of the file",
+                )
+            )
+    failed = sum(r.state == "failed" for r in view.records)
+    on_front = sum(s.point.on_front for s in view.shown)
+    found.append(("points on the front", str(on_front), f"{len(view.records)} trials, {failed} failed"))
+    found.append(("spent", duration(view.spent_s), f"budget {view.budget}" if view.budget else ""))
+    return found
+
+
+def how_to_read(view: StudyView) -> str:
+    """Return the block that says what the figures mean and how far they hold, as HTML."""
+    items = [
+        (
+            "Intervals",
+            "Bars and brackets are 95 % intervals. Points marked as ties cannot be told apart by them.",
+        ),
+        ("Which split", _split(view)),
+        ("Search against report split", _gap(view)),
+        ("What the dense network has seen", _seen(view)),
+        ("Int8 as asked", _int8(view)),
+        (
+            "Measured on",
+            f"{host_text(view.host)}. Target: {target_text(view.settings)}. Latency on other machines differs.",
+        ),
+        ("Failures", _failures(view)),
+        (
+            "Budget",
+            f"{duration(view.spent_s)} used"
+            + (f" of {view.budget}" if view.budget else "")
+            + ", everything counted.",
+        ),
+    ]
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in items)
+    return f'<section class="card"><h2>How to read this</h2><dl>{body}</dl>{_gap_table(view)}</section>\n'
+
+
+def _split(view: StudyView) -> str:
+    if view.has_final:
+        return (
+            "The front shows figures of the report split, which was read only after the search had ended. Grey trials of "
+            "the search had a brief recovery and show the search split; the two should not be compared closely."
+        )
+    return (
+        "All figures are of the search split, which the points were chosen by, so they are optimistic. The report split "
+        "has not been read: the final phase has not run."
+    )
+
+
+def _finals(view: StudyView) -> list[Shown]:
+    return [s for s in view.shown if s.point.measurement.report is not None]
+
+
+def _difference(shown: Shown) -> float:
+    measured = shown.point.measurement
+    return 0.0 if measured.report is None else measured.search.value - measured.report.value
+
+
+def _gap(view: StudyView) -> str:
+    finals = _finals(view)
+    chosen = [s for s in finals if s.role in ("front", "dominated")]
+    if not finals:
+        return "Not known yet: no point has been measured on the report split."
+    found = [f"{name} {mean:+.4f}" for name, mean in _means(finals, chosen)]
+    return (
+        "Points chosen for a high figure tend to have been lucky (the winner's curse). Search minus report, on average: "
+        + "; ".join(found)
+        + ". The gap of each point is in the table below; the dense network's tells how far the splits differ anyway."
+    )
+
+
+def _means(finals: list[Shown], chosen: list[Shown]) -> list[tuple[str, float]]:
+    groups = (
+        ("points that the search chose", chosen),
+        ("baselines", [s for s in finals if s.role == "baseline"]),
+        ("dense network", [s for s in finals if s.role == "dense"]),
+    )
+    return [(name, sum(map(_difference, members)) / len(members)) for name, members in groups if members]
+
+
+def _gap_table(view: StudyView) -> str:
+    rows = []
+    for shown in _finals(view):
+        measured = shown.point.measurement
+        if measured.report is not None:
+            rows.append(
+                f"<tr><td>{escape(shown.name)} <span class=sub>#{shown.record.number}</span></td>"
+                f"<td>{measured.search.value:.4f}</td><td>{measured.report.value:.4f}</td>"
+                f"<td>{_difference(shown):+.4f}</td></tr>"
+            )
+    if not rows:
+        return ""
+    head = "<tr><th>point</th><th>search split</th><th>report split</th><th>gap</th></tr>"
+    return (
+        "<details><summary>Gap of each point</summary><div class=scroll>"
+        f'<table class="plain"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div></details>'
+    )
+
+
+def _seen(view: StudyView) -> str:
+    seen = view.notes.get("search_split_seen")
+    if seen == "yes":
+        return (
+            "The dense weights came from elsewhere and may have been trained on images of the search split. Figures on the "
+            "search split are then too high for the dense network and all that follows from it; the report split's are not."
+        )
+    if seen == "no":
+        return "The dense network was not trained on the search split."
+    return "Not recorded whether the dense network was trained on images of the search split."
+
+
+def _int8(view: StudyView) -> str:
+    members = [s for s in view.shown if s.point.on_front or s.role == "baseline"]
+    asked = sum(s.point.measurement.executed.asked_int8 for s in members)
+    if not asked:
+        return "No point of the front asked for int8."
+    failed: dict[str, int] = {}
+    for shown in members:
+        for layer in shown.point.measurement.executed.not_as_asked:
+            failed[layer] = failed.get(layer, 0) + 1
+    done = asked - sum(failed.values())
+    text = f"{done} of {asked} layers ({done / asked:.0%}) that recipes of the front and the baselines asked to run in int8 do"
+    if not failed:
+        return text + ", read back from the runtime's optimised graph."
+    names = sorted(failed, key=lambda name: (-failed[name], name))
+    shown_names = ", ".join(f"{name} (in {failed[name]} points)" for name in names[:20])
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{text}, read back from the runtime's optimised graph. In float instead: {shown_names}{more}."
+
+
+def _failures(view: StudyView) -> str:
+    kinds = view.failures()
+    if not kinds:
+        return f"None of {len(view.records)} trials failed."
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{sum(kinds.values())} of {len(view.records)} trials: {listed}. Failed trials are never on the front."

@@ -1,0 +1,119 @@
+"""The front as a table: for terminals, plain text and CSV files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autoprune.report.view import interval
+from autoprune.report.writing import write_atomic
+from autoprune.study.front import FrontPoint
+from autoprune.study.records import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TEXT_COLUMNS = ("what",)
+_COLUMNS = (
+    "trial",
+    "what",
+    "accuracy",
+    "95 %",
+    "latency ms",
+    "x dense",
+    "95 % of it",
+    "MB",
+    "x size",
+    "int8",
+    "steps",
+)
+# What spreadsheets take for a formula; a tab or carriage return before it is skipped by them.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def front_table(points: Sequence[FrontPoint], dense: TrialRecord | None) -> Table:
+    """Return the front as a table, the dense network first.
+
+    Args:
+        points: The points to show, in their order.
+        dense: The dense network's trial; left out where it was not measured.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in _COLUMNS:
+        text = column in _TEXT_COLUMNS
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text)
+    own = next((p for p in points if dense is not None and p.record.number == dense.number), None)
+    if dense is not None and dense.measurement is not None:
+        first = own or FrontPoint(dense, on_front=False, tie_with=(), baseline=True)
+        table.add_row(*map(escape, _cells(first)))
+    for point in points:
+        if point is not own:
+            table.add_row(*map(escape, _cells(point)))
+    return table
+
+
+def _cells(point: FrontPoint) -> list[str]:
+    record, measured = point.record, point.measurement
+    score, latency = point.capability, measured.latency
+    notes = ["baseline"] if point.baseline else []
+    if measured.report is None:
+        notes.append("search split")
+    if point.tie_with:
+        notes.append("tie with " + ", ".join(map(str, point.tie_with)))
+    what = (record.label or record.origin) + (f" ({'; '.join(notes)})" if notes else "")
+    return [
+        str(record.number),
+        what,
+        f"{score.value:.4f}",
+        interval(score.ci),
+        f"{latency.latency_ms:.3f}",
+        f"{latency.ratio:.3f}",
+        interval(latency.ratio_ci) + (" noisy" if latency.noisy else ""),
+        f"{measured.size_bytes / 1e6:.3f}",
+        f"{measured.size_ratio:.3f}",
+        f"{measured.executed.int8_layers}/{measured.executed.layers}",
+        str(record.train_steps),
+    ]
+
+
+def print_front(points: Sequence[FrontPoint], dense: TrialRecord | None, file: TextIO | None = None) -> None:
+    """Print the front; plain text that neither wraps nor cuts where ``file`` is no terminal."""
+    stream = sys.stdout if file is None else file
+    if stream.isatty():
+        Console(file=stream, highlight=False).print(front_table(points, dense))
+        return
+    stream.write(table_text(front_table(points, dense)))
+
+
+def table_text(table: Table, width: int = 200) -> str:
+    """Return a table as plain text, without control sequences."""
+    buffer = StringIO()
+    Console(file=buffer, width=width, highlight=False, force_terminal=False, no_color=True).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV in one step; text that a spreadsheet would run as a formula gets a leading ``'``.
+
+    Args:
+        frame: The table; numbers stay numbers.
+        path: The file.
+
+    Raises:
+        StorageError: If the file cannot be written.
+    """
+    safe = frame.map(_harmless)
+    safe.columns = [_harmless(str(column)) for column in safe.columns]
+    write_atomic(path, safe.to_csv(index=False).encode("utf-8"))
+
+
+def _harmless(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

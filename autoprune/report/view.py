@@ -1,0 +1,261 @@
+"""StudyView: what all reports show of a study, gathered once, and the words that they share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from autoprune.naming import StudyPaths
+from autoprune.space.groups import Groups, kept_count
+from autoprune.space.recipe import Recipe
+from autoprune.study.env import read_environment
+from autoprune.study.front import FrontPoint, all_points, dense_record
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+Role = Literal["dense", "front", "baseline", "dominated", "trial"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One point as reports show it.
+
+    Attributes:
+        point: The point.
+        role: ``dense``, ``front``, ``baseline``, ``dominated`` or, once final trials exist, ``trial`` for what only
+            has the search's brief recovery.
+        name: Short name for people.
+        provisional: Whether its figures are of search fidelity while the front's are final.
+    """
+
+    point: FrontPoint
+    role: Role
+    name: str
+    provisional: bool
+
+    @property
+    def record(self) -> TrialRecord:
+        """The trial."""
+        return self.point.record
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """A study as its reports see it.
+
+    Attributes:
+        paths: The study's paths.
+        shown: Every measured point but what a final measurement replaced of the dense network and the baselines;
+            the front first, the most capable first.
+        dense: The dense network's trial, if measured.
+        records: Every trial, failed ones included.
+        groups: Groups of the model, if the study knows them.
+        notes: Notes of the study.
+        settings: Its settings.
+        environment: One entry for each run; empty if not recorded.
+        spent_s: Seconds used by all runs.
+    """
+
+    paths: StudyPaths
+    shown: tuple[Shown, ...]
+    dense: TrialRecord | None
+    records: tuple[TrialRecord, ...]
+    groups: Groups | None
+    notes: dict[str, str]
+    settings: dict[str, Any]
+    environment: list[dict[str, Any]]
+    spent_s: float
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.paths.name
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the front's figures come from the final measurement, on the report split."""
+        return any(r.fidelity == "final" and r.state == "complete" for r in self.records)
+
+    @property
+    def metric(self) -> str:
+        """Name of the capability."""
+        return self.shown[0].point.capability.name if self.shown else "accuracy"
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """The machine of the latest run; empty if not recorded."""
+        last = self.environment[-1] if self.environment else {}
+        host = last.get("host") if isinstance(last, dict) else None
+        return host if isinstance(host, dict) else {}
+
+    @property
+    def budget(self) -> str:
+        """The budget of the latest run; empty if not recorded."""
+        last = self.environment[-1] if self.environment else {}
+        settings = last.get("settings") if isinstance(last, dict) else None
+        return str(settings.get("budget", "")) if isinstance(settings, dict) else ""
+
+    def of(self, role: Role) -> list[Shown]:
+        """Return the points of one role."""
+        return [shown for shown in self.shown if shown.role == role]
+
+    def failures(self) -> dict[str, int]:
+        """Return the number of failed trials by kind, and of failed final recoveries as ``final: kind``."""
+        kinds = Counter(r.failure_kind or "unknown" for r in self.records if r.state == "failed")
+        final = (text for key, text in self.notes.items() if key.startswith("final_failure:"))
+        kinds.update(f"final: {text.partition(':')[0]}" for text in final)
+        return dict(sorted(kinds.items()))
+
+
+def view_of(store: StudyStore) -> StudyView:
+    """Gather what reports show of a study."""
+    records = store.records()
+    dense = dense_record(records)
+    notes = store.notes()
+    continued = {r.parent for r in records if r.fidelity == "final" and r.state == "complete"}
+    shown = []
+    for point in all_points(store):
+        record = point.record
+        if point.baseline and record.number in continued:
+            continue
+        shown.append(
+            Shown(point, _role(point, dense, bool(continued)), _name(record), _early(record, continued))
+        )
+    order = {"dense": 0, "front": 1, "baseline": 2, "dominated": 3, "trial": 4}
+    shown.sort(key=lambda s: (order[s.role], -s.point.capability.value, s.record.number))
+    return StudyView(
+        paths=store.paths,
+        shown=tuple(shown),
+        dense=dense,
+        records=tuple(records),
+        groups=_groups(notes),
+        notes=notes,
+        settings=store.settings(),
+        environment=[run for run in read_environment(store.paths) if isinstance(run, dict)],
+        spent_s=store.spent_s,
+    )
+
+
+def _early(record: TrialRecord, continued: set[int | None]) -> bool:
+    return bool(continued) and record.fidelity == "search"
+
+
+def _role(point: FrontPoint, dense: TrialRecord | None, finals: bool) -> Role:
+    if dense is not None and point.record.number == dense.number:
+        return "dense"
+    if point.baseline:
+        return "baseline"
+    if finals and point.record.fidelity == "search":
+        return "trial"
+    return "front" if point.on_front else "dominated"
+
+
+def _name(record: TrialRecord) -> str:
+    return record.label or f"trial {record.number}"
+
+
+def _groups(notes: dict[str, str]) -> Groups | None:
+    try:
+        return Groups.model_validate_json(notes["groups"])
+    except (KeyError, ValidationError):
+        return None
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """What a recipe does to one group.
+
+    Attributes:
+        name: The group.
+        ratio: Share that the recipe asks to remove.
+        kept: Units that stay; None where the group's size is unknown.
+        size: Units of the dense network; None where unknown.
+        bits: 8 or 32.
+    """
+
+    name: str
+    ratio: float
+    kept: int | None
+    size: int | None
+    bits: int
+
+
+def group_rows(recipe: Recipe, groups: Groups | None) -> list[GroupRow]:
+    """Return one row for each group, in the model's order where the groups are known."""
+    if groups is None:
+        return [GroupRow(name, c.ratio, None, None, c.bits) for name, c in sorted(recipe.groups.items())]
+    rows = []
+    for group in groups.groups:
+        choice = recipe.choice(group.name)
+        kept = kept_count(group.size, choice.ratio, recipe.width)
+        rows.append(GroupRow(group.name, choice.ratio, kept, group.size, choice.bits))
+    return rows
+
+
+def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
+    """Return one line that says what a recipe does."""
+    if record.recipe is None:
+        return "no recipe"
+    rows = group_rows(record.recipe, groups)
+    cut = [row for row in rows if row.ratio > 0]
+    low = sum(row.bits < 32 for row in rows)
+    parts = []
+    if cut:
+        mean = sum(row.ratio for row in cut) / len(cut)
+        most = max(row.ratio for row in cut)
+        parts.append(f"{len(cut)} of {len(rows)} groups pruned, {mean:.0%} on average, {most:.0%} at most")
+        parts.append(
+            "ranked by " + ", ".join(f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items()))
+        )
+    else:
+        parts.append("nothing pruned")
+    parts.append(f"{low} of {len(rows)} groups int8" if low else "float")
+    parts.append(f"{record.train_steps} training steps")
+    return "; ".join(parts)
+
+
+def interval(bounds: tuple[float, float], digits: int = 3) -> str:
+    """Return an interval as text."""
+    return f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text such as ``1 h 05 min`` or ``42 s``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def target_text(settings: dict[str, Any]) -> str:
+    """Return the target in words: runtime, device, threads and batch."""
+    target = settings.get("target")
+    if not isinstance(target, dict):
+        return str(target or "unknown")
+    threads, batch = target.get("threads", "?"), target.get("batch", "?")
+    return f"{target.get('runtime', '?')} on {target.get('device', '?')}, threads {threads}, batch {batch}"
+
+
+def host_text(host: dict[str, Any]) -> str:
+    """Return the machine in words; says so where it was not recorded."""
+    if not host:
+        return "not recorded"
+    parts = [str(host.get("processor") or "unknown processor")]
+    if host.get("usable_cores"):
+        parts.append(f"{host['usable_cores']} usable cores")
+    if isinstance(host.get("memory_bytes"), int):
+        parts.append(f"{host['memory_bytes'] / 1e9:.0f} GB memory")
+    if host.get("flags"):
+        parts.append("with " + " ".join(map(str, host["flags"])))
+    if host.get("system"):
+        parts.append(str(host["system"]))
+    versions = host.get("versions")
+    if isinstance(versions, dict) and versions.get("onnxruntime"):
+        parts.append(f"onnxruntime {versions['onnxruntime']}")
+    return ", ".join(parts)

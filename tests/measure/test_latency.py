@@ -1,0 +1,91 @@
+"""The measuring process: what it returns, that it waits its turn, that its failures have a reason."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from autoprune.config import Target
+from autoprune.errors import TrialError
+from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency
+
+QUICK = LatencyProtocol(rounds=9, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0)
+
+
+def network(path: Path, width: int) -> Path:
+    """Write a chain of matrix products."""
+    weights = [numpy_helper.from_array(np.ones((width, width), dtype=np.float32), f"w{i}") for i in range(3)]
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(3)]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", width]) for n in ("x0", "x3")]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, path)
+    return path
+
+
+def test_candidate_and_dense_are_measured_together(tmp_path: Path) -> None:
+    one, dense = network(tmp_path / "a.onnx", 8), network(tmp_path / "b.onnx", 8)
+    latency, memory_bytes = measure_latency(one, dense, Target(), (8,), protocol=QUICK)
+    assert latency.ratio > 0
+    assert latency.ratio_ci[0] <= latency.ratio <= latency.ratio_ci[1]
+    assert latency.latency_ms > 0
+    assert latency.dense_ms > 0
+    assert latency.samples >= QUICK.rounds
+    assert memory_bytes is None or memory_bytes >= 0
+
+
+def test_a_front_is_measured_in_one_session(tmp_path: Path) -> None:
+    paths = [network(tmp_path / f"{i}.onnx", 8) for i in range(3)]
+    measured = measure_front(paths, paths[0], Target(), (8,), protocol=QUICK)
+    assert len(measured) == 3
+    assert len({latency.dense_ms for latency, _ in measured}) == 1
+
+
+def test_a_file_that_is_no_model_fails_with_a_reason(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"nothing")
+    with pytest.raises(TrialError, match="the measurement failed") as caught:
+        measure_latency(bad, bad, Target(), (8,), protocol=QUICK)
+    assert caught.value.kind == "latency"
+
+
+def test_the_process_loads_no_torch() -> None:
+    code = "import autoprune.measure.worker, sys; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_it_waits_while_another_measurement_holds_the_lock(tmp_path: Path) -> None:
+    path = network(tmp_path / "a.onnx", 8)
+    lock = tmp_path / "lock"
+    job = {
+        "kind": "latency", "models": [str(path)], "dense": str(path), "threads": 1, "batch": 1, "input_shape": [8],
+        "rounds": 7, "block_s": 0.001, "warmup_s": 0.01, "limit_s": 1.0, "repeats": 0, "noise_limit": 1.0, "seed": 0,
+        "lock": str(lock),
+    }  # fmt: skip
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "autoprune.measure.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        assert "waiting for another measurement" in process.stderr.readline()
+        assert process.poll() is None
+    assert process.wait(timeout=60) == 0
+    assert process.stdout is not None
+    assert len(json.loads(process.stdout.read())["ratios"][0]) == 7
