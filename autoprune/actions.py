@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import StudyConfig, make_config
+from pydantic import ValidationError
+
+from autoprune.config import StudyConfig, describe_faults, make_config
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import StorageError, UsageError
@@ -17,9 +19,9 @@ from autoprune.naming import StudyPaths
 from autoprune.report.card import write_card
 from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
 from autoprune.search.events import Listener, Progress, ignore
-from autoprune.search.trial import assemble, evaluate_file, evaluate, failures_as_trial_errors
+from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.artifacts import commit_folder, temporary_folder, verify
 from autoprune.study.store import StudyStore
 from autoprune.workloads.data import load_data
@@ -96,7 +98,8 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
     if content.get("metric", TOP1.name) != TOP1.name or (data is None and settings["data"] == "given"):
         raise UsageError(
             f"{str(folder)!r} was searched with data or a metric given as Python objects, which no name stands for",
-            "give the data by name with --data (file.py:function with --trust-code); only top-1 accuracy can be measured so",
+            "give the data by name with --data (file.py:function with --trust-code); "
+            "only top-1 accuracy can be measured so",
         )
     config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
     loaded = load_data(config)
@@ -179,10 +182,11 @@ def compress_once(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    recovery = _checked_recovery(ratio, bits, steps)
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     groups = discover(workload)
-    recipe = recipe or one_recipe(groups, ratio, criterion, bits, steps)
+    recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
     recipe.check(groups)
     if not workload.dense_trained:
         workload = train_dense(
@@ -190,7 +194,6 @@ def compress_once(
             deadline=None,
             progress=lambda message: listener(Progress("dense", message)),
             seed=config.seed,
-            batch_size=config.batch_size,
         )
     bench = Bench.build(config, workload, groups, gradients="taylor" in recipe.criterion.values())
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -205,26 +208,16 @@ def compress_once(
     return {"artifact": str(to), **flat(measurement), "recipe": recipe.model_dump(mode="json")}
 
 
-def one_recipe(groups: Groups, ratio: float, criterion: str, bits: int, steps: int | None) -> Recipe:
-    """Return the uniform recipe that ``compress`` was asked for.
-
-    Raises:
-        UsageError: If a value is outside what a recipe allows.
-    """
-    from pydantic import ValidationError
-
-    from autoprune.config import describe_faults
-    from autoprune.space.recipe import Recovery, uniform_recipe
-
+def _checked_recovery(ratio: float, bits: int, steps: int | None) -> Recovery:
+    """Check the numbers that ``compress`` was given before anything is loaded."""
     if bits not in (8, 32):
         raise UsageError(f"bits {bits} cannot be used; allowed: 8 or 32 (float)")
     if not 0.0 <= ratio < 1.0:
         raise UsageError(f"ratio {ratio:g} cannot be used; allowed: the share removed, from 0 to below 1")
     try:
-        recovery = Recovery() if steps is None else Recovery(finetune_steps=steps)
+        return Recovery() if steps is None else Recovery(finetune_steps=steps)
     except ValidationError as error:
         raise UsageError(describe_faults("recovery", error)) from None
-    return uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
 
 
 def _compress_into(bench: Bench, recipe: Recipe, folder: Path, listener: Listener) -> Measurement:

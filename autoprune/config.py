@@ -126,7 +126,7 @@ class StudyConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     final_share: Annotated[float, Field(gt=0.0, le=0.95)] = 0.6
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    batch_size: Annotated[int, Field(ge=2, le=4096)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=4096)] = 64
     search_examples: Annotated[int, Field(ge=10)] = 2000
     report_examples: Annotated[int, Field(ge=10)] = 10_000
     calibration_examples: Annotated[int, Field(ge=8)] = 512

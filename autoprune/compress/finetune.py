@@ -24,7 +24,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 TrainingStep = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 _MOMENTUM = 0.9
-_WEIGHT_DECAY = 5e-4
+_WEIGHT_DECAY = 1e-4
 # Learning rates are given for SGD; AdamW's steps are about this much too long for them.
 _ADAMW_RATE = 0.05
 # Reading the loss waits for the GPU, so it is read only now and then there.

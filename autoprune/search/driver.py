@@ -30,6 +30,7 @@ from autoprune.study.store import StudyStore
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 _MAX_RETRIES = 2
+_UNFINISHED = ("lost", "interrupted")
 
 TrialFunction = Callable[[Recipe, Path], Outcome]
 
@@ -133,18 +134,22 @@ class Driver:
         return [baseline for baseline in planned if baseline.label not in done]
 
     def _lost(self) -> list[tuple[Recipe, str, str]]:
-        """Return recipes that a killed run left behind, each tried again at most twice."""
+        """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
         finished = {
             effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
         }
         tries = Counter(
             effective_key(r.recipe, self.groups)
             for r in self.records
-            if r.failure_kind == "lost" and r.recipe
+            if r.failure_kind in _UNFINISHED and r.recipe
         )
         found: dict[str, tuple[Recipe, str, str]] = {}
         for record in self.records:
-            if record.failure_kind == "lost" and record.recipe and record.origin not in ("dense", "baseline"):
+            if (
+                record.failure_kind in _UNFINISHED
+                and record.recipe
+                and record.origin not in ("dense", "baseline")
+            ):
                 key = effective_key(record.recipe, self.groups)
                 if key not in finished and tries[key] <= _MAX_RETRIES:
                     found[key] = (record.recipe, record.origin, record.label)
@@ -187,6 +192,11 @@ class Driver:
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
             self._fail(trial, error, self.clock.monotonic() - begun_s)
+        except KeyboardInterrupt:
+            self.store.fail(
+                trial, "interrupted", "stopped at once", duration_s=self.clock.monotonic() - begun_s
+            )
+            raise
         except OSError as error:
             raise StorageError(
                 f"trial {trial.number} could not be written: {error}",
@@ -231,9 +241,7 @@ class Driver:
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
             )
         )
-        recent = [r for r in self.records if r.failure_kind not in ("lost", "interrupted")][
-            -MAX_FAILURES_IN_A_ROW:
-        ]
+        recent = [r for r in self.records if r.failure_kind not in _UNFINISHED][-MAX_FAILURES_IN_A_ROW:]
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
             raise TooManyFailuresError(

@@ -70,6 +70,8 @@ class FinalPhase:
         """Recover the chosen networks and record every point of the front, measured in one session."""
         networks = self._networks()
         recovered = self._recover(networks)
+        if self.driver.interrupt():
+            return
         points = [
             p for record in self._free() if (p := self._point(record, self._untrained(record))) is not None
         ]
@@ -138,6 +140,8 @@ class FinalPhase:
                     f"final recovery {index + 1} of {len(networks)} (trial {members[0].number})", "final"
                 )
             )
+            if self.driver.interrupt():
+                return recovered
             slot_s = (self.keeper.final_left_s() - self.reserve_s(artifacts)) / (len(networks) - index)
             try:
                 with failures_as_trial_errors():

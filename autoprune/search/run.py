@@ -150,5 +150,4 @@ def _trained(
         resuming=resuming,
         progress=lambda message: listener(Progress("dense", message, left_s=keeper.left_s)),
         seed=config.seed,
-        batch_size=config.batch_size,
     )

@@ -61,7 +61,7 @@ class BaselineSpace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ratios: tuple[Annotated[StrictFloat, Field(gt=0.0, lt=1.0)], ...] = (0.25, 0.5, 0.7)
+    ratios: tuple[Annotated[StrictFloat, Field(gt=0.0, lt=1.0)], ...] = (0.15, 0.3, 0.5, 0.7)
 
     _once = field_validator("ratios")(_each_once)
 
