@@ -67,14 +67,17 @@ class Timekeeper:
         """Mark the start of the final phase, from which its length is derived under a budget of trials."""
         self._final_from_s = self.spent_s
 
-    def final_left_s(self) -> float:
-        """Return the seconds until the final phase has to be over.
+    def training_left_s(self, reserve_s: float) -> float:
+        """Return the seconds that the final recovery may still train for; negative if there are none.
 
-        Under a budget of trials the final phase gets ``final_share / (1 - final_share)`` of the time that
-        came before it, so that both kinds of budget split alike.
+        Under a budget of trials the final recovery gets ``final_share / (1 - final_share)`` of the time that
+        came before it, so that both kinds of budget split alike; measuring then comes on top.
+
+        Args:
+            reserve_s: Seconds that measuring the final front takes.
         """
         if self._budget.seconds is not None:
-            return self._budget.seconds - CLOSING_S - self.spent_s
+            return self._budget.seconds - CLOSING_S - reserve_s - self.spent_s
         begun = self.spent_s if self._final_from_s is None else self._final_from_s
         return begun + begun * self._final_share / (1.0 - self._final_share) - self.spent_s
 

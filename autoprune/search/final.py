@@ -111,7 +111,7 @@ class FinalPhase:
             least_s = (
                 max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
             )
-            if self.keeper.final_left_s() - self.reserve_s(artifacts) >= len(networks) * least_s:
+            if self.keeper.training_left_s(self.reserve_s(artifacts)) >= len(networks) * least_s:
                 break
             most = min(most, len(networks)) - 1
         return networks if most > 0 else self._affordable_untrained()
@@ -120,7 +120,7 @@ class FinalPhase:
         """Return networks to be measured as the search left them, where there is no time to train any."""
         networks = self.driver.networks(self.bench.config.front_points)
         free = len(self._free())
-        while networks and self.reserve_s(free + sum(map(len, networks))) > self.keeper.final_left_s():
+        while networks and self.keeper.training_left_s(self.reserve_s(free + sum(map(len, networks)))) < 0:
             networks = networks[:-1]
         return networks
 
@@ -142,7 +142,7 @@ class FinalPhase:
             )
             if self.driver.interrupt():
                 return recovered
-            slot_s = (self.keeper.final_left_s() - self.reserve_s(artifacts)) / (len(networks) - index)
+            slot_s = self.keeper.training_left_s(self.reserve_s(artifacts)) / (len(networks) - index)
             try:
                 with failures_as_trial_errors():
                     recovered.append(self._recover_one(members[0], slot_s))

@@ -181,7 +181,7 @@ def test_plan_counts_follow_the_width() -> None:
     model = Plain()
     groups = find_groups(model, torch.randn(2, 3, 8, 8))
     plan = make_plan(model, groups, uniform_recipe(groups, 0.4, 32, width=4), None)
-    assert {name: len(units) for name, units in plan.items()} == {"conv1": 4, "conv2": 4, "fc1": 4}
+    assert {name: len(units) for name, units in plan.items()} == {"conv1": 4, "conv2": 4, "fc1": 6}
     assert make_plan(model, groups, Recipe(), None) == {}
 
 

@@ -14,7 +14,7 @@ def test_search_and_final_share_the_budget() -> None:
     keeper = Timekeeper(Budget(seconds=100.0), 0.6, clock)
     clock.advance(10.0)
     assert keeper.search_left_s() == pytest.approx(30.0)
-    assert keeper.final_left_s() == pytest.approx(90.0 - CLOSING_S)
+    assert keeper.training_left_s(20.0) == pytest.approx(70.0 - CLOSING_S)
 
 
 def test_earlier_runs_count() -> None:
@@ -41,9 +41,9 @@ def test_final_phase_of_a_trials_budget_follows_the_search() -> None:
     assert keeper.left_s is None
     assert keeper.trials_left(3) == 2
     keeper.begin_final()
-    assert keeper.final_left_s() == pytest.approx(60.0)
+    assert keeper.training_left_s(1000.0) == pytest.approx(60.0)
     clock.advance(20.0)
-    assert keeper.final_left_s() == pytest.approx(40.0)
+    assert keeper.training_left_s(1000.0) == pytest.approx(40.0)
 
 
 def test_expected_duration_is_cautious_and_recent() -> None:

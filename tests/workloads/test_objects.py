@@ -93,7 +93,9 @@ def test_objects_make_a_workload_and_are_left_alone() -> None:
     model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)).train()
     workload = workload_from_objects(model, (_pair(60), _pair(20)), config=_CONFIG)
     assert model.training and not workload.model.training and workload.model is not model
-    assert workload.dense_trained and workload.search_split_seen and workload.metric is TOP1
+    # Its weights are random, and no better than chance: it has to be trained first, and has seen nothing.
+    assert not workload.dense_trained and not workload.search_split_seen and workload.metric is TOP1
+    assert "trained first" in workload.notes[0]
     assert workload.data.classes == ("0", "1", "2", "3", "4") and workload.data.input_shape == (8,)
     assert not workload_from_objects(model, _pair(60), config=_CONFIG, train_dense=True).dense_trained
 
