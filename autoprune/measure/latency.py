@@ -28,14 +28,16 @@ class LatencyProtocol:
     """How long and how carefully latency is measured.
 
     Attributes:
-        rounds: Rounds in which every model is timed once, in random order.
+        sessions: Times that the models are opened anew.
+        rounds: Rounds of each session, in which every model is timed once, in random order.
         block_s: Seconds of runs that make one timing.
-        warmup_s: Seconds of warm-up, all models together.
-        limit_s: Seconds after which a pass ends early, for each model; seven rounds are always run.
+        warmup_s: Seconds of warm-up of each session, all models together.
+        limit_s: Seconds after which a session ends early, for each model; three rounds are always run.
         repeats: Passes that may follow a noisy one.
         noise_limit: Largest interquartile range of the dense model's blocks as a share of their median.
     """
 
+    sessions: int
     rounds: int
     block_s: float
     warmup_s: float
@@ -44,8 +46,8 @@ class LatencyProtocol:
     noise_limit: float = 0.1
 
 
-SEARCH_PROTOCOL = LatencyProtocol(rounds=21, block_s=0.008, warmup_s=0.2, limit_s=3.0, repeats=1)
-FINAL_PROTOCOL = LatencyProtocol(rounds=45, block_s=0.02, warmup_s=0.5, limit_s=10.0, repeats=2)
+SEARCH_PROTOCOL = LatencyProtocol(sessions=3, rounds=7, block_s=0.008, warmup_s=0.1, limit_s=1.0, repeats=1)
+FINAL_PROTOCOL = LatencyProtocol(sessions=9, rounds=9, block_s=0.012, warmup_s=0.1, limit_s=2.0, repeats=2)
 
 
 def measure_latency(
@@ -93,6 +95,7 @@ def measure_front(
         "threads": target.threads,
         "batch": target.batch,
         "input_shape": list(input_shape),
+        "sessions": protocol.sessions,
         "rounds": protocol.rounds,
         "block_s": protocol.block_s,
         "warmup_s": protocol.warmup_s * (len(candidates) + 1) / 2,
@@ -106,7 +109,7 @@ def measure_front(
     measured = []
     for index, path in enumerate(candidates):
         samples_ms = 1e3 * np.array(result["samples_s"][index])
-        ratio, interval = median_ratio_interval(np.array(result["ratios"][index]))
+        ratio, interval = median_ratio_interval([np.array(r) for r in result["ratios"][index]])
         latency = Latency(
             latency_ms=float(np.median(samples_ms)),
             latency_p95_ms=percentile_or_none(samples_ms, 95),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,19 +30,29 @@ def wilson_interval(successes: float, total: int, z: float = 1.96) -> Interval:
 
 
 def median_ratio_interval(
-    ratios: NDArray[np.float64], seed: int = 0, resamples: int = 2000
+    sessions: Sequence[NDArray[np.float64]], seed: int = 0, resamples: int = 2000
 ) -> tuple[float, Interval]:
-    """Return the median of paired ratios and its 95 % bootstrap interval.
+    """Return the median of paired ratios and its 95 % bootstrap interval over sessions.
+
+    Rounds of one session share its memory layout, so they are not independent: each resample draws sessions
+    first and rounds inside them second [Davison1997]_.
+
+    .. [Davison1997] Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 3.8.
 
     Args:
-        ratios: One ratio for each round, ``(n,)``, n at least 1.
+        sessions: For each session one ratio a round, ``(n,)``, n at least 1.
         seed: Seed of the resampling.
         resamples: Number of bootstrap samples.
     """
     generator = np.random.default_rng(seed)
-    drawn = np.median(generator.choice(ratios, size=(resamples, len(ratios))), axis=1)
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        chosen = generator.integers(len(sessions), size=len(sessions))
+        drawn[index] = np.median(
+            np.concatenate([generator.choice(sessions[i], len(sessions[i])) for i in chosen])
+        )
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.median(ratios)), (float(low), float(high))
+    return float(np.median(np.concatenate(sessions))), (float(low), float(high))
 
 
 def percentile_or_none(samples: NDArray[np.float64], percent: int) -> float | None:

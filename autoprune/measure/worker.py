@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from autoprune.deploy.session import session_options
 from autoprune.measure.stats import spread
 
-_LEAST_ROUNDS = 7
+_LEAST_ROUNDS = 3
 
 
 class Runner:
@@ -100,22 +99,42 @@ def pin(threads: int) -> None:
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Time all models of a job against its dense model; repeat noisy passes and keep the quietest."""
-    paths = [*job["models"], job["dense"]]
-    runners = [Runner(path, job["threads"], job["batch"], job["input_shape"]) for path in paths]
-    for runner in runners:
-        runner.warm_up(job["warmup_s"] / len(runners), job["block_s"])
     generator = np.random.default_rng(job["seed"])
-    best = one_pass(runners, job, generator)
+    best = one_pass(job, generator)
     for _ in range(job["repeats"]):
         if best["spread"] <= job["noise_limit"]:
             break
-        best = min(best, one_pass(runners, job, generator), key=lambda found: float(found["spread"]))
+        best = min(best, one_pass(job, generator), key=lambda found: float(found["spread"]))
     return {**best, "noisy": best["spread"] > job["noise_limit"]}
 
 
-def one_pass(runners: list[Runner], job: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-    """Time every model once a round in random order; the last runner is the dense model."""
-    samples: list[list[float]] = [[] for _ in runners]
+def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
+    """Time every model once a round in random order, over several sessions.
+
+    Sessions are opened anew because memory is laid out anew with them, which moves a model's time by more than
+    the spread inside one session.
+    """
+    paths = [*job["models"], job["dense"]]
+    samples: list[list[float]] = [[] for _ in paths]
+    ratios: list[list[list[float]]] = [[] for _ in job["models"]]
+    dense: list[float] = []
+    for _ in range(job["sessions"]):
+        order = generator.permutation(len(paths))
+        opened = {i: Runner(paths[i], job["threads"], job["batch"], job["input_shape"]) for i in order}
+        runners = [opened[i] for i in range(len(paths))]
+        for runner in runners:
+            runner.warm_up(job["warmup_s"] / len(runners), job["block_s"])
+        blocks = one_session(runners, job, generator, samples)
+        dense += blocks[-1]
+        for index, found in enumerate(ratios):
+            found.append((np.array(blocks[index]) / np.array(blocks[-1])).tolist())
+    return {"samples_s": samples, "ratios": ratios, "spread": spread(np.array(dense))}
+
+
+def one_session(
+    runners: list[Runner], job: dict[str, Any], generator: np.random.Generator, samples: list[list[float]]
+) -> list[list[float]]:
+    """Run the rounds of one session and return the median seconds of each block, by model; the last is dense."""
     blocks: list[list[float]] = [[] for _ in runners]
     begun = time.perf_counter()
     gc.collect()
@@ -130,12 +149,7 @@ def one_pass(runners: list[Runner], job: dict[str, Any], generator: np.random.Ge
                 blocks[index].append(float(np.median(taken)))
     finally:
         gc.enable()
-    dense: NDArray[np.float64] = np.array(blocks[-1])
-    return {
-        "samples_s": samples,
-        "ratios": [(np.array(block) / dense).tolist() for block in blocks[:-1]],
-        "spread": spread(dense),
-    }
+    return blocks
 
 
 def memory_bytes(job: dict[str, Any]) -> int | None:

@@ -63,8 +63,8 @@ class Timings:
         Args:
             examples: Examples that it is scored on.
         """
-        # The final protocol runs about four times as long as a trial's.
-        timing = 4.0 * median(self.latency) if self.latency else 5.0
+        # The final protocol runs about three times as long as a trial's.
+        timing = 3.0 * median(self.latency) if self.latency else 5.0
         deploy = median(self.deploy) if self.deploy else 1.0
         return timing + deploy + examples * (max(self.example) if self.example else 0.0)
 

@@ -19,7 +19,7 @@ from autoprune.config import Target
 from autoprune.errors import TrialError
 from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency
 
-QUICK = LatencyProtocol(rounds=9, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0)
+QUICK = LatencyProtocol(sessions=2, rounds=5, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0)
 
 
 def network(path: Path, width: int) -> Path:
@@ -70,7 +70,8 @@ def test_it_waits_while_another_measurement_holds_the_lock(tmp_path: Path) -> No
     lock = tmp_path / "lock"
     job = {
         "kind": "latency", "models": [str(path)], "dense": str(path), "threads": 1, "batch": 1, "input_shape": [8],
-        "rounds": 7, "block_s": 0.001, "warmup_s": 0.01, "limit_s": 1.0, "repeats": 0, "noise_limit": 1.0, "seed": 0,
+        "sessions": 1, "rounds": 7, "block_s": 0.001, "warmup_s": 0.01,
+        "limit_s": 1.0, "repeats": 0, "noise_limit": 1.0, "seed": 0,
         "lock": str(lock),
     }  # fmt: skip
     with lock.open("w") as file:
@@ -88,4 +89,4 @@ def test_it_waits_while_another_measurement_holds_the_lock(tmp_path: Path) -> No
         assert process.poll() is None
     assert process.wait(timeout=60) == 0
     assert process.stdout is not None
-    assert len(json.loads(process.stdout.read())["ratios"][0]) == 7
+    assert len(json.loads(process.stdout.read())["ratios"][0][0]) == 7

@@ -27,7 +27,7 @@ def test_the_interval_of_the_median_holds_it_and_narrows() -> None:
     few, many = generator.lognormal(0, 0.1, 15), generator.lognormal(0, 0.1, 400)
     widths = []
     for ratios in (few, many):
-        middle, (low, high) = median_ratio_interval(ratios)
+        middle, (low, high) = median_ratio_interval([ratios])
         assert low <= middle <= high
         widths.append(high - low)
     assert widths[1] < widths[0]
@@ -40,9 +40,17 @@ def test_equal_models_under_drift_have_an_interval_around_one() -> None:
         load = np.where(np.arange(40) < 20, 1.0, 1.5)  # load arrives half-way
         one = load * generator.lognormal(0, 0.03, 40)
         other = load * generator.lognormal(0, 0.03, 40)
-        low, high = median_ratio_interval(one / other)[1]
+        low, high = median_ratio_interval([one / other], resamples=400)[1]
         held += low <= 1.0 <= high
     assert held >= 88
+
+
+def test_sessions_that_differ_widen_the_interval() -> None:
+    generator = np.random.default_rng(1)
+    alike = [generator.normal(1.0, 0.001, 9) for _ in range(6)]
+    apart = [generator.normal(centre, 0.001, 9) for centre in (0.97, 0.98, 0.99, 1.01, 1.02, 1.03)]
+    widths = [high - low for _, (low, high) in (median_ratio_interval(alike), median_ratio_interval(apart))]
+    assert widths[1] > 10 * widths[0]
 
 
 def test_a_percentile_needs_its_samples() -> None:
