@@ -17,7 +17,7 @@ from autoprune.report.view import (
     target_text,
     view_of,
 )
-from autoprune.report.writing import write_atomic
+from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 
@@ -42,7 +42,7 @@ def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
         _recipe(view, record),
         _commands(view, record),
     ]
-    write_atomic(path, ("\n\n".join(sections) + "\n").encode("utf-8"))
+    write_bytes_atomic(path, ("\n\n".join(sections) + "\n").encode("utf-8"))
 
 
 def _head(view: StudyView, record: TrialRecord) -> str:

@@ -217,8 +217,8 @@ def _export(shown: Shown, command: str, kept: bool) -> str:
     if not (kept or shown.point.on_front or shown.role == "dense"):
         return '<span class="sub">artifact not kept</span>'
     return (
-        f'<div class="command"><code>{escape(command)}</code>'
-        f'<button type="button" class="copy" data-copy="{escape(command)}">Copy</button></div>'
+        f'<div class="command"><button type="button" class="copy" data-copy="{escape(command)}">Copy</button>'
+        f"<code>{escape(command)}</code></div>"
     )
 
 

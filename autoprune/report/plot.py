@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autoprune.measure.record import Interval, Measurement
 from autoprune.report.view import Shown, StudyView, view_of
-from autoprune.report.writing import write_atomic
+from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.store import StudyStore
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def figure(store: StudyStore) -> Figure:
     result.suptitle(_plain(f"{view.name}: {view.settings.get('model', '')}"), fontsize=13)
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        result.legend(handles, labels, loc="outside lower center", ncols=min(5, len(handles)), frameon=False)
+        result.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
     return result
 
 
@@ -65,8 +65,8 @@ def write_png(store: StudyStore, path: Path) -> None:
         StorageError: If the file cannot be written.
     """
     buffer = BytesIO()
-    figure(store).savefig(buffer, format="png")
-    write_atomic(path, buffer.getvalue())
+    figure(store).savefig(buffer, format="png", bbox_inches="tight")
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -98,7 +98,7 @@ def _draw(axes: Axes, view: StudyView, figures: Figures, label: str) -> None:
         axes.spines[side].set_visible(False)
     grey = [*view.of("dominated"), *view.of("trial")]
     if grey:
-        name = "trial of the search (search split, brief recovery)" if view.of("trial") else "dominated"
+        name = "trial (search split)" if view.of("trial") else "dominated"
         xs = [figures(s.point.measurement)[0] for s in grey]
         axes.scatter(xs, [s.point.capability.value for s in grey], s=16, color=GREY, alpha=0.6, label=name)
     members = [
@@ -109,7 +109,7 @@ def _draw(axes: Axes, view: StudyView, figures: Figures, label: str) -> None:
         axes.step(*zip(*stairs, strict=True), where="post", color=FRONT, linewidth=1.4, alpha=0.7)
     _bars(axes, view.of("front"), figures, "o", FRONT, "front")
     for index, shown in enumerate(view.of("baseline")):
-        name = f"{shown.name} (baseline{', search split' if shown.provisional else ''})"
+        name = f"{shown.name} ({'search split' if shown.provisional else 'baseline'})"
         _bars(axes, [shown], figures, _MARKERS[index % len(_MARKERS)], BASELINE, name)
     _bars(axes, view.of("dense"), figures, "*", DENSE, "dense")
     limits = capability_range(view)

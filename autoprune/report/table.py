@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoprune.report.view import interval
-from autoprune.report.writing import write_atomic
+from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.front import FrontPoint
 from autoprune.study.records import TrialRecord
 
@@ -112,7 +112,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     """
     safe = frame.map(_harmless)
     safe.columns = [_harmless(str(column)) for column in safe.columns]
-    write_atomic(path, safe.to_csv(index=False).encode("utf-8"))
+    write_bytes_atomic(path, safe.to_csv(index=False).encode("utf-8"))
 
 
 def _harmless(value: object) -> object:

@@ -97,6 +97,11 @@ def discard_unfinished(paths: StudyPaths) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text as UTF-8; see :func:`write_bytes_atomic`."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never half.
 
     Raises:
@@ -105,7 +110,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:

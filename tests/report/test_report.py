@@ -1,0 +1,109 @@
+"""Reports: the figures are in them, names cannot break out of them, nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from autoprune.report import page
+from autoprune.report.card import write_card
+from autoprune.report.html import report_page, script_json
+from autoprune.report.plot import staircase
+from autoprune.report.table import write_csv
+from autoprune.report.view import view_of
+from autoprune.report.writing import write_report
+from tests.report.studies import EVIL, make_study
+
+
+def without_plotly(text: str) -> str:
+    """Return the page without plotly's own source, which is not ours to judge."""
+    from plotly.offline import get_plotlyjs
+
+    assert get_plotlyjs() in text
+    return text.replace(get_plotlyjs(), "")
+
+
+def test_the_page_holds_every_point_and_what_to_make_of_it(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    text = without_plotly(report_page(store))
+    for record in store.records():
+        if record.fidelity == "final" and record.measurement and record.measurement.report:
+            assert f"autoprune export study --trial {record.number} --to DIR" in text
+            assert f"{record.measurement.report.value:.4f}" in text
+    assert "winner&#x27;s curse" in text
+    assert "may have been trained on images of the search split" in text
+    assert "In float instead: head (in 1 points)" in text
+    assert "1 final: parity, 1 nan" in text
+    assert "Test CPU" in text
+
+
+def test_markup_in_names_stays_text(tmp_path: Path) -> None:
+    text = without_plotly(report_page(make_study(tmp_path / "study", evil=True)))
+    assert "<script>alert" not in text
+    # Only the data, plotly and the page's own script end one.
+    assert text.count("</script>") == 3
+    assert "&lt;/script&gt;" in text
+
+
+def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
+    text = without_plotly(report_page(make_study(tmp_path / "study")))
+    assert not re.search(r"(?:src|href|action)\s*=\s*[\"']?\s*(?:https?:)?//", text)
+    assert not re.search(r"@import|url\((?!data:)", page.STYLE)
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize("value", ["</script>", "<!--", "\u2028", {"a": [EVIL]}])
+def test_json_in_a_script_reads_back_and_cannot_end_it(value: object) -> None:
+    text = script_json(value)
+    assert "</" not in text
+    assert "<!--" not in text
+    assert json.loads(text) == value
+
+
+def test_before_the_final_phase_the_page_says_so(tmp_path: Path) -> None:
+    text = report_page(make_study(tmp_path / "study", final=False))
+    assert "All figures are of the search split" in text
+
+
+def test_all_files_are_written_and_the_table_has_the_front(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study", evil=True)
+    paths = write_report(store)
+    assert {path.name for path in paths.values()} == {"report.html", "front.png", "front.csv"}
+    assert paths["front.png"].read_bytes().startswith(b"\x89PNG")
+    with paths["front.csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    members = [s.record.number for s in view_of(store).shown if s.point.on_front]
+    assert sorted(int(row["trial"]) for row in rows) == sorted(members)
+    left = {path.name for path in store.paths.root.iterdir()}
+    assert left == {"report.html", "front.png", "front.csv", "env.json"}
+
+
+def test_cells_that_a_spreadsheet_would_run_are_defused(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"label": ["=1+1", "-x", "fine"], "drop": [-0.5, 1.0, 2.0]})
+    write_csv(frame, tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["'=1+1", "'-x", "fine"]
+    assert [float(row["drop"]) for row in rows] == [-0.5, 1.0, 2.0]
+
+
+def test_the_card_holds_the_figures_and_the_commands(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    record = next(r for r in store.records() if r.fidelity == "final" and r.parent == 4)
+    assert record.measurement is not None
+    assert record.measurement.report is not None
+    write_card(store, record, tmp_path / "card.md")
+    text = (tmp_path / "card.md").read_text()
+    assert f"{record.measurement.report.value:.4f}" in text
+    assert f"{record.measurement.latency.ratio:.3f}" in text
+    assert "autoprune measure" in text
+    assert "layer1.0.conv1" in text
+
+
+def test_stairs_rise() -> None:
+    assert staircase([(0.5, 0.8), (0.4, 0.9), (0.6, 0.95), (0.7, 0.95)]) == [(0.4, 0.9), (0.6, 0.95)]
