@@ -61,8 +61,8 @@ def report_page(store: StudyStore) -> str:
 def script_json(value: Any) -> str:
     """Return JSON that cannot end the script element that it stands in."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # `<!--` would change how the rest of the element is read; the two separators end lines in old scripts.
-    for sign, safe in (("</", "<\\/"), ("<!--", "<\\u0021--"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
+    # Without `<` no tag and no comment can begin; the two separators end lines in old scripts.
+    for sign, safe in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
         text = text.replace(sign, safe)
     return text
 
