@@ -149,3 +149,19 @@ class StudyPaths:
     def report(self) -> Path:
         """The report page."""
         return self.root / "report.html"
+
+
+def study_folders() -> list[Path]:
+    """Return the folders that hold a study, by name."""
+    root = studies_root()
+    if not root.is_dir():
+        return []
+    found = []
+    for folder in sorted(root.iterdir()):
+        try:
+            check_study_name(folder.name)
+        except UsageError:
+            continue
+        if (folder / "study.db").is_file() and (folder / "settings.yaml").is_file():
+            found.append(folder)
+    return found

@@ -110,7 +110,7 @@ def measure(
 def studies(json: options.Json = False) -> None:
     """List the studies that exist here."""
     from autoprune.naming import studies_root
-    from autoprune.study.store import list_studies
+    from autoprune.study.listing import list_studies
 
     found = list_studies()
     if json:

@@ -47,7 +47,7 @@ class FinetuneResult:
 class Trainer:
     """One network in training, whose steps can be taken in slices under one learning-rate schedule.
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4; AdamW where the network has LayerNorms and no
+    SGD with Nesterov momentum 0.9 and weight decay 1e-4; AdamW where the network has LayerNorms and no
     BatchNorm. Multiplications are in the type that is fastest on the device, weights in float32. A batch that
     does not fit into memory is halved once for good; the gradient is still that of the whole batch.
 

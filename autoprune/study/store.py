@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import sqlite3
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.config import StudyConfig
-from autoprune.errors import StorageError, UsageError
+from autoprune.errors import UsageError
 from autoprune.measure.record import Measurement
-from autoprune.naming import StudyPaths, check_study_name, studies_root, unknown_name
+from autoprune.naming import StudyPaths, study_folders, unknown_name
 from autoprune.space.recipe import Recipe
 from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished, write_text_atomic
+from autoprune.study.database import open_database, storage_faults
+from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import make_sampler
-
-SCHEMA = 1
-_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
-    "accuracy": "maximize",
-    "latency": "minimize",
-    "size": "minimize",
-}
-METRIC_NAMES = {"accuracy": "accuracy", "latency": "latency_ratio", "size": "size_ratio"}
+from autoprune.study.settings import check_same, read_settings, settings_text
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -76,17 +62,17 @@ class StudyStore:
         """
         if fresh and paths.root.exists():
             # Whoever runs the study now must not have its folder moved away under it.
-            os.close(_take_lock(paths))
-            _move_aside(paths)
-        lock = _take_lock(paths)
+            os.close(take_lock(paths))
+            move_aside(paths)
+        lock = take_lock(paths)
         try:
             settings = config.identity()
             if paths.settings.exists():
-                _check_same(_read_settings(paths), settings, paths)
+                check_same(read_settings(paths), settings, paths)
             else:
-                write_text_atomic(paths.settings, _settings_text(settings))
+                write_text_atomic(paths.settings, settings_text(settings))
             with storage_faults(paths):
-                study = _open_database(paths, settings, create=True)
+                study = open_database(paths, settings, create=True)
                 store = cls(paths, study, settings, lock)
                 store._reap()
                 study.sampler = make_sampler(
@@ -108,11 +94,11 @@ class StudyStore:
         """
         paths = StudyPaths.of(name)
         if not paths.database.is_file() or not paths.settings.is_file():
-            known = [entry.name for entry in _study_folders()]
+            known = [entry.name for entry in study_folders()]
             raise unknown_name("study", name, known, "`autoprune studies` lists the studies here")
-        settings = _read_settings(paths)
+        settings = read_settings(paths)
         with storage_faults(paths):
-            return cls(paths, _open_database(paths, settings, create=False), settings, None)
+            return cls(paths, open_database(paths, settings, create=False), settings, None)
 
     def release(self) -> None:
         """Let another driver have the study; the record stays readable."""
@@ -269,159 +255,3 @@ class StudyStore:
     def phase(self, phase: str) -> None:
         with storage_faults(self.paths):
             self._study.set_user_attr("phase", phase)
-
-
-def list_studies() -> list[dict[str, Any]]:
-    """Return one row for each study here, for people and scripts."""
-    rows = []
-    for folder in _study_folders():
-        try:
-            store = StudyStore.open(folder.name)
-            records = store.records()
-            settings = store.settings()
-            rows.append(
-                {
-                    "study": folder.name,
-                    "model": settings["model"],
-                    "data": settings["data"],
-                    "phase": store.phase,
-                    "trials": len(records),
-                    "failed": sum(r.state == "failed" for r in records),
-                    "final": sum(r.fidelity == "final" for r in records),
-                    "spent_s": round(store.spent_s, 1),
-                }
-            )
-        except (StorageError, UsageError) as error:
-            row = {"study": folder.name, "model": "", "data": "", "phase": f"unreadable: {error.message}"}
-            rows.append({**row, "trials": 0, "failed": 0, "final": 0, "spent_s": 0.0})
-    return rows
-
-
-@contextmanager
-def storage_faults(paths: StudyPaths) -> Iterator[None]:
-    """Turn faults of the database and the disk into a ``StorageError`` that says what to do."""
-    faults = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError)
-    try:
-        yield
-    except faults as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise StorageError(
-            f"the record of study {paths.name!r} ({str(paths.database)!r}) cannot be used: {cause}",
-            "free space or mend the file's permissions and run the same command again; finished trials are kept. "
-            "A damaged file can be set aside with --fresh",
-        ) from error
-
-
-def _open_database(paths: StudyPaths, settings: dict[str, Any], *, create: bool) -> optuna.Study:
-    if create:
-        # The journal mode is kept in the file; set before Optuna's first connection it holds for all of them.
-        with sqlite3.connect(paths.database) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{paths.database}",
-            engine_kwargs={"connect_args": {"timeout": 30}},
-            skip_table_creation=not create,
-        )
-        # An acknowledged trial survives a power cut as well as a kill: every commit is flushed.
-        event.listen(storage.engine, "connect", lambda link, _: link.execute("PRAGMA synchronous=FULL"))
-        if not create:
-            return optuna.load_study(study_name=_only_study(storage, paths), storage=storage)
-        study = optuna.create_study(
-            study_name=settings["study"],
-            storage=storage,
-            directions=[_DIRECTIONS[name] for name in settings["objectives"]],
-            load_if_exists=True,
-        )
-        study.set_metric_names([METRIC_NAMES[name] for name in settings["objectives"]])
-        study.set_user_attr("autoprune_schema", SCHEMA)
-        return study
-
-
-def _only_study(storage: optuna.storages.RDBStorage, paths: StudyPaths) -> str:
-    names = optuna.get_all_study_names(storage)
-    if len(names) != 1:
-        raise StorageError(f"{str(paths.database)!r} holds {len(names)} studies instead of one: {names}")
-    return names[0]
-
-
-def _settings_text(settings: dict[str, Any]) -> str:
-    lines = [f"# The settings of this study; `autoprune search -c settings.yaml` takes them. schema {SCHEMA}"]
-    # JSON values are YAML values, and survive every reader alike.
-    lines += [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _read_settings(paths: StudyPaths) -> dict[str, Any]:
-    try:
-        lines = paths.settings.read_text(encoding="utf-8").splitlines()
-        settings = {
-            name: json.loads(value)
-            for name, _, value in (
-                line.partition(": ") for line in lines if line and not line.startswith("#")
-            )
-        }
-        settings["objectives"], settings["sampler"], settings["study"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{str(paths.settings)!r} cannot be read: {error}",
-            "restore the file, or set the study aside with --fresh",
-        ) from error
-    return settings
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], paths: StudyPaths) -> None:
-    names = sorted(set(before) | set(now))
-    changed = [f"  {n}: {before.get(n)!r} -> {now.get(n)!r}" for n in names if before.get(n) != now.get(n)]
-    if changed:
-        raise UsageError(
-            "\n".join([f"study {paths.name!r} was made with other settings:", *changed]),
-            "use the settings it was made with, another --study NAME, or --fresh to start over (the old study is kept)",
-        )
-
-
-def _take_lock(paths: StudyPaths) -> int:
-    try:
-        paths.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StorageError(
-            f"folder {str(paths.root)!r} cannot be written: {error.strerror or error}",
-            "choose a writable folder with AUTOPRUNE_STUDIES",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageError(
-            f"study {paths.name!r} is being run by another process",
-            "wait for it, stop it, or use another --study NAME",
-        ) from error
-    return descriptor
-
-
-def _move_aside(paths: StudyPaths) -> None:
-    number = 1
-    while (place := paths.root.with_name(f"{paths.name}.{number}")).exists():
-        number += 1
-    try:
-        paths.root.rename(place)
-    except OSError as error:
-        raise StorageError(f"{str(paths.root)!r} cannot be moved aside: {error.strerror or error}") from error
-
-
-def _study_folders() -> list[Path]:
-    root = studies_root()
-    if not root.is_dir():
-        return []
-    found = []
-    for folder in sorted(root.iterdir()):
-        try:
-            check_study_name(folder.name)
-        except UsageError:
-            continue
-        if (folder / "study.db").is_file() and (folder / "settings.yaml").is_file():
-            found.append(folder)
-    return found

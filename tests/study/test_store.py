@@ -15,7 +15,8 @@ from autoprune.config import StudyConfig
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths, studies_root
 from autoprune.space.recipe import uniform_recipe
-from autoprune.study.store import StudyStore, list_studies
+from autoprune.study.listing import list_studies
+from autoprune.study.store import StudyStore
 from tests.search.fakes import make_groups, make_measurement
 
 GROUPS = make_groups()

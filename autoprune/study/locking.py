@@ -1,0 +1,45 @@
+"""One driver at a time: the lock of a study's folder, and setting a study aside."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from autoprune.errors import StorageError
+from autoprune.naming import StudyPaths
+
+
+def take_lock(paths: StudyPaths) -> int:
+    """Make the study's folder if need be and lock it; return the descriptor that holds the lock until it is closed.
+
+    Raises:
+        StorageError: If the folder cannot be written or another process runs the study.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"folder {str(paths.root)!r} cannot be written: {error.strerror or error}",
+            "choose a writable folder with AUTOPRUNE_STUDIES",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(
+            f"study {paths.name!r} is being run by another process",
+            "wait for it, stop it, or use another --study NAME",
+        ) from error
+    return descriptor
+
+
+def move_aside(paths: StudyPaths) -> None:
+    """Rename the study's folder to ``<name>.1``, or the next number that is free."""
+    number = 1
+    while (place := paths.root.with_name(f"{paths.name}.{number}")).exists():
+        number += 1
+    try:
+        paths.root.rename(place)
+    except OSError as error:
+        raise StorageError(f"{str(paths.root)!r} cannot be moved aside: {error.strerror or error}") from error
