@@ -108,7 +108,7 @@ class StudyConfig(BaseModel):
         search_examples: Most images in the search split.
         report_examples: Most images in the report split; a fixed part of it where there are more.
         calibration_examples: Images for closed-form recovery, BatchNorm statistics and int8 ranges.
-        front_points: Most points that the final recovery trains.
+        front_points: Most networks that the final recovery trains; one network may give several points.
         trust_code: Whether Python files given as model or data may be run.
     """
 
@@ -130,7 +130,7 @@ class StudyConfig(BaseModel):
     search_examples: Annotated[int, Field(ge=10)] = 2000
     report_examples: Annotated[int, Field(ge=10)] = 10_000
     calibration_examples: Annotated[int, Field(ge=8)] = 512
-    front_points: Annotated[int, Field(ge=1, le=64)] = 6
+    front_points: Annotated[int, Field(ge=1, le=64)] = 5
     trust_code: bool = False
 
     @field_validator("budget")

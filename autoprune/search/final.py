@@ -22,6 +22,8 @@ from autoprune.study.records import TrialRecord
 
 # A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
 _LEAST_GAIN = 4
+# What a network that lost nothing counts as, against the one that lost most.
+_LEAST_NEED = 0.05
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class FinalPhase:
     def _recover(self, networks: list[list[TrialRecord]]) -> list[Compressed | None]:
         """Train each network for its share of the time that measuring leaves."""
         artifacts = len(self._free()) + sum(map(len, networks))
+        needs = self._needs(networks)
         recovered: list[Compressed | None] = []
         for index, members in enumerate(networks):
             self.driver.listener(
@@ -142,7 +145,8 @@ class FinalPhase:
             )
             if self.driver.interrupt():
                 return recovered
-            slot_s = self.keeper.training_left_s(self.reserve_s(artifacts)) / (len(networks) - index)
+            left_s = self.keeper.training_left_s(self.reserve_s(artifacts))
+            slot_s = left_s * needs[index] / sum(needs[index:])
             try:
                 with failures_as_trial_errors():
                     recovered.append(self._recover_one(members[0], slot_s))
@@ -151,6 +155,19 @@ class FinalPhase:
                 self.driver.note_final_failure(members[0], error)
             self.driver.store.set_spent(self.keeper.spent_s)
         return recovered
+
+    def _needs(self, networks: list[list[TrialRecord]]) -> list[float]:
+        """Return each network's weight in sharing out the time; a mild cut is healed soon, a deep one never quite.
+
+        The weight is the cube root of what the network lost in its trial, so that eight times the loss gets twice
+        the time.
+        """
+        dense = next((r for r in self.driver.records if r.origin == "dense" and r.measurement), None)
+        best = dense.measurement.search.value if dense and dense.measurement else 0.0
+        values = [members[0].measurement for members in networks]
+        lost = [best - m.search.value if m is not None else 0.0 for m in values]
+        unit = max(lost, default=0.0)
+        return [max(_LEAST_NEED, loss / unit if unit > 0 else 1.0) ** (1 / 3) for loss in lost]
 
     def _recover_one(self, record: TrialRecord, slot_s: float) -> Compressed:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
