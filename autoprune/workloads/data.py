@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,38 +15,11 @@ from autoprune.workloads.catalog import Spec, parse_data, parse_model
 from autoprune.workloads.download import Say
 from autoprune.workloads.folders import SMALL_SIDE
 from autoprune.workloads.models import Preset, choose_weights, preset
+from autoprune.workloads.objects import data_from_objects
 from autoprune.workloads.sources import Collection, Images, find_images
-from autoprune.workloads.splits import ImageSplit, Preparation, SealedSplit, Split
+from autoprune.workloads.splits import Data, ImageSplit, Preparation, SealedSplit
 from autoprune.workloads.splitting import Limits, content_hash, cut, select
 from autoprune.workloads.user_code import accepted, call_user, load_function
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data in disjoint splits, fixed by content and seed.
-
-    Attributes:
-        name: What the data was called.
-        train: What networks are trained on.
-        calibration: Ranges, statistics and least squares; never trained on here.
-        search: What candidates are scored on.
-        report: What the front is reported on; sealed until the search is over.
-        input_shape: Shape of one input, without the batch.
-        classes: Names of the classes; empty where targets are no classes.
-        fingerprint: Hash of content, splits and preparation.
-        search_from_train: Whether the search split was cut from the training images, so that a network from
-            elsewhere may have been trained on it.
-    """
-
-    name: str
-    train: Split
-    calibration: Split
-    search: Split
-    report: SealedSplit
-    input_shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    fingerprint: str
-    search_from_train: bool = True
 
 
 def say_on_stderr(message: str) -> None:
@@ -71,8 +43,6 @@ def load_data(config: StudyConfig, say: Say = say_on_stderr) -> Data:
     spec = parse_data(config.data) if config.data is not None else _usual_data(model)
     limits = Limits(config.search_examples, config.report_examples, config.calibration_examples)
     if spec.kind == "code":
-        from autoprune.workloads.objects import data_from_objects
-
         what = f"--data {spec.name}:{spec.function}"
         function = load_function(spec.name, spec.function, "--data", trusted=config.trust_code)
         given = call_user(function, what, **accepted(function, {"seed": config.seed}, what))

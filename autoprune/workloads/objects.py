@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from autoprune.errors import UsageError
-from autoprune.workloads.data import Data
 from autoprune.workloads.images import MEMORY_LIMIT
-from autoprune.workloads.splits import Batch, Epochs, SealedSplit
+from autoprune.workloads.splits import Batch, Data, Epochs, SealedSplit
 from autoprune.workloads.splitting import Limits, content_hash, cut, select
 
 ALLOWED = "a torch Dataset, a DataLoader or a pair of tensors (inputs, targets)"

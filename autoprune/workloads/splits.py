@@ -225,3 +225,31 @@ def augment(pixels: Pixels, preparation: Preparation, random: np.random.Generato
             :, max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
         ]
     return result
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data in disjoint splits, fixed by content and seed.
+
+    Attributes:
+        name: What the data was called.
+        train: What networks are trained on.
+        calibration: Ranges, statistics and least squares; never trained on here.
+        search: What candidates are scored on.
+        report: What the front is reported on; sealed until the search is over.
+        input_shape: Shape of one input, without the batch.
+        classes: Names of the classes; empty where targets are no classes.
+        fingerprint: Hash of content, splits and preparation.
+        search_from_train: Whether the search split was cut from the training images, so that a network from
+            elsewhere may have been trained on it.
+    """
+
+    name: str
+    train: Split
+    calibration: Split
+    search: Split
+    report: SealedSplit
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    fingerprint: str
+    search_from_train: bool = True

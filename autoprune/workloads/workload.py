@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from autoprune.config import StudyConfig
 from autoprune.errors import UsageError
 from autoprune.workloads.catalog import WEIGHTS_WORDS, check_inputs, parse_model
-from autoprune.workloads.data import Data, load_data, say_on_stderr
+from autoprune.workloads.data import load_data, say_on_stderr
 from autoprune.workloads.download import Say
 from autoprune.workloads.head import probe
 from autoprune.workloads.models import choose_weights, load_network
 from autoprune.workloads.objects import data_from_objects
-from autoprune.workloads.splits import Split
+from autoprune.workloads.splits import Data, Split
 from autoprune.workloads.splitting import Limits
 from autoprune.workloads.weights import load_state, state_digest
 

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from autoprune.config import make_config
 from autoprune.errors import UsageError
-from autoprune.workloads.data import Data, load_data
+from autoprune.workloads.data import load_data
 from autoprune.workloads.images import ArraySource
 from autoprune.workloads.objects import data_from_objects
-from autoprune.workloads.splits import ImageSplit, Preparation, augment
+from autoprune.workloads.splits import Data, ImageSplit, Preparation, augment
 from autoprune.workloads.splitting import Limits, cut, stratified_order
 
 
