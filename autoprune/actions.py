@@ -15,14 +15,13 @@ from autoprune.deploy.runtime import Artifact
 from autoprune.errors import StorageError, UsageError
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
-from autoprune.naming import StudyPaths
 from autoprune.report.card import write_card
 from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
 from autoprune.search.events import Listener, Progress, ignore
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
-from autoprune.study.artifacts import commit_folder, temporary_folder, verify
+from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.store import StudyStore
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
@@ -45,7 +44,7 @@ def export_point(study: str, trial: int, to: Path) -> Path:
     record = store.record(trial)
     if record.state != "complete":
         raise UsageError(f"trial {trial} of study {study!r} has no artifact: it {record.state}")
-    source = artifact_folder(store.paths, record.number, record.fidelity, record.parent)
+    source = artifact_folder(store.paths, record)
     if not source.is_dir():
         kept = sorted(path.name for path in store.paths.artifacts.glob("trial-*"))
         raise UsageError(
@@ -70,13 +69,6 @@ def export_point(study: str, trial: int, to: Path) -> Path:
             f"{str(to)!r} cannot be written: {error}", "choose a folder on a disk with room"
         ) from error
     return to
-
-
-def artifact_folder(paths: StudyPaths, number: int, fidelity: str, parent: int | None) -> Path:
-    """Return the folder that holds a trial's artifact."""
-    if fidelity == "final" and parent is not None:
-        return paths.final_artifact(parent)
-    return paths.artifact(number)
 
 
 def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False) -> dict[str, Any]:

@@ -127,13 +127,13 @@ class StudyPaths:
         """Return the artifact folder of trial ``number``."""
         return self.artifacts / f"trial-{number:05d}"
 
-    def final_artifact(self, number: int) -> Path:
-        """Return the artifact folder of the final trial that continued trial ``number``."""
-        return self.artifacts / f"trial-{number:05d}-final"
+    def final_artifact(self, number: int, round: int) -> Path:
+        """Return the artifact folder of the final trial that continued trial ``number`` in final phase ``round``."""
+        return self.artifacts / f"trial-{number:05d}-final{round}"
 
-    def recovered(self, number: int) -> Path:
-        """Return the folder of the weights that the final recovery of trial ``number`` gave."""
-        return self.artifacts / f"trial-{number:05d}-recovered"
+    def recovered(self, number: int, round: int) -> Path:
+        """Return the folder of the weights that the recovery of trial ``number`` gave in final phase ``round``."""
+        return self.artifacts / f"trial-{number:05d}-recovered{round}"
 
     @property
     def front_csv(self) -> Path:

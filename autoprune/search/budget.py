@@ -21,6 +21,7 @@ class Timekeeper:
         clock: Source of monotonic time.
         spent_before_s: Seconds that earlier runs of the same study used.
         started_s: Monotonic reading at which this run began.
+        divided_s: Seconds that were spent when an earlier budget ended; what goes beyond is divided anew.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class Timekeeper:
         clock: Clock,
         spent_before_s: float = 0.0,
         started_s: float | None = None,
+        divided_s: float = 0.0,
     ) -> None:
         self._budget = budget
         self._final_share = final_share
         self._clock = clock
         self._spent_before_s = spent_before_s
+        self._divided_s = divided_s
         self._started_s = clock.monotonic() if started_s is None else started_s
         self._final_from_s: float | None = None
 
@@ -57,7 +60,8 @@ class Timekeeper:
         """Return the seconds until proposals have to end; None where the budget counts trials."""
         if self._budget.seconds is None:
             return None
-        return self._budget.seconds * (1.0 - self._final_share) - self.spent_s
+        added_s = self._budget.seconds - self._divided_s
+        return self._divided_s + added_s * (1.0 - self._final_share) - self.spent_s
 
     def trials_left(self, proposals: int) -> int | None:
         """Return how many more proposals may be made; None where the budget counts time."""
@@ -79,7 +83,8 @@ class Timekeeper:
         if self._budget.seconds is not None:
             return self._budget.seconds - CLOSING_S - reserve_s - self.spent_s
         begun = self.spent_s if self._final_from_s is None else self._final_from_s
-        return begun + begun * self._final_share / (1.0 - self._final_share) - self.spent_s
+        share = self._final_share / (1.0 - self._final_share)
+        return begun + (begun - self._divided_s) * share - self.spent_s
 
     def fits_search(self, durations_s: Sequence[float], reserve_s: float = 0.0) -> bool:
         """Return whether one more trial is expected to end before proposals have to.

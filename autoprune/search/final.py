@@ -16,7 +16,7 @@ from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver, describe, with_steps
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
 from autoprune.space.recipe import Recipe
-from autoprune.study.artifacts import commit_folder, temporary_folder
+from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
 
@@ -60,7 +60,11 @@ class FinalPhase:
         self.bench = bench
         self.paths = driver.paths
         self.keeper = driver.keeper
-        self.done = {r.parent for r in driver.records if r.fidelity == "final"}
+        self.round = driver.store.round
+        finals = [r for r in driver.records if r.fidelity == "final"]
+        self.done = {r.parent for r in finals if r.round == self.round}
+        # What earlier rounds left of a trial: the weights that this round continues.
+        self._earlier = {r.parent: r for r in finals if r.round < self.round}
 
     def reserve_s(self, artifacts: int | None = None) -> float:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
@@ -74,15 +78,20 @@ class FinalPhase:
         recovered = self._recover(networks)
         if self.driver.interrupt():
             return
-        points = [
-            p for record in self._free() if (p := self._point(record, self._untrained(record))) is not None
-        ]
-        for members, compressed in zip(networks, recovered, strict=True):
-            if compressed is not None:
-                made = [self._point(record, compressed) for record in members]
-                points += [point for point in made if point is not None]
+        trained = {
+            record.number: compressed
+            for members, compressed in zip(networks, recovered, strict=True)
+            for record in members
+            if compressed is not None
+        }
+        wanted = {r.number for r in [*self._free(), *self._kept_from_earlier()]} | set(trained)
+        chosen = [r for r in self.driver.records if r.number in wanted]
+        made = [self._point(r, trained.get(r.number) or self._untrained(r)) for r in chosen]
+        points = [point for point in made if point is not None]
         if points:
             self._measure(points)
+        for record in chosen:
+            shutil.rmtree(self.paths.recovered(record.number, self.round), ignore_errors=True)
 
     def _free(self) -> list[TrialRecord]:
         """Return what needs no training: the dense network, int8 alone and what else on the front prunes nothing."""
@@ -99,6 +108,17 @@ class FinalPhase:
             and (r.number in front or r.origin in ("dense", "baseline"))
         ]
 
+    def _kept_from_earlier(self) -> list[TrialRecord]:
+        """Return trials whose recovery by an earlier round may still be on the front."""
+        return [
+            r
+            for r in self.driver.records
+            if r.number in self._earlier
+            and r.number not in self.done
+            and r.recipe is not None
+            and r.recipe.prunes
+        ]
+
     def _networks(self) -> list[list[TrialRecord]]:
         """Choose as many networks as the time left can train for long enough."""
         config = self.bench.config
@@ -109,7 +129,7 @@ class FinalPhase:
             networks = self.driver.networks(most)
             networks = [[r for r in members if r.number not in self.done] for members in networks]
             networks = [members for members in networks if members]
-            artifacts = len(self._free()) + sum(map(len, networks))
+            artifacts = self._artifacts(networks)
             least_s = (
                 max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
             )
@@ -121,10 +141,14 @@ class FinalPhase:
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
         networks = self.driver.networks(self.bench.config.front_points)
-        free = len(self._free())
-        while networks and self.keeper.training_left_s(self.reserve_s(free + sum(map(len, networks)))) < 0:
+        while networks and self.keeper.training_left_s(self.reserve_s(self._artifacts(networks))) < 0:
             networks = networks[:-1]
         return networks
+
+    def _artifacts(self, networks: list[list[TrialRecord]]) -> int:
+        """Return how many artifacts are to be measured with these networks."""
+        trained = {r.number for members in networks for r in members}
+        return len(self._free()) + len(trained | {r.number for r in self._kept_from_earlier()})
 
     @staticmethod
     def _trial_steps(record: TrialRecord) -> int:
@@ -134,7 +158,7 @@ class FinalPhase:
 
     def _recover(self, networks: list[list[TrialRecord]]) -> list[Compressed | None]:
         """Train each network for its share of the time that measuring leaves."""
-        artifacts = len(self._free()) + sum(map(len, networks))
+        artifacts = self._artifacts(networks)
         needs = self._needs(networks)
         recovered: list[Compressed | None] = []
         for index, members in enumerate(networks):
@@ -171,7 +195,7 @@ class FinalPhase:
 
     def _recover_one(self, record: TrialRecord, slot_s: float) -> Compressed:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
-        checkpoint = self.paths.recovered(record.number)
+        checkpoint = self.paths.recovered(record.number, self.round)
         if (checkpoint / RECIPE_FILE).exists():
             return self.bench.load(checkpoint)
         compressed = self._untrained(record)
@@ -206,7 +230,8 @@ class FinalPhase:
     def _untrained(self, record: TrialRecord) -> Compressed:
         if record.recipe is None or not record.recipe.prunes:
             return Compressed(model=self.bench.workload.model, plan={}, train_steps=0, solved=[])
-        return self.bench.load(self.paths.artifact(record.number))
+        earlier = self._earlier.get(record.number)
+        return self.bench.load(artifact_folder(self.paths, earlier or record))
 
     # -- measurement -------------------------------------------------------------------------
 
@@ -224,7 +249,7 @@ class FinalPhase:
                 self.bench.save(compressed, recipe, folder)
                 search = evaluate(self.bench, artifact, self.bench.workload.data.search)
                 report = evaluate(self.bench, artifact, self.bench.workload.data.report.unseal())
-                place = self.paths.final_artifact(record.number)
+                place = self.paths.final_artifact(record.number, self.round)
                 commit_folder(folder, place)
         except TrialError as error:
             self.driver.note_final_failure(record, error)

@@ -63,7 +63,14 @@ def run_study(
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load() if load is not None else load_workload(config)
     store = store or StudyStore.create_or_resume(config, paths, fresh=fresh)
-    keeper = Timekeeper(parse_budget(config.budget), config.final_share, clock, store.spent_s, started_s)
+    keeper = Timekeeper(
+        parse_budget(config.budget),
+        config.final_share,
+        clock,
+        store.spent_s,
+        started_s,
+        divided_s=max(store.ended_rounds_s, default=0.0),
+    )
     interrupt = Interrupt()
     try:
         with interrupt.listening():
@@ -118,7 +125,7 @@ def _search(
     store.phase = "final"
     final.run()
     if not interrupt():
-        store.phase = "done"
+        store.end_round(keeper.spent_s)
 
 
 def _groups(store: StudyStore, workload: Workload) -> Groups:

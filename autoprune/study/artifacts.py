@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
+from autoprune.study.records import TrialRecord
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".unfinished-"
@@ -50,6 +51,13 @@ def commit_folder(folder: Path, place: Path) -> None:
     else:
         folder.replace(place)
     _flush(place.parent)
+
+
+def artifact_folder(paths: StudyPaths, record: TrialRecord) -> Path:
+    """Return the folder that holds a trial's artifact, if it was kept."""
+    if record.fidelity == "final" and record.parent is not None:
+        return paths.final_artifact(record.parent, record.round)
+    return paths.artifact(record.number)
 
 
 def verify(folder: Path) -> None:

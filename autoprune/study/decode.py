@@ -17,13 +17,16 @@ RESULT = "autoprune:result"
 FAILURE = "autoprune:failure"
 
 
-def plan_text(recipe: Recipe, origin: str, label: str, parent: int | None, fidelity: Fidelity) -> str:
+def plan_text(
+    recipe: Recipe, origin: str, label: str, fidelity: Fidelity, parent: int | None = None, round: int = 0
+) -> str:
     """Return what a trial is to evaluate, as one attribute."""
     content = {
         "recipe": recipe.model_dump(mode="json"),
         "origin": origin,
         "label": label,
         "parent": parent,
+        "round": round,
         "fidelity": fidelity,
     }
     return json.dumps(content)

@@ -12,6 +12,7 @@ import numpy as np
 from autoprune.errors import NoFeasiblePointError
 from autoprune.measure.record import Capability, Interval, Measurement
 from autoprune.naming import StudyPaths
+from autoprune.study.artifacts import artifact_folder
 from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -121,7 +122,11 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
     search's fidelity are then never on it, their recovery having been brief.
     """
     records = store.records()
-    measured = [r for r in records if r.state == "complete" and r.measurement is not None]
+    # A later final phase measures all that an earlier one had again.
+    latest = max((r.round for r in records), default=0)
+    measured = [
+        r for r in records if r.measurement is not None and (r.fidelity == "search" or r.round == latest)
+    ]
     finals = [r for r in measured if r.fidelity == "final"]
     pool = finals or measured
     on_front = {
@@ -242,9 +247,7 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
     measured = record.measurement
     if measured is None:
         raise ValueError(f"trial {record.number} was not measured")
-    folder = paths.artifact(record.number)
-    if record.fidelity == "final" and record.parent is not None:
-        folder = paths.final_artifact(record.parent)
+    folder = artifact_folder(paths, record)
     return {
         "trial": record.number,
         "label": record.label,

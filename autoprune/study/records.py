@@ -23,6 +23,7 @@ class TrialRecord(BaseModel):
         origin: Who proposed it: ``dense``, ``baseline``, the sampler's name, or ``final``.
         label: For people, such as ``int8`` or ``uniform 0.50 int8``; empty for proposals.
         parent: Trial whose recipe and weights a final trial continued; None otherwise.
+        round: Final phase that a final trial belongs to, from 1: a larger budget adds one; 0 otherwise.
         recipe: The whole candidate; None only for a trial lost before it had one.
         measurement: What was measured; None unless ``complete``.
         failure_kind: Kind of failure (see ``TrialError``); empty unless ``failed``.
@@ -39,6 +40,7 @@ class TrialRecord(BaseModel):
     origin: str = ""
     label: str = ""
     parent: int | None = None
+    round: int = 0
     recipe: Recipe | None = None
     measurement: Measurement | None = None
     failure_kind: str = ""

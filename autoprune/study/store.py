@@ -118,12 +118,10 @@ class StudyStore:
             _ = trial.relative_params
             return trial
 
-    def begin(
-        self, trial: optuna.Trial, recipe: Recipe, *, origin: str, label: str = "", parent: int | None = None
-    ) -> None:
+    def begin(self, trial: optuna.Trial, recipe: Recipe, *, origin: str, label: str = "") -> None:
         """Record what a trial is going to evaluate, before it does."""
         with storage_faults(self.paths):
-            trial.set_user_attr(decode.PLAN, decode.plan_text(recipe, origin, label, parent, "search"))
+            trial.set_user_attr(decode.PLAN, decode.plan_text(recipe, origin, label, "search"))
 
     def complete(
         self, trial: optuna.Trial, measurement: Measurement, *, train_steps: int, duration_s: float
@@ -149,9 +147,9 @@ class StudyStore:
         duration_s: float,
         label: str,
     ) -> int:
-        """Record a final trial in one step and return its number; one that is there already is not doubled."""
+        """Record a final trial of the current round in one step and return its number; none is doubled."""
         for record in self.records():
-            if record.fidelity == "final" and record.parent == parent.number:
+            if record.parent == parent.number and record.round == self.round:
                 return record.number
         with storage_faults(self.paths):
             before = self._study.get_trials(deepcopy=False)[parent.number]
@@ -160,7 +158,7 @@ class StudyStore:
                 params=before.params,
                 distributions=before.distributions,
                 user_attrs={
-                    decode.PLAN: decode.plan_text(recipe, "final", label, parent.number, "final"),
+                    decode.PLAN: decode.plan_text(recipe, "final", label, "final", parent.number, self.round),
                     decode.RESULT: decode.result_text(measurement, train_steps, duration_s),
                 },
             )
@@ -245,6 +243,22 @@ class StudyStore:
         """Record the seconds used so far, from which a resumed run counts on."""
         with storage_faults(self.paths):
             self._study.set_user_attr("spent_s", float(seconds))
+
+    @property
+    def ended_rounds_s(self) -> list[float]:
+        """Seconds spent on the study by the end of each final phase; a larger budget adds one."""
+        return [float(seconds) for seconds in self._study.user_attrs.get("ended_rounds_s", [])]
+
+    @property
+    def round(self) -> int:
+        """Number of the final phase that is under way or comes next, from 1."""
+        return len(self.ended_rounds_s) + 1
+
+    def end_round(self, spent_s: float) -> None:
+        """Record that the final phase is over; the study is then done until a larger budget continues it."""
+        with storage_faults(self.paths):
+            self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
+        self.phase = "done"
 
     @property
     def phase(self) -> str:

@@ -49,3 +49,17 @@ def test_final_phase_of_a_trials_budget_follows_the_search() -> None:
 def test_expected_duration_is_cautious_and_recent() -> None:
     assert expected_s([]) == 0.0
     assert expected_s([1000.0, *[10.0] * 8]) == pytest.approx(12.0)
+
+
+def test_what_a_larger_budget_adds_is_divided_like_the_first() -> None:
+    keeper = Timekeeper(Budget(seconds=200.0), 0.6, FakeClock(), spent_before_s=100.0, divided_s=100.0)
+    assert keeper.search_left_s() == pytest.approx(40.0)
+    assert keeper.training_left_s(20.0) == pytest.approx(80.0 - CLOSING_S)
+
+
+def test_more_trials_add_training_for_themselves_alone() -> None:
+    clock = FakeClock()
+    keeper = Timekeeper(Budget(trials=5), 0.6, clock, spent_before_s=100.0, divided_s=100.0)
+    clock.advance(40.0)
+    keeper.begin_final()
+    assert keeper.training_left_s(0.0) == pytest.approx(60.0)

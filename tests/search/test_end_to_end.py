@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,27 @@ def test_a_finished_study_is_not_searched_again(study: autoprune.Study) -> None:
     )
     assert [event.phase for event in events] == ["done"]
     assert len(autoprune.open_study("own").records()) == before
+
+
+def test_a_larger_budget_continues_a_finished_study(
+    finished: tuple[Path, list[Progress], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "studies" / "own")
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+    monkeypatch.setenv("AUTOPRUNE_CACHE", str(finished[0].parent.parent / "cache"))
+    before = autoprune.open_study("own").records()
+    study = autoprune.search(
+        trained(), digits(), budget="5trials", study="own", space="quick", front_points=2
+    )
+    records = study.records()
+    first, second = ([r for r in records if r.round == number] for number in (1, 2))
+    assert [r.number for r in before] == [r.number for r in records[: len(before)]]
+    assert sum(r.origin == "tpe" for r in records) == 5
+    assert {r.parent for r in second} >= {r.parent for r in first if r.recipe and r.recipe.prunes} | {0}
+    assert len({r.parent for r in second}) == len(second)
+    # What the first budget trained is trained on, never from the start again.
+    steps = {r.parent: r.train_steps for r in first}
+    assert all(r.train_steps >= steps.get(r.parent, 0) for r in second)
+    assert {point.record.round for point in study.points()} == {2}
+    assert all(point_json(StudyStore.open("own").paths, p.record)["artifact"] for p in study.points())
+    assert not list((study.path / "artifacts").glob("*-recovered*"))

@@ -52,13 +52,13 @@ def test_a_missing_file_is_damage(tmp_path: Path) -> None:
 
 def test_only_listed_trials_and_final_folders_stay(tmp_path: Path) -> None:
     paths = StudyPaths(tmp_path / "study")
-    for name in ("trial-00001", "trial-00002", "trial-00002-final", "trial-00001-recovered"):
+    for name in ("trial-00001", "trial-00002", "trial-00002-final1", "trial-00001-recovered1"):
         make(paths.artifacts, name)
     unfinished = temporary_folder(paths.artifacts)
     discard_unlisted(paths, {2})
     discard_unfinished(paths)
     left = sorted(p.name for p in paths.artifacts.iterdir())
-    assert left == ["trial-00001-recovered", "trial-00002", "trial-00002-final"]
+    assert left == ["trial-00001-recovered1", "trial-00002", "trial-00002-final1"]
     assert not unfinished.exists()
 
 
