@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
+from autoprune.errors import UsageError
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
-from autoprune.search.bench import Bench, discover
+from autoprune.search.bench import WEIGHTS_FILE, Bench, discover
 from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Listener, Progress
@@ -17,8 +18,10 @@ from autoprune.search.interrupt import Interrupt
 from autoprune.space.groups import Groups
 from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.study.env import write_environment
+from autoprune.study.front import dense_record
 from autoprune.study.store import StudyStore
-from autoprune.workloads.training import train_dense
+from autoprune.workloads.training import train_dense, trained_before
+from autoprune.workloads.weights import state_digest
 from autoprune.workloads.workload import Workload, load_workload
 
 
@@ -105,7 +108,8 @@ def _search(
     clock: Clock,
 ) -> None:
     """Run every phase that is not over yet."""
-    workload = _trained(workload, config, keeper, interrupt, listener, resuming=bool(store.records()))
+    check_same_inputs(store, workload)
+    workload = with_trained_dense(store, workload, config, keeper, interrupt, listener)
     if interrupt():
         return
     listener(Progress("groups", "finding groups and measuring the dense network", left_s=keeper.left_s))
@@ -138,23 +142,48 @@ def _groups(store: StudyStore, workload: Workload) -> Groups:
     return groups
 
 
-def _trained(
+def check_same_inputs(store: StudyStore, workload: Workload) -> None:
+    """Refuse to go on with other images or other trained weights under the names that the study began with.
+
+    Raises:
+        UsageError: If they differ; says which.
+    """
+    # A network that is trained here comes back from the study's own artifact, whatever it was initialised with.
+    network = state_digest(workload.model) if workload.dense_trained else "trained here"
+    now = {"data": workload.data.fingerprint, "network": network}
+    before = store.notes()
+    changed = [name for name, value in now.items() if before.get(f"{name}_content", value) != value]
+    if changed:
+        raise UsageError(
+            f"the {' and the '.join(changed)} of study {store.paths.name!r} changed since it began: "
+            "other content under the same name",
+            "give what it began with, choose another --study NAME, or --fresh to start over (the old study is kept)",
+        )
+    for name, value in now.items():
+        if f"{name}_content" not in before:
+            store.note(f"{name}_content", value)
+
+
+def with_trained_dense(
+    store: StudyStore,
     workload: Workload,
     config: StudyConfig,
     keeper: Timekeeper,
     interrupt: Interrupt,
     listener: Listener,
-    *,
-    resuming: bool,
 ) -> Workload:
     """Train the dense network if it is not trained for its data; at most a third of the budget goes into it."""
     if workload.dense_trained:
         return workload
+    weights = store.paths.artifact(0) / WEIGHTS_FILE
+    if dense_record(store.records()) is not None and weights.is_file():
+        listener(Progress("dense", f"taking the dense network from trial 0 of study {store.paths.name}"))
+        return trained_before(workload, weights)
     return train_dense(
         workload,
         deadline=interrupt,
         time_limit_s=None if keeper.left_s is None else keeper.left_s / 3,
-        resuming=resuming,
+        resuming=bool(store.records()),
         progress=lambda message: listener(Progress("dense", message, left_s=keeper.left_s)),
         seed=config.seed,
     )

@@ -146,6 +146,22 @@ def train_dense(
     return _trained(workload, model, trainer.steps)
 
 
+def trained_before(workload: Workload, weights: Path) -> Workload:
+    """Return the workload with a network that was trained for it before.
+
+    Args:
+        workload: A workload whose network is not trained.
+        weights: The trained weights, safetensors.
+
+    Raises:
+        UsageError: If they are not weights of this network; names the layers.
+    """
+    model = copy.deepcopy(workload.model)
+    apply_state(model, load_state(weights), repr(str(weights)))
+    source = f"trained before, sha256:{state_digest(model)[:16]}"
+    return replace(workload, model=model.eval(), dense_trained=True, weights_source=source)
+
+
 class _Trainer:
     """One training, which may be begun again at a lower rate."""
 

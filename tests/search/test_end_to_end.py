@@ -16,11 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 import autoprune
+from autoprune.clock import FakeClock
+from autoprune.config import Budget, make_config
 from autoprune.errors import StorageError, UsageError
-from autoprune.search.events import Progress
+from autoprune.search.budget import Timekeeper
+from autoprune.search.events import Progress, ignore
+from autoprune.search.interrupt import Interrupt
+from autoprune.search.run import check_same_inputs, with_trained_dense
 from autoprune.study.artifacts import verify
 from autoprune.study.front import point_json
 from autoprune.study.store import StudyStore
+from autoprune.workloads.workload import Workload, workload_from_objects
 
 
 class Guarded(Dataset[tuple[Tensor, Tensor]]):
@@ -65,6 +71,11 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(images[:1200], labels[:1200]), TensorDataset(images[1200:], labels[1200:])
 
 
+def guarded() -> tuple[TensorDataset, Guarded]:
+    train, test = digits()
+    return train, Guarded(test, len(test))
+
+
 def trained() -> nn.Module:
     model = network()
     images, labels = digits()[0].tensors
@@ -85,17 +96,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progr
     patch = pytest.MonkeyPatch()
     patch.setenv("AUTOPRUNE_STUDIES", str(root / "studies"))
     patch.setenv("AUTOPRUNE_CACHE", str(root / "cache"))
-    train, test = digits()
-    guarded = Guarded(test, len(test))
+    train, test = guarded()
     events: list[Progress] = []
 
     def listen(progress: Progress) -> None:
         events.append(progress)
-        guarded.armed = progress.phase in ("baselines", "search", "final")
+        test.armed = progress.phase in ("baselines", "search", "final")
 
     study = autoprune.search(
         trained(),
-        (train, guarded),
+        (train, test),
         budget="3trials",
         study="own",
         space="quick",
@@ -103,7 +113,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progr
         front_points=2,
     )
     patch.undo()
-    return study.path, events, guarded.reads
+    return study.path, events, test.reads
 
 
 @pytest.fixture
@@ -218,7 +228,7 @@ def test_a_larger_budget_continues_a_finished_study(
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(finished[0].parent.parent / "cache"))
     before = autoprune.open_study("own").records()
     study = autoprune.search(
-        trained(), digits(), budget="5trials", study="own", space="quick", front_points=2
+        trained(), guarded(), budget="5trials", study="own", space="quick", front_points=2
     )
     records = study.records()
     first, second = ([r for r in records if r.round == number] for number in (1, 2))
@@ -232,3 +242,35 @@ def test_a_larger_budget_continues_a_finished_study(
     assert {point.record.round for point in study.points()} == {2}
     assert all(point_json(StudyStore.open("own").paths, p.record)["artifact"] for p in study.points())
     assert not list((study.path / "artifacts").glob("*-recovered*"))
+
+
+def own_workload(model: nn.Module, data: object, **options: bool) -> Workload:
+    config = make_config({"model": "Sequential", "data": "given", "study": "own"})
+    return workload_from_objects(model, data, config=config, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("study")
+def test_other_content_under_the_same_name_is_refused() -> None:
+    store = StudyStore.open("own")
+    train, test = guarded()
+    check_same_inputs(store, own_workload(trained(), (train, test)))
+    with pytest.raises(UsageError, match="the data of study 'own' changed"):
+        check_same_inputs(store, own_workload(trained(), (train, Guarded(test, len(test) - 1))))
+    other = trained()
+    with torch.no_grad():
+        next(iter(other.parameters())).mul_(1.01)
+    with pytest.raises(UsageError, match="the network of study 'own' changed"):
+        check_same_inputs(store, own_workload(other, (train, test)))
+
+
+@pytest.mark.usefixtures("study")
+def test_a_resumed_study_takes_the_dense_network_that_it_trained() -> None:
+    store = StudyStore.open("own")
+    keeper = Timekeeper(Budget(trials=1), 0.6, FakeClock())
+    untrained = own_workload(network(), guarded(), train_dense=True)
+    workload = with_trained_dense(
+        store, untrained, make_config({"model": "x", "data": "given"}), keeper, Interrupt(), ignore
+    )
+    assert workload.dense_trained
+    for name, tensor in trained().state_dict().items():
+        assert torch.equal(workload.model.state_dict()[name], tensor)
