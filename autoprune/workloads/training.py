@@ -29,7 +29,6 @@ _VERSION = "1"
 _SMOOTHING = 0.05
 _WARM_UP = 0.25
 _ATTEMPTS = 3
-_TIMED_STEPS = 4
 _MESSAGE_EVERY_S = 2.0
 # A result with less than this share of the usual steps is trained anew by a run that has the time.
 _ENOUGH = 0.8
@@ -54,9 +53,8 @@ class Schedule:
     adaptive: bool
     rate: float
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step: up in a line for a quarter, then down by a cosine."""
-        done = (step + 1) / (steps + 1)
+    def rate_at(self, done: float) -> float:
+        """Return the learning rate at a share of the training: up in a line for a quarter, then down by a cosine."""
         if done < _WARM_UP:
             return self.rate * done / _WARM_UP
         return self.rate * 0.5 * (1.0 + math.cos(math.pi * (done - _WARM_UP) / (1.0 - _WARM_UP)))
@@ -111,7 +109,7 @@ def train_dense(
         batch_size: Most images in a step.
         device: Where to train; the GPU if there is one.
         epochs: Passes over the training images; by their number if not given.
-        time_limit_s: Seconds that the schedule is shortened to, where it would take longer.
+        time_limit_s: Seconds in which the schedule ends, with fewer steps where they do not suffice for all.
         resuming: Take what is in the cache even where a deadline had cut it short, so that a study that goes
             on has the network that it began with.
         clock: Source of time.
@@ -177,8 +175,9 @@ class _Trainer:
         clock: Clock,
     ) -> None:
         self.workload, self.schedule, self.seed, self.device = workload, schedule, seed, device
-        self.deadline, self.progress, self.time_limit_s, self.clock = deadline, progress, time_limit_s, clock
+        self.deadline, self.progress, self.clock = deadline, progress, clock
         self.steps = 0
+        self._end_s = None if time_limit_s is None else self.clock.monotonic() + time_limit_s
         self._flat = len(workload.data.input_shape) == 3
 
     def run(self, factor: float) -> nn.Module | None:
@@ -187,35 +186,37 @@ class _Trainer:
         if self._flat:
             model = model.to(memory_format=torch.channels_last)
         optimizer = self._optimizer(model)
-        total, started_s = self.schedule.steps, self.clock.monotonic()
-        said_s, timed_s = started_s, started_s
+        started_s = said_s = self.clock.monotonic()
         self.steps = 0
         # Dropout draws from the global generator.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
-            while self.steps < total and not (self.deadline is not None and self.deadline()):
-                loss = self._step(model, optimizer, self.schedule.rate_at(self.steps, total) * factor)
+            while (done := self._done(started_s)) < 1.0 and not (self.deadline and self.deadline()):
+                loss = self._step(model, optimizer, self.schedule.rate_at(done) * factor)
                 if not math.isfinite(loss):
                     return None
                 self.steps += 1
                 now_s = self.clock.monotonic()
-                # The first step also sets kernels up, so it is not timed.
-                if self.steps == 1:
-                    timed_s = now_s
-                if self.steps == 1 + _TIMED_STEPS and self.time_limit_s is not None:
-                    step_s = (now_s - timed_s) / _TIMED_STEPS
-                    left = (started_s + self.time_limit_s - now_s) / max(step_s, 1e-6)
-                    total = min(total, self.steps + max(0, int(0.95 * left)))
                 if now_s - said_s >= _MESSAGE_EVERY_S:
                     said_s = now_s
                     self.progress(
-                        f"training the dense network: step {self.steps} of {total}, loss {loss:.3f}"
+                        f"training the dense network: step {self.steps} of at most {self.schedule.steps}, "
+                        f"{self._done(started_s):.0%} done, loss {loss:.3f}"
                     )
         model = model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         finite = all(
             bool(torch.isfinite(v).all()) for v in model.state_dict().values() if v.is_floating_point()
         )
         return model if finite else None
+
+    def _done(self, started_s: float) -> float:
+        """Return the share of the training that is over, by steps or by time, whichever is further."""
+        by_steps = (self.steps + 1) / (self.schedule.steps + 1)
+        if self._end_s is None or by_steps >= 1.0:
+            return by_steps
+        if self._end_s <= started_s:
+            return 1.0
+        return max(by_steps, (self.clock.monotonic() - started_s) / (self._end_s - started_s))
 
     def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         weights = [p for p in model.parameters() if p.requires_grad]

@@ -126,9 +126,23 @@ def test_a_time_limit_shortens_the_schedule() -> None:
     trained = train_dense(
         replace(workload, training_step=step), progress=said.append, seed=0, time_limit_s=60.0, clock=clock
     )
-    assert 50 <= clock.monotonic() <= 60
-    assert trained.weights_source.startswith("trained here, 5") and "of 57" in said[-2]
+    assert clock.monotonic() == 60.0
+    assert trained.weights_source.startswith("trained here, 60 steps")
+    assert "step 60 of at most 108, 100% done" in said[-2]
     assert not _files()  # a user's own step has no hash
+
+
+def test_a_slow_beginning_does_not_shorten_a_training_that_fits() -> None:
+    clock = FakeClock()
+
+    def step(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        clock.advance(5.0 if clock.monotonic() < 50.0 else 0.5)
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    trained = train_dense(
+        replace(_workload(), training_step=step), progress=print, seed=0, time_limit_s=200.0, clock=clock
+    )
+    assert trained.weights_source.startswith("trained here, 108 steps")
 
 
 def test_a_loss_that_is_not_finite_is_tried_at_lower_rates_and_then_refused() -> None:
@@ -165,7 +179,7 @@ def test_the_schedule_follows_the_layers() -> None:
     )
     assert not batch.adaptive and layer.adaptive and layer.rate < batch.rate
     assert batch.steps == 108 and batch.batch_size == 16 and batch.epochs == 12
-    rates = [batch.rate_at(step, 100) for step in range(100)]
+    rates = [batch.rate_at((step + 1) / 101) for step in range(100)]
     assert max(rates) == pytest.approx(batch.rate, rel=0.01) and rates[0] < 0.1 * batch.rate > rates[-1] > 0
     assert rates.index(max(rates)) in range(20, 30)
 
