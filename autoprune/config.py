@@ -87,6 +87,17 @@ class Target(BaseModel):
             )
         return name
 
+    @field_validator("threads")
+    @classmethod
+    def _there(cls, threads: int) -> int:
+        if threads > usable_cores():
+            raise UsageError(
+                f"target.threads is {threads}, but {usable_cores()} cores can be used here; "
+                f"allowed: 1 to {usable_cores()}",
+                "a latency with fewer cores than threads would be that of another target",
+            )
+        return threads
+
 
 class StudyConfig(BaseModel):
     """All settings of a search.

@@ -108,7 +108,7 @@ class Trainer:
             TrialError: If the loss becomes NaN or infinite, or half a batch does not fit into memory.
         """
         first = self.steps
-        with self._seeded():
+        with self._own_generators():
             while self.steps < first + steps and not (stop is not None and stop()):
                 self._step(self.steps / max(1, self.total_steps))
         return self._result(first)
@@ -127,7 +127,7 @@ class Trainer:
             TrialError: As :meth:`run`.
         """
         first = self.steps
-        with self._seeded():
+        with self._own_generators():
             while (share := progress()) < 1.0 and not (stop is not None and stop()):
                 self._step(share)
         return self._result(first).steps
@@ -143,6 +143,8 @@ class Trainer:
         for settings in self._optimizer.param_groups:
             settings["lr"] = self._peak * rate_factor(self.recovery.schedule, progress)
         number = self.start_step + self.steps
+        # Dropout depends on the seed and the step alone, however the training is sliced.
+        torch.manual_seed(self.stream.seed * 1_000_003 + number)
         try:
             loss = self._gradients(number)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -215,11 +217,10 @@ class Trainer:
         return FinetuneResult(self.steps - first, self.final_loss)
 
     @contextmanager
-    def _seeded(self) -> Iterator[None]:
-        """Make dropout depend on the seed and the step alone, and leave the caller's generators as they were."""
+    def _own_generators(self) -> Iterator[None]:
+        """Leave the caller's random generators as they were."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.stream.seed * 1_000_003 + self.start_step + self.steps)
             yield
 
 

@@ -88,8 +88,10 @@ def compress(
     plan = make_plan(dense, groups, recipe, statistics)
     model = prune(dense, groups, plan).eval()
     solved: list[str] = []
-    if recovery.least_squares and statistics is not None:
-        solved = solve_following_layers(dense, model, groups, plan, statistics)
+    if recovery.least_squares:
+        if statistics is None:
+            raise CompressionError("least squares needs statistics of the dense network on calibration data")
+        solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
     if recovery.batchnorm:
         refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
     steps = 0

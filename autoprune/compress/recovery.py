@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ _RIDGE_TRIES = 4
 
 
 def solve_following_layers(
-    dense: nn.Module, pruned: nn.Module, groups: Groups, plan: Plan, statistics: LayerStatistics
+    dense: nn.Module,
+    pruned: nn.Module,
+    groups: Groups,
+    plan: Plan,
+    statistics: LayerStatistics,
+    *,
+    refreshed: bool = True,
 ) -> list[str]:
     r"""Let the kept inputs of every cut layer make up for the dropped ones, in closed form and in place.
 
@@ -39,6 +45,7 @@ def solve_following_layers(
         groups: The dense network's groups.
         plan: The kept units that ``pruned`` was made with.
         statistics: Of the dense network.
+        refreshed: Whether :func:`refresh_batchnorm` comes next, so that a BatchNorm takes up a shift of the mean.
 
     Returns:
         Names of the layers that were solved, in the order of the modules. Layers without a Gram matrix
@@ -48,7 +55,7 @@ def solve_following_layers(
         [He2017] Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017.
     """
     kept = kept_channels(dense, groups, plan)
-    before_norm = _before_batchnorm(dense, groups)
+    before_norm = _before_batchnorm(dense, groups) if refreshed else set()
     solved = []
     for name, module in dense.named_modules():
         gram = statistics.gram.get(name)
@@ -132,11 +139,11 @@ def _before_batchnorm(model: nn.Module, groups: Groups) -> set[str]:
 
 @torch.no_grad()
 def refresh_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate the running statistics of all BatchNorms anew, as the plain mean over ``batches``.
+    """Estimate the running statistics of all BatchNorms anew, as the mean over ``batches`` weighted by examples.
 
     Args:
         model: The network; its mode and momenta are as before afterwards. One without BatchNorm is not run.
-        batches: Inputs, at least two examples each.
+        batches: Inputs; one example at the end joins the batch before it, for it has no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
@@ -147,13 +154,29 @@ def refresh_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     try:
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None
             norm.train()
         device = device_of(model)
-        for inputs in batches:
+        seen = 0
+        for inputs in _without_single(batches):
+            seen += len(inputs)
+            for norm in norms:
+                norm.momentum = len(inputs) / seen
             model(inputs.to(device))
     finally:
         for module, training in modes:
             module.training = training
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _without_single(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    held: Tensor | None = None
+    for inputs in batches:
+        if held is not None and len(inputs) == 1:
+            held = torch.cat([held, inputs])
+            continue
+        if held is not None:
+            yield held
+        held = inputs
+    if held is not None:
+        yield held

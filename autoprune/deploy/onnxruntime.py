@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -18,11 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.config import Target, usable_cores
+from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.quantize import quantize
 from autoprune.deploy.runtime import Artifact
 from autoprune.deploy.session import session_options
 from autoprune.deploy.shrink import shrink
-from autoprune.deploy.template import Template, export_fresh, export_template, instantiate, layer_nodes
+from autoprune.deploy.template import (
+    Template,
+    export_fresh,
+    fixed_batch,
+    instantiate,
+    layer_nodes,
+    layer_of,
+)
 from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
 
@@ -35,6 +44,8 @@ _CALIBRATION_EXAMPLES = 256
 # Tensor elements in one calibration batch: the calibrator keeps every activation of a batch until its end, for 64
 # images in vit_b_16 more than 24 GB.
 _CALIBRATION_ELEMENTS = 64 * 3 * 64 * 64
+# onnxruntime's fusions keep the name of a layer's node, or add one of these to it.
+_FUSED = re.compile(r"(_token_\d+|_nchwc|_quant|/MatMulAddFusion)+$")
 _log = logging.getLogger(__name__)
 _INT8_OPERATORS = {
     "QLinearConv",
@@ -57,12 +68,16 @@ class OnnxRuntime:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._template: Template | None = None
-        self._example: Tensor | None = None
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""
-        self._template = export_template(dense, example)
-        self._example = example
+
+        def fits(template: Template) -> bool:
+            return self._filled(template, dense, example, wanted) is not None
+
+        with torch.no_grad():
+            wanted = dense(example).numpy()
+        self._template = export_template(dense, example, batch=self.target.batch, fits=fits)
 
     def build(
         self, model: nn.Module, path: Path, *, int8_layers: Collection[str], calibration: Sequence[Tensor]
@@ -78,10 +93,10 @@ class OnnxRuntime:
         """
         inputs = torch.cat(list(calibration[:1]))[:_PARITY_EXAMPLES]
         proto, wanted, error = self._float_graph(model, inputs)
-        layers = sorted(layer_nodes(proto))
-        asked = sorted(set(int8_layers))
+        layers = sorted({layer_of(node) for node in layer_nodes(proto)})
+        asked = sorted(_with_projections(set(int8_layers), layers))
         if asked:
-            batches = _calibration_arrays(calibration, self._fixed_batch())
+            batches = _calibration_arrays(calibration, fixed_batch(proto))
             proto = quantize(proto, [name for name in asked if name in layers], batches)
         raw = shrink(proto).SerializeToString()
         if asked:
@@ -96,7 +111,7 @@ class OnnxRuntime:
                 )
             error = relative_error(outputs, wanted)
         _write(path, raw)
-        return Artifact(path, self._executed(raw, layers, asked), error)
+        return Artifact(path, self._executed(raw, sorted(layer_nodes(proto)), asked), error)
 
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of a model file on all cores, ``(n, classes)``."""
@@ -108,31 +123,17 @@ class OnnxRuntime:
         outputs = [_run_session(session, name, batch.numpy(), fixed) for batch in batches]
         return torch.from_numpy(np.concatenate(outputs))
 
-    def _fixed_batch(self) -> int | None:
-        return self._template.batch if self._template is not None else None
-
     def _float_graph(
         self, model: nn.Module, inputs: Tensor
     ) -> tuple[onnx.ModelProto, NDArray[np.float32], float]:
         """Return the candidate's float graph, the network's outputs, and how far the two are apart."""
         with torch.no_grad():
             wanted = model(inputs).numpy()
-        template = self._template
-        for free_flattening in (False, True):
-            if template is None:
-                break
-            try:
-                proto = instantiate(template, model, free_flattening=free_flattening)
-                error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
-            except (
-                Exception
-            ) as fault:  # a graph of another topology fails in any way; exporting afresh decides
-                _log.debug("the dense graph does not take this candidate's weights: %s", fault)
-                continue
-            if error <= _FLOAT_PARITY:
-                return proto, wanted, error
-        fresh = export_fresh(model, inputs[:2])
-        proto = instantiate(fresh, model)
+        found = None if self._template is None else self._filled(self._template, model, inputs, wanted)
+        if found is not None:
+            return found[0], wanted, found[1]
+        _log.info("this candidate does not fit into the dense network's graph and is exported by itself")
+        proto = export_fresh(model, inputs[:2], batch=self.target.batch).proto
         error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
         if not error <= _FLOAT_PARITY:
             raise ExportError(
@@ -142,6 +143,21 @@ class OnnxRuntime:
             )
         return proto, wanted, error
 
+    def _filled(
+        self, template: Template, model: nn.Module, inputs: Tensor, wanted: NDArray[np.float32]
+    ) -> tuple[onnx.ModelProto, float] | None:
+        """Return the graph with the network's weights and its error; None where they do not go together."""
+        for free_flattening in (False, True) if template.takes_weights else ():
+            try:
+                proto = instantiate(template, model, free_flattening=free_flattening)
+                error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
+            except Exception as fault:  # a graph of another topology fails in any way
+                _log.debug("the graph does not take these weights: %s", fault)
+                continue
+            if error <= _FLOAT_PARITY:
+                return proto, error
+        return None
+
     def _run(self, raw: bytes, inputs: Tensor, *, optimized: bool = True) -> NDArray[np.float32]:
         options = _options(usable_cores())
         if not optimized:
@@ -150,15 +166,17 @@ class OnnxRuntime:
         inputs_of = session.get_inputs()[0]
         return _run_session(session, inputs_of.name, inputs.numpy(), inputs_of.shape[0])
 
-    def _executed(self, raw: bytes, layers: Sequence[str], asked: Sequence[str]) -> Executed:
-        """Read the optimised graph back and say which layers run in int8."""
+    def _executed(self, raw: bytes, nodes: Sequence[str], asked: Sequence[str]) -> Executed:
+        """Read the optimised graph back and say which layers run in int8, in all of their calls."""
+        layers = {layer_of(node) for node in nodes}
         with tempfile.TemporaryDirectory(prefix="autoprune-graph-") as folder:
             options = _options(self.target.threads)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
             graph = onnx.load(options.optimized_model_filepath).graph
-        in_int8 = {n.name for n in graph.node if n.op_type in _INT8_OPERATORS}
-        running = {layer for layer in layers if _runs_as(layer, in_int8)}
+        names = {_FUSED.sub("", n.name) if n.name not in nodes else n.name: n.op_type for n in graph.node}
+        in_float = {layer_of(node) for node in nodes if names.get(node) not in _INT8_OPERATORS}
+        running = set(layers) - in_float
         return Executed(
             layers=len(layers),
             int8_layers=len(running),
@@ -179,11 +197,10 @@ def relative_error(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
     return float(np.abs(outputs - wanted).max()) / largest
 
 
-def _runs_as(layer: str, nodes: set[str]) -> bool:
-    # Fusions keep the name of the layer's node or add their own ending to it.
-    return layer in nodes or any(
-        name.startswith(f"{layer}_") or name.startswith(f"{layer}/") for name in nodes
-    )
+def _with_projections(asked: set[str], layers: Collection[str]) -> set[str]:
+    """Add the input projections of attention, whose weight is no layer's: they go with the output projection."""
+    pairs = ((layer, f"{layer.removesuffix('in_proj')}out_proj") for layer in layers)
+    return asked | {layer for layer, partner in pairs if layer.endswith(".in_proj") and partner in asked}
 
 
 def _options(threads: int) -> ort.SessionOptions:

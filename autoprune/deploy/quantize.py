@@ -19,7 +19,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from autoprune.deploy.template import LAYER_OPERATORS
+from autoprune.deploy.template import LAYER_OPERATORS, is_layer, layer_of
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -77,14 +77,20 @@ def _excluded(proto: onnx.ModelProto, int8_layers: set[str]) -> list[str]:
     """Name the nodes that stay in float; nodes without a name get one."""
     sources: dict[str, set[str]] = {}
     excluded = []
+    constants = {initializer.name for initializer in proto.graph.initializer}
     for index, node in enumerate(proto.graph.node):
         if not node.name:
             node.name = f"node_{index}"
-        is_layer = node.op_type in LAYER_OPERATORS and not node.name.startswith("node_")
+        layer = is_layer(node)
+        # Whose weight it is, is not known: nobody asked for int8 here.
+        foreign = not layer and node.op_type in LAYER_OPERATORS and not constants.isdisjoint(node.input[1:2])
         feeding = set().union(*(sources.get(name, set()) for name in node.input))
-        kept_float = node.name not in int8_layers if is_layer else bool(feeding - int8_layers) or not feeding
+        owner = layer_of(node.name)
+        kept_float = foreign or (
+            owner not in int8_layers if layer else bool(feeding - int8_layers) or not feeding
+        )
         if kept_float:
             excluded.append(node.name)
         for output in node.output:
-            sources[output] = {node.name} if is_layer else feeding
+            sources[output] = {owner} if layer else {node.name} if foreign else feeding
     return excluded

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import logging
-import os
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +18,13 @@ from torch import Tensor, nn
 
 from autoprune.deploy.shrink import drop_unused
 from autoprune.errors import ExportError
-from autoprune.naming import cache_root
 
-LAYER_OPERATORS = ("Conv", "Gemm", "MatMul")
-_FORMAT = 3
+LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# Operators that the optimiser folds a BatchNorm into, with the axis of outputs in their weight.
+_FOLDING = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+_ENDINGS = {".weight": "", ".in_proj_weight": ".in_proj"}
+# Rounding of a fold in another order of arithmetic; a weight in the wrong place is far off.
+_SAME = 1e-4
 _log = logging.getLogger(__name__)
 
 
@@ -33,45 +33,39 @@ class Template:
     """An exported graph and how a network's weights go into it.
 
     Attributes:
-        proto: The optimised graph; weights that come from a network are in it only by shape.
+        proto: The optimised graph with the weights of the network that was exported.
         folded: For each weight of a layer the BatchNorm that was folded into it, with its epsilon.
         transposed: Initialisers that hold a linear layer's weight transposed, by name, with the weight's name.
-        batch: The fixed batch size; None where the batch is free.
+        takes_weights: Whether the exported network's own weights, put into the graph, give the graph again;
+            else the optimiser did what is not known here, and the graph serves no other network.
     """
 
     proto: onnx.ModelProto
     folded: dict[str, tuple[str, float]]
     transposed: dict[str, str]
-    batch: int | None
+    takes_weights: bool
 
 
-def export_template(model: nn.Module, example: Tensor) -> Template:
-    """Export ``model``, or take the graph from the cache of earlier exports.
+def export_fresh(model: nn.Module, example: Tensor, *, batch: int = 1) -> Template:
+    """Export ``model``.
 
     Args:
         model: Network in eval mode on the CPU.
         example: Inputs, ``(n, C, H, W)``, n at least 2 so that the exporter leaves the batch free.
+        batch: Batch of the graph where the network does not leave it free.
 
     Raises:
         ExportError: If the exporter refuses the network; holds its first line.
     """
-    folder = cache_root() / "export" / _fingerprint(model, example)
-    cached = _read_cache(folder)
-    if cached is not None:
-        return cached
-    template = export_fresh(model, example)
-    _write_cache(folder, template)
-    return template
-
-
-def export_fresh(model: nn.Module, example: Tensor) -> Template:
-    """Export ``model`` without looking into the cache; see :func:`export_template`."""
     try:
-        program, batch = _export(model, example, free_batch=True), None
+        program = _export(model, example, free_batch=True)
     except Exception as error:  # the exporter raises whatever its passes meet
         _log.info("export with a free batch failed, trying a fixed one: %s", error)
+        program = None
+    # A forward that computes with int(x.shape[0]) makes the batch of the example a constant, without an error.
+    if program is None or fixed_batch(program.model_proto) is not None:
         try:
-            program, batch = _export(model, example[:1], free_batch=False), 1
+            program = _export(model, example[:1].repeat_interleave(batch, dim=0), free_batch=False)
         except Exception as second:
             reason = (str(second).strip().splitlines() or [type(second).__name__])[0]
             raise ExportError(
@@ -87,11 +81,18 @@ def export_fresh(model: nn.Module, example: Tensor) -> Template:
     folded = {
         weight: found
         for weight, found in folded.items()
-        if weight in used and f"{found[0]}.weight" not in used
+        if weight in used and f"{found[0]}.running_mean" not in used
     }
     _give_own_biases(proto, folded)
     drop_unused(proto)
-    return Template(_name_layers(proto, transposed), folded, transposed, batch)
+    template = Template(_name_layers(proto, transposed), folded, transposed, takes_weights=True)
+    return replace(template, takes_weights=_gives_itself(template, model))
+
+
+def fixed_batch(proto: onnx.ModelProto) -> int | None:
+    """Return the batch that a graph is bound to; None where it is free."""
+    first = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    return int(first.dim_value) if first.HasField("dim_value") else None
 
 
 def instantiate(template: Template, model: nn.Module, *, free_flattening: bool = False) -> onnx.ModelProto:
@@ -111,13 +112,14 @@ def instantiate(template: Template, model: nn.Module, *, free_flattening: bool =
     modules = dict(model.named_modules())
     values = {initializer.name: initializer for initializer in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "ConvTranspose"):
             layer = modules.get(node.input[1].removesuffix(".weight"))
             for attribute in node.attribute:
-                if attribute.name == "group" and isinstance(layer, nn.Conv2d | nn.Conv1d | nn.Conv3d):
+                if attribute.name == "group" and isinstance(layer, nn.modules.conv._ConvNd):
                     attribute.i = layer.groups
-        if node.op_type in LAYER_OPERATORS and len(node.input) > 1 and node.input[1] in template.folded:
-            weight, bias = _fold(state, node.input[1], template.folded[node.input[1]])
+        if node.op_type in _FOLDING and node.input[1] in template.folded:
+            axis = _FOLDING[node.op_type]
+            weight, bias = _fold(state, node.input[1], template.folded[node.input[1]], axis)
             values[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
             values[node.input[2]].CopyFrom(numpy_helper.from_array(bias, node.input[2]))
     for name, initializer in values.items():
@@ -132,12 +134,38 @@ def instantiate(template: Template, model: nn.Module, *, free_flattening: bool =
 
 
 def layer_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the nodes of convolution and linear layers by the layer's name."""
-    return {
-        n.name: n
-        for n in proto.graph.node
-        if n.op_type in LAYER_OPERATORS and n.name and not n.name.startswith("node_")
-    }
+    """Return the nodes of convolution and linear layers by the node's name; see :func:`layer_of`."""
+    return {n.name: n for n in proto.graph.node if is_layer(n)}
+
+
+def is_layer(node: onnx.NodeProto) -> bool:
+    """Return whether a node is a convolution or linear layer of the network, or one call of it."""
+    return bool(node.op_type in LAYER_OPERATORS and node.name and not node.name.startswith("node_"))
+
+
+def layer_of(node: str) -> str:
+    """Return the layer of a layer's node: its second call is named ``layer#2``, and so on."""
+    return node.partition("#")[0]
+
+
+def _gives_itself(template: Template, model: nn.Module) -> bool:
+    """Return whether the exported network's weights, put into its own graph, leave the graph as it is."""
+    try:
+        filled = instantiate(template, model)
+    except KeyError as error:
+        _log.info("the graph reads %s, which the network lacks", error)
+        return False
+    for before, after in zip(template.proto.graph.initializer, filled.graph.initializer, strict=True):
+        own, put = numpy_helper.to_array(before), numpy_helper.to_array(after)
+        if own.shape != put.shape:
+            return False
+        if own.dtype.kind == "f" and own.size:
+            if not np.abs(own - put).max() <= _SAME * max(float(np.abs(own).max()), 1e-12):
+                _log.info("the optimiser changed %s in a way that is not known here", before.name)
+                return False
+        elif not np.array_equal(own, put):
+            return False
+    return True
 
 
 def _export(model: nn.Module, example: Tensor, *, free_batch: bool) -> Any:
@@ -168,14 +196,15 @@ def _batchnorms(proto: onnx.ModelProto) -> dict[str, tuple[str, float]]:
     makers = {output: node for node in proto.graph.node for output in node.output}
     readers: dict[str, int] = {}
     for node in proto.graph.node:
-        for name in node.input:
+        # Parameters that a BatchNorm lacks are made from the shape and the type of the layer's outputs.
+        for name in node.input[: {"Shape": 0, "CastLike": 1}.get(node.op_type)]:
             readers[name] = readers.get(name, 0) + 1
     found = {}
     for node in proto.graph.node:
         if node.op_type != "BatchNormalization":
             continue
         layer = makers.get(node.input[0])
-        if layer is not None and layer.op_type == "Conv" and readers[node.input[0]] == 1:
+        if layer is not None and layer.op_type in _FOLDING and readers[node.input[0]] == 1:
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
             # Parameters may pass through Expand nodes; the running mean's name is the BatchNorm's own.
             found[layer.input[1]] = (node.input[3].removesuffix(".running_mean"), float(epsilon))
@@ -183,7 +212,7 @@ def _batchnorms(proto: onnx.ModelProto) -> dict[str, tuple[str, float]]:
 
 
 def _fold(
-    state: dict[str, NDArray[Any]], weight: str, batchnorm: tuple[str, float]
+    state: dict[str, NDArray[Any]], weight: str, batchnorm: tuple[str, float], axis: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     name, epsilon = batchnorm
     scale = 1.0 / np.sqrt(state[f"{name}.running_var"].astype(np.float64) + epsilon)
@@ -196,7 +225,7 @@ def _fold(
     if bias is not None:
         shift = shift + bias * scale
     kernel = state[weight]
-    folded = kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1))
+    folded = kernel * scale.reshape([-1 if i == axis else 1 for i in range(kernel.ndim)])
     return folded.astype(np.float32), shift.astype(np.float32)
 
 
@@ -219,19 +248,31 @@ def _give_own_biases(proto: onnx.ModelProto, folded: dict[str, tuple[str, float]
 
     The optimiser drops a bias that happens to be zero, and lets layers share equal ones.
     """
+    values = {initializer.name: initializer for initializer in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type in LAYER_OPERATORS and len(node.input) > 1 and node.input[1] in folded:
+        if node.op_type in _FOLDING and node.input[1] in folded:
             name = f"{node.input[1]}:shift"
+            outputs = values[node.input[1]].dims[_FOLDING[node.op_type]]
+            own = (
+                numpy_helper.to_array(values[node.input[2]])
+                if len(node.input) > 2
+                else np.zeros(outputs, np.float32)
+            )
             node.input[:] = [node.input[0], node.input[1], name]
-            proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, dtype=np.float32), name))
+            proto.graph.initializer.append(numpy_helper.from_array(own, name))
 
 
 def _name_layers(proto: onnx.ModelProto, transposed: dict[str, str]) -> onnx.ModelProto:
+    calls: Counter[str] = Counter()
     for node in proto.graph.node:
-        if node.op_type in LAYER_OPERATORS and len(node.input) > 1:
-            weight = transposed.get(node.input[1], node.input[1])
-            if weight.endswith(".weight"):
-                node.name = weight.removesuffix(".weight")
+        if node.op_type not in LAYER_OPERATORS or len(node.input) < 2:
+            continue
+        weight = transposed.get(node.input[1], node.input[1])
+        ending = next((ending for ending in _ENDINGS if weight.endswith(ending)), None)
+        if ending is not None:
+            layer = weight.removesuffix(ending) + _ENDINGS[ending]
+            calls[layer] += 1
+            node.name = layer if calls[layer] == 1 else f"{layer}#{calls[layer]}"
     return proto
 
 
@@ -261,39 +302,3 @@ def _free_flattening(proto: onnx.ModelProto) -> None:
             shape.CopyFrom(numpy_helper.from_array(np.array(kept, dtype=np.int64), shape.name))
             for attribute in [a for a in node.attribute if a.name == "allowzero"]:
                 node.attribute.remove(attribute)
-
-
-def _fingerprint(model: nn.Module, example: Tensor) -> str:
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    content = [_FORMAT, torch.__version__, onnx.__version__, repr(model), shapes, list(example.shape[1:])]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _read_cache(folder: Path) -> Template | None:
-    try:
-        content = json.loads((folder / "template.json").read_text(encoding="utf-8"))
-        raw = (folder / "template.onnx").read_bytes()
-        if hashlib.sha256(raw).hexdigest() != content["sha256"]:
-            return None
-        folded = {weight: (name, float(epsilon)) for weight, (name, epsilon) in content["folded"].items()}
-        return Template(onnx.load_model_from_string(raw), folded, content["transposed"], content["batch"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _write_cache(folder: Path, template: Template) -> None:
-    raw = template.proto.SerializeToString()
-    content = {
-        "sha256": hashlib.sha256(raw).hexdigest(),
-        "folded": template.folded,
-        "transposed": template.transposed,
-        "batch": template.batch,
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in (("template.onnx", raw), ("template.json", json.dumps(content).encode())):
-            temporary = folder / f".{name}.{os.getpid()}"
-            temporary.write_bytes(data)
-            temporary.replace(folder / name)
-    except OSError as error:
-        _log.warning("the exported graph could not be cached in %s: %s", folder, error)

@@ -29,6 +29,12 @@ def count_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
         input_shape: Shape of one example, without the batch.
     """
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(torch.zeros(1, *input_shape))
+    fused = torch.backends.mha.get_fastpath_enabled()
+    # The counter does not see inside the fused kernels of attention.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, torch.no_grad():
+            model(torch.zeros(1, *input_shape))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops()) // 2

@@ -24,6 +24,7 @@ from autoprune.deploy.session import session_options
 from autoprune.measure.stats import spread
 
 _LEAST_ROUNDS = 3
+_LOCK = "autoprune-measure.lock"
 
 
 class Runner:
@@ -78,9 +79,15 @@ def main() -> None:
 
 
 def lock_machine(path: str | None = None) -> Any:
-    """Hold the machine-wide lock, so that no two measurements of this user run at once."""
-    place = Path(path) if path else Path(tempfile.gettempdir()) / f"autoprune-measure-{os.getuid()}.lock"
-    file = place.open("w")
+    """Hold the machine-wide lock, so that no two measurements run at once, of whatever user or job."""
+    # Not the TMPDIR of a job. A lock needs no right to write, so that the first user's file serves all.
+    shared = Path("/tmp")  # noqa: S108
+    place = Path(path) if path else (shared if shared.is_dir() else Path(tempfile.gettempdir())) / _LOCK
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    except FileExistsError:
+        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+    file = os.fdopen(descriptor)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -161,7 +161,7 @@ class Bench:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""
         save_file(
             {
-                name: tensor.detach().cpu().contiguous()
+                name: tensor.detach().cpu().contiguous().clone()  # tied weights would share memory
                 for name, tensor in compressed.model.state_dict().items()
             },
             folder / WEIGHTS_FILE,

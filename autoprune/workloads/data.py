@@ -109,6 +109,8 @@ def split_images(
     train, calibration = split("train", parts.train), split("calibration", parts.calibration)
     search = own("search", found.search, limits.search) if found.search else split("search", parts.search)
     report = own("report", found.report, limits.report) if found.report else split("report", parts.report)
+    for made in (calibration, search, report):
+        made.check()
     return Data(
         name=name,
         train=train,

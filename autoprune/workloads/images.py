@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.naming import cache_root
-from autoprune.workloads.folders import SMALL_SIDE, FolderPart, decode, fit
+from autoprune.workloads.folders import SMALL_SIDE, FolderPart, check_decodable, decode, fit
 
 Pixels = NDArray[np.uint8]
 
@@ -30,6 +30,10 @@ class ImageSource(Protocol):
 
     def read(self, indices: NDArray[np.int64]) -> Pixels:
         """Return the images at ``indices``, a copy, ``(n, 3, side, side)``."""
+        ...
+
+    def check(self, indices: NDArray[np.int64]) -> None:
+        """Raise a ``UsageError`` that names the file if one of the images cannot be decoded."""
         ...
 
 
@@ -50,6 +54,9 @@ class ArraySource:
     def read(self, indices: NDArray[np.int64]) -> Pixels:
         """Return the images at ``indices``, a copy."""
         return self._images[indices]
+
+    def check(self, indices: NDArray[np.int64]) -> None:
+        """Find nothing: they are decoded."""
 
 
 class FolderSource:
@@ -117,6 +124,19 @@ class FolderSource:
             ):
                 pass
         return result
+
+    def check(self, indices: NDArray[np.int64]) -> None:
+        """Find damaged images now instead of when they are first read, which may be after hours.
+
+        Raises:
+            UsageError: If one cannot be decoded; names it.
+        """
+        if self._whole:
+            return  # all are decoded at the first read
+        paths = [self._part.root / self._part.files[int(index)] for index in indices]
+        with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+            for _ in pool.map(check_decodable, paths):
+                pass
 
     @property
     def _cache_path(self) -> Path:

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from autoprune.errors import UsageError
 from autoprune.workloads.images import MEMORY_LIMIT
@@ -39,8 +49,8 @@ class Examples:
         self.part = part
         collate: Callable[[list[Any]], Any] = default_collate
         if isinstance(given, DataLoader):
-            collate = given.collate_fn if given.batch_size is not None else default_collate
-            given = given.dataset
+            collate = given.collate_fn if given.batch_sampler is not None else default_collate
+            given = _sampled(given, part)
         if _is_pair(given):
             inputs, targets = (torch.as_tensor(value) for value in given)
             if len(inputs) != len(targets):
@@ -105,6 +115,23 @@ class Examples:
             for value in self.read(np.array([index]), 0):
                 content.extend(_tensor_parts(value))
         return content_hash(content)
+
+
+def _sampled(loader: DataLoader[Any], part: str) -> Any:
+    """Return the examples that a loader draws from: all of its data set, or the subset that its sampler names."""
+    sampler = loader.sampler if loader.batch_size is not None else None
+    if loader.batch_size is None and type(loader.batch_sampler) is BatchSampler:
+        sampler = loader.batch_sampler.sampler
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, sorted(int(index) for index in sampler.indices))
+    if isinstance(sampler, SequentialSampler | RandomSampler) or isinstance(loader.dataset, IterableDataset):
+        return loader.dataset
+    found = sampler if sampler is not None else loader.batch_sampler
+    raise UsageError(
+        f"the loader of the {part} data draws by a {type(found).__name__}; "
+        "allowed: SequentialSampler, RandomSampler, SubsetRandomSampler",
+        "give the data set itself, or a torch.utils.data.Subset of it",
+    )
 
 
 def _is_pair(given: Any) -> bool:

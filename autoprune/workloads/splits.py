@@ -189,6 +189,14 @@ class ImageSplit:
             chosen = slice(start, min(start + size, count))
             yield self._inputs(self._source.read(self.indices[chosen])), torch.tensor(self.targets[chosen])
 
+    def check(self) -> None:
+        """Find images that cannot be decoded; nothing is scored.
+
+        Raises:
+            UsageError: If there is one; names it.
+        """
+        self._source.check(self.indices)
+
     def training_batch(self, step: int, size: int, seed: int) -> Batch:
         """Return an augmented batch; see :class:`Split`."""
         chosen = self._epochs.positions(step, size, seed)

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,27 @@ def check_user_code(path: str, function: str, option: str, *, trusted: bool) -> 
         tree = ast.parse(file.read_bytes(), filename=path)
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UsageError(f"{option}: {path!r} is not valid Python: {error}") from None
-    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    statements = list(_module_level(tree.body))
+    names = {node.name for node in statements if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assigned = [target for node in statements if isinstance(node, ast.Assign) for target in node.targets]
     names |= {target.id for target in assigned if isinstance(target, ast.Name)}
     names |= {
-        a.asname or a.name for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names
+        a.asname or a.name for node in statements if isinstance(node, ast.ImportFrom) for a in node.names
     }
     if function not in names and "*" not in names:
         raise unknown_name(f"function in {path}", function, names)
+
+
+def _module_level(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements that define a module's names, those under ``if``, ``try`` and ``with`` included."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        for name in ("body", "orelse", "finalbody"):
+            yield from _module_level(getattr(node, name, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _module_level(handler.body)
 
 
 def load_function(path: str, function: str, option: str, *, trusted: bool) -> Callable[..., Any]:
@@ -62,6 +75,9 @@ def load_function(path: str, function: str, option: str, *, trusted: bool) -> Ca
     if found is None or found.loader is None:
         raise UsageError(f"{option}: {path!r} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(found)
+    # The file may import its neighbours; at the end, so that none of them hides a package.
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     # Classes defined in the file are looked up by module name when they are copied.
     sys.modules[name] = module
     call_user(found.loader.exec_module, f"{option} {path!r}", module)

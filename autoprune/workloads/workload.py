@@ -191,6 +191,11 @@ def workload_from_objects(
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"the network cannot be copied: {error}", "detach tensors that it stores") from error
     inputs, targets = next(splits.calibration.batches(2, limit=2))
+    if not inputs.is_floating_point():
+        raise UsageError(
+            f"inputs are {inputs.dtype}; allowed: floating point, which is what latency is measured with",
+            "let the data set convert its inputs; networks that take indices are not supported yet",
+        )
     outputs = probe(own, splits.input_shape, inputs)
     if metric is None or loss is None:
         _check_classification(outputs, targets, len(splits.classes), metric, loss)

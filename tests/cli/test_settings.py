@@ -11,6 +11,11 @@ from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths
 
 
+@pytest.fixture(autouse=True)
+def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoprune.config.usable_cores", lambda: 64)
+
+
 def test_words_win_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(

@@ -187,3 +187,13 @@ def test_an_empty_plan_solves_nothing() -> None:
     groups = find_groups(model, BATCHES[0][0])
     statistics = collect_statistics(model, groups, BATCHES)
     assert solve_following_layers(model, prune(model, groups, {}), groups, {}, statistics) == []
+
+
+def test_a_single_last_example_joins_the_batch_before_it_and_examples_count_alike() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(17, 4)
+    whole, parts = (nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)) for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+    refresh_batchnorm(whole, [inputs])
+    refresh_batchnorm(parts, [inputs[:12], inputs[12:16], inputs[16:]])
+    torch.testing.assert_close(parts[1].running_mean, whole[1].running_mean)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from autoprune.config import Target
 from autoprune.deploy import onnxruntime as module
+from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Runtime
-from autoprune.deploy.template import export_template, instantiate, layer_nodes
+from autoprune.deploy.template import export_fresh, instantiate, layer_nodes
 from autoprune.errors import ExportError
 from tests.deploy.networks import LAYERS, residual
 
@@ -121,6 +122,9 @@ class TestOnnxRuntime(RuntimeContract):
             return put_in(template, spoiled, **options)
 
         monkeypatch.setattr(module, "instantiate", corrupt)
+        monkeypatch.setattr(
+            module, "export_fresh", lambda *_, **__: export_fresh(residual(seed=9), inputs[:2])
+        )
         with pytest.raises(ExportError, match="outputs differ"):
             runtime.build(model, tmp_path / "m.onnx", int8_layers=[], calibration=[inputs])
         assert not (tmp_path / "m.onnx").exists()

@@ -21,7 +21,7 @@ from PIL import Image
 from autoprune.config import StudyConfig, make_config
 from autoprune.errors import UsageError
 from autoprune.naming import cache_root, data_root
-from autoprune.workloads import download, sources
+from autoprune.workloads import download, folders, sources
 from autoprune.workloads.catalog import check_inputs
 from autoprune.workloads.data import load_data
 from autoprune.workloads.folders import fit, scan_folder
@@ -311,3 +311,36 @@ def test_hidden_files_and_other_suffixes_are_left_out(make_folder: MakeFolder) -
     (folder / "train" / "a" / "notes.txt").write_text("x")
     (folder / "train" / ".cache").mkdir()
     assert len(scan_folder(folder).train.files) == before
+
+
+def test_other_pixels_of_the_same_size_are_other_content(tmp_path: Path) -> None:
+    prints = []
+    for name, value in (("one", 10), ("two", 200)):
+        for kind in ("a", "b"):
+            folder = tmp_path / name / kind
+            folder.mkdir(parents=True)
+            for number in range(20):
+                pixels = np.full((16, 16, 3), number, np.uint8)
+                pixels[8, 8] = value
+                Image.fromarray(pixels).save(folder / f"{number}.bmp")
+        config = make_config(
+            {"model": "resnet18", "data": f"imagefolder:{tmp_path / name}", "weights": "none"}
+        )
+        prints.append(load_data(config).fingerprint)
+    assert prints[0] != prints[1]
+
+
+def test_a_damaged_large_image_is_found_before_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("train", "val"):
+        write_images(tmp_path / part, ["a", "b"], 20, side=80)
+    monkeypatch.setattr(folders, "_check_sample", lambda part: {(80, 80), (81, 81)})
+    config = make_config(
+        {"model": "resnet18", "data": f"imagefolder:{tmp_path}", "weights": "none", "image_size": 96}
+    )
+    load_data(config)
+    damaged = sorted((tmp_path / "val").rglob("*.*"))[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.raises(UsageError, match=damaged.name):
+        load_data(config)

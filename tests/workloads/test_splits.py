@@ -10,14 +10,23 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from autoprune.config import make_config
 from autoprune.errors import UsageError
 from autoprune.workloads.data import load_data
 from autoprune.workloads.images import ArraySource
 from autoprune.workloads.objects import data_from_objects
-from autoprune.workloads.splits import Data, ImageSplit, Preparation, augment
+from autoprune.workloads.splits import Data, ImageSplit, Preparation, Split, augment
 from autoprune.workloads.splitting import Limits, cut, stratified_order
 
 
@@ -268,3 +277,21 @@ def test_other_forms_are_refused_by_name(given: Any, message: str) -> None:
 
     with pytest.raises(UsageError, match=message):
         read()
+
+
+def test_a_loader_s_sampler_decides_what_belongs_to_a_part() -> None:
+    inputs, targets = torch.randn(200, 3, 4, 4), torch.arange(200) % 2
+    inputs[:, 0, 0, 0] = torch.arange(200)
+    whole = TensorDataset(inputs, targets)
+    train = DataLoader(whole, batch_size=8, sampler=SubsetRandomSampler(range(150)))
+    test = DataLoader(whole, batch_sampler=BatchSampler(SubsetRandomSampler(range(150, 200)), 8, False))
+    data = data_from_objects((train, test), name="given", seed=0, limits=Limits(20, 1000, 20))
+
+    def content(split: Split) -> set[int]:
+        return {int(value) for x, _ in split.batches(64) for value in x[:, 0, 0, 0]}
+
+    assert content(data.report.unseal()) == set(range(150, 200))
+    assert content(data.train) | content(data.search) | content(data.calibration) == set(range(150))
+    weighted = DataLoader(whole, sampler=WeightedRandomSampler([1.0] * 200, 10))
+    with pytest.raises(UsageError, match=r"draws by a WeightedRandomSampler; allowed: SequentialSampler"):
+        data_from_objects((weighted, test), name="given", seed=0, limits=Limits(20, 1000, 20))
