@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import numpy as np
 import autoprune
 from autoprune.config import Target
 from autoprune.errors import TrialError
+from autoprune.measure.lock import is_locked
 from autoprune.measure.record import Latency
 from autoprune.measure.stats import median_ratio_interval, percentile_or_none
 
 # Waiting for another measurement's lock counts, so this is generous.
 _TIMEOUT_S = 1800.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def run_worker(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     Raises:
         TrialError: If it fails, takes too long, or its output cannot be read.
     """
+    if is_locked(job.get("lock")):
+        _log.warning("waiting for another measurement on this machine")
     home = str(Path(autoprune.__file__).resolve().parents[1])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:

@@ -6,13 +6,11 @@ standard output. It loads onnxruntime and NumPy, never torch.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import json
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,10 @@ import numpy as np
 import onnxruntime as ort
 
 from autoprune.deploy.session import session_options
+from autoprune.measure.lock import lock_machine
 from autoprune.measure.stats import spread
 
 _LEAST_ROUNDS = 3
-_LOCK = "autoprune-measure.lock"
 
 
 class Runner:
@@ -76,25 +74,6 @@ def main() -> None:
         else:
             result = measure(job)
     json.dump(result, sys.stdout)
-
-
-def lock_machine(path: str | None = None) -> Any:
-    """Hold the machine-wide lock, so that no two measurements run at once, of whatever user or job."""
-    # Not the TMPDIR of a job. A lock needs no right to write, so that the first user's file serves all.
-    shared = Path("/tmp")  # noqa: S108
-    place = Path(path) if path else (shared if shared.is_dir() else Path(tempfile.gettempdir())) / _LOCK
-    try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    except FileExistsError:
-        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
-    file = os.fdopen(descriptor)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        sys.stderr.write("waiting for another measurement on this machine\n")
-        sys.stderr.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
 
 
 def pin(threads: int) -> None:

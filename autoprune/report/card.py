@@ -38,7 +38,7 @@ def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
     sections = [
         _head(view, record),
         _figures(view, record),
-        _method(view),
+        _method(view, record),
         _recipe(view, record),
         _commands(view, record),
     ]
@@ -115,7 +115,9 @@ def _capability(split: str, own: Capability, dense: Capability | None) -> tuple[
     return name, f"{own.value:.4f}", interval(own.ci, 4), before
 
 
-def _method(view: StudyView) -> str:
+def _method(view: StudyView, record: TrialRecord) -> str:
+    measured = record.measurement
+    mixed = measured is not None and 0 < measured.executed.int8_layers < measured.executed.layers
     return "\n".join(
         [
             "## How it was measured",
@@ -124,10 +126,22 @@ def _method(view: StudyView) -> str:
             f"- host: {_cell(host_text(view.host))}",
             "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
             " its interval a bootstrap",
+            *(_session_lines() if mixed else []),
             "- capability: the exported file run in the target's runtime, not the network that it was made from",
             f"- study: {len(view.records)} trials in {duration(view.spent_s)}, seed {view.settings.get('seed', '?')}",
         ]
     )
+
+
+def _session_lines() -> list[str]:
+    """Say how a session has to be opened for a file with float layers among int8 ones."""
+    from autoprune.deploy.session import SESSION_ENTRIES  # loads the runtime
+
+    entries = ", ".join(f"`{key}` = `{value}`" for key, value in SESSION_ENTRIES.items())
+    return [
+        f"- session: opened with the entry {entries}; without it onnxruntime runs the float layers between int8 ones"
+        " in int8 as well, with another accuracy and latency"
+    ]
 
 
 def _recipe(view: StudyView, record: TrialRecord) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autoprune.config import Target
 from autoprune.errors import TrialError
-from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency
+from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency, run_worker
+from autoprune.measure.lock import is_locked, lock_machine
 
 QUICK = LatencyProtocol(sessions=2, rounds=5, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0)
 
@@ -65,7 +63,9 @@ def test_the_process_loads_no_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
-def test_it_waits_while_another_measurement_holds_the_lock(tmp_path: Path) -> None:
+def test_it_waits_while_another_measurement_holds_the_lock(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = network(tmp_path / "a.onnx", 8)
     lock = tmp_path / "lock"
     job = {
@@ -74,19 +74,12 @@ def test_it_waits_while_another_measurement_holds_the_lock(tmp_path: Path) -> No
         "limit_s": 1.0, "repeats": 0, "noise_limit": 1.0, "seed": 0,
         "lock": str(lock),
     }  # fmt: skip
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "autoprune.measure.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stderr is not None
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        assert "waiting for another measurement" in process.stderr.readline()
-        assert process.poll() is None
-    assert process.wait(timeout=60) == 0
-    assert process.stdout is not None
-    assert len(json.loads(process.stdout.read())["ratios"][0][0]) == 7
+    with ThreadPoolExecutor(1) as pool:
+        with lock_machine(str(lock)):
+            assert is_locked(str(lock))
+            waiting = pool.submit(run_worker, job, 60.0)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=3.0)
+        assert len(waiting.result(timeout=60)["ratios"][0][0]) == 7
+    assert "waiting for another measurement" in caplog.text
+    assert not is_locked(str(lock))

@@ -105,5 +105,17 @@ def test_the_card_holds_the_figures_and_the_commands(tmp_path: Path) -> None:
     assert "layer1.0.conv1" in text
 
 
+def test_the_card_of_a_mixed_file_says_how_its_session_is_opened(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    record = next(r for r in store.records() if r.fidelity == "final" and r.measurement is not None)
+    assert record.measurement is not None
+    for int8_layers in (0, 18, 20):
+        executed = record.measurement.executed.model_copy(update={"int8_layers": int8_layers, "layers": 20})
+        measurement = record.measurement.model_copy(update={"executed": executed})
+        write_card(store, record.model_copy(update={"measurement": measurement}), tmp_path / "card.md")
+        text = (tmp_path / "card.md").read_text()
+        assert ("WeightBiasQuantization" in text) == (int8_layers == 18)
+
+
 def test_stairs_rise() -> None:
     assert staircase([(0.5, 0.8), (0.4, 0.9), (0.6, 0.95), (0.7, 0.95)]) == [(0.4, 0.9), (0.6, 0.95)]
