@@ -176,7 +176,7 @@ class Trainer:
     def _gradients(self, number: int) -> Tensor:
         """Add up the gradients of one batch in as many parts as fit, and return its loss."""
         wanted = self.recovery.distill > 0 and self.training_step is None
-        batch = self.stream.batch(number) if wanted else self.stream.inputs(number)
+        batch = self.stream.batch(number, self.parts) if wanted else self.stream.inputs(number)
         size = len(batch[0])
         total = torch.zeros((), device=self.device)
         pieces = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)

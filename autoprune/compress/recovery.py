@@ -55,7 +55,7 @@ def solve_following_layers(
         [He2017] Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017.
     """
     kept = kept_channels(dense, groups, plan)
-    before_norm = _before_batchnorm(dense, groups) if refreshed else set()
+    before_norm = statistics.before_batchnorm if refreshed else frozenset()
     solved = []
     for name, module in dense.named_modules():
         gram = statistics.gram.get(name)
@@ -126,15 +126,6 @@ def solve_ridge(moments: Tensor, right: Tensor) -> Tensor | None:
                 return solution
         ridge *= 10
     return None
-
-
-def _before_batchnorm(model: nn.Module, groups: Groups) -> set[str]:
-    """Return the layers whose outputs a BatchNorm normalises, so that it can take up a shift."""
-    found: set[str] = set()
-    for group in groups.groups:
-        if any(m.kind == "norm" and isinstance(submodule(model, m.layer), BatchNorm) for m in group.members):
-            found.update(group.producers)
-    return found
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from autoprune.compress.layers import Conv, device_of, submodule, weight_rows
+from autoprune.compress.layers import BatchNorm, Conv, device_of, submodule, weight_rows
 from autoprune.errors import CompressionError
 from autoprune.space.groups import Axis, Groups
 
@@ -33,11 +33,13 @@ class LayerStatistics:
             ``weight.flatten(1)``.
         products: For each weighted layer of a prunable group, the sums of gradient times weight over each
             channel's weights, one row for each batch, ``(batches, channels)`` by axis. Empty unless asked for.
+        before_batchnorm: Layers whose very outputs a BatchNorm reads.
     """
 
     second_moment: dict[str, Tensor] = field(default_factory=dict)
     gram: dict[str, Tensor] = field(default_factory=dict)
     products: dict[tuple[str, Axis], Tensor] = field(default_factory=dict)
+    before_batchnorm: frozenset[str] = frozenset()
 
     def moment_of(self, layer: str) -> Tensor:
         """Return the second moments of a layer's inputs.
@@ -115,7 +117,43 @@ def collect_statistics(
             layer: c.gram / c.patches for layer, c in collectors.items() if c.gram is not None and c.patches
         },
         products={key: torch.stack(values) for key, values in rows.items()},
+        before_batchnorm=_before_batchnorm(model, batches[0][0][:2].to(device)),
     )
+
+
+@torch.no_grad()
+def _before_batchnorm(model: nn.Module, inputs: Tensor) -> frozenset[str]:
+    """Return the layers whose outputs go into a BatchNorm as they are, seen in one run over ``inputs``."""
+    # Held, so that no later tensor takes their identity; the version tells of a change in place.
+    made: dict[int, tuple[str, Tensor, int]] = {}
+    found: set[str] = set()
+    handles = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: object, outputs: object) -> None:
+            if isinstance(outputs, Tensor):
+                made[id(outputs)] = (name, outputs, outputs._version)
+
+        return hook
+
+    def look(_: nn.Module, arguments: tuple[object, ...]) -> None:
+        name, tensor, version = made.get(id(arguments[0]), ("", None, 0))
+        if tensor is arguments[0] and tensor is not None and tensor._version == version:
+            found.add(name)
+
+    for name, module in model.named_modules():
+        if isinstance(module, BatchNorm):
+            handles.append(module.register_forward_pre_hook(look))
+        elif isinstance(module, Conv | nn.Linear):
+            handles.append(module.register_forward_hook(note(name)))
+    try:
+        with _as_was(model):
+            model.eval()
+            model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return frozenset(found)
 
 
 class _InputCollector:

@@ -61,16 +61,21 @@ class TeacherStream:
         inputs, targets = self.split.training_batch(step, self.batch_size, self.seed)
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return inputs, targets and the teacher's outputs of ``step``, on the device; outputs in float32."""
-        inputs, targets = self.inputs(step)
-        return inputs, targets, self._taught(step, inputs)
+    def batch(self, step: int, parts: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Return inputs, targets and the teacher's outputs of ``step``, on the device; outputs in float32.
 
-    def _taught(self, step: int, inputs: Tensor) -> Tensor:
+        Args:
+            step: Number of the batch.
+            parts: Pieces in which the teacher takes it, where the whole does not fit into memory.
+        """
+        inputs, targets = self.inputs(step)
+        return inputs, targets, self._taught(step, inputs, parts)
+
+    def _taught(self, step: int, inputs: Tensor, parts: int) -> Tensor:
         kept = self._outputs.get(step)
         if kept is not None:
             return kept.to(self.device).float()
-        outputs = self._ask(inputs).to(torch.float16)
+        outputs = torch.cat([self._ask(piece) for piece in inputs.chunk(parts)]).to(torch.float16)
         size = outputs.numel() * outputs.element_size()
         if self.cached_bytes + size <= self.cache_bytes:
             self._outputs[step] = outputs.cpu()

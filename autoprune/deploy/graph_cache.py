@@ -36,7 +36,7 @@ def export_template(
     Raises:
         ExportError: If the exporter refuses the network; holds its first line.
     """
-    folder = cache_root() / "export" / _fingerprint(model, example)
+    folder = cache_root() / "export" / _fingerprint(model, example, batch)
     cached = _read_cache(folder)
     if cached is not None and (fits is None or fits(cached)):
         return cached
@@ -45,14 +45,14 @@ def export_template(
     return template
 
 
-def _fingerprint(model: nn.Module, example: Tensor) -> str:
+def _fingerprint(model: nn.Module, example: Tensor, batch: int) -> str:
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     versions = [_FORMAT, torch.__version__, onnx.__version__, onnxscript.__version__]
     content = [
         versions,
         repr(model),
         shapes,
-        [str(example.dtype), *example.shape[1:]],
+        [str(example.dtype), *example.shape[1:], batch],
         sorted({_code(kind) for kind in {type(module) for module in model.modules()}}),
         [_plain_attributes(module) for module in model.modules()],
     ]

@@ -28,6 +28,7 @@ from autoprune.deploy.template import (
     Template,
     export_fresh,
     fixed_batch,
+    foreign_nodes,
     instantiate,
     layer_nodes,
     layer_of,
@@ -92,15 +93,17 @@ class OnnxRuntime:
             ExportError: If the outputs differ by more than the bounds.
         """
         inputs = torch.cat(list(calibration[:1]))[:_PARITY_EXAMPLES]
-        proto, wanted, error = self._float_graph(model, inputs)
-        layers = sorted({layer_of(node) for node in layer_nodes(proto)})
+        proto, wanted = self._float_graph(model, inputs)
+        nodes, foreign = sorted(layer_nodes(proto)), len(foreign_nodes(proto))
+        layers = sorted({layer_of(node) for node in nodes})
         asked = sorted(_with_projections(set(int8_layers), layers))
         if asked:
             batches = _calibration_arrays(calibration, fixed_batch(proto))
             proto = quantize(proto, [name for name in asked if name in layers], batches)
         raw = shrink(proto).SerializeToString()
+        outputs = self._run(raw, inputs)
+        error = relative_error(outputs, wanted)
         if asked:
-            outputs = self._run(raw, inputs)
             described = self._run(raw, inputs, optimized=False)
             kernels = relative_error(outputs, described)
             if not kernels <= _INT8_KERNEL_PARITY:
@@ -109,29 +112,31 @@ class OnnxRuntime:
                     f"(allowed: {_INT8_KERNEL_PARITY:g})",
                     "keep these groups in float (bits: 32) on this machine",
                 )
-            error = relative_error(outputs, wanted)
+        elif not error <= _FLOAT_PARITY:
+            raise ExportError(
+                f"the file's outputs differ from its graph's: {error:.3g} of the largest output"
+            )
+        executed = self._executed(raw, nodes, asked, foreign)
         _write(path, raw)
-        return Artifact(path, self._executed(raw, sorted(layer_nodes(proto)), asked), error)
+        return Artifact(path, executed, error)
 
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of a model file on all cores, ``(n, classes)``."""
         session = ort.InferenceSession(
-            str(path), _options(usable_cores()), providers=["CPUExecutionProvider"]
+            str(path), session_options(usable_cores()), providers=["CPUExecutionProvider"]
         )
         fixed = session.get_inputs()[0].shape[0]
         name = session.get_inputs()[0].name
         outputs = [_run_session(session, name, batch.numpy(), fixed) for batch in batches]
         return torch.from_numpy(np.concatenate(outputs))
 
-    def _float_graph(
-        self, model: nn.Module, inputs: Tensor
-    ) -> tuple[onnx.ModelProto, NDArray[np.float32], float]:
-        """Return the candidate's float graph, the network's outputs, and how far the two are apart."""
+    def _float_graph(self, model: nn.Module, inputs: Tensor) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
+        """Return the candidate's float graph, compared with the network, and the network's outputs."""
         with torch.no_grad():
             wanted = model(inputs).numpy()
         found = None if self._template is None else self._filled(self._template, model, inputs, wanted)
         if found is not None:
-            return found[0], wanted, found[1]
+            return found, wanted
         _log.info("this candidate does not fit into the dense network's graph and is exported by itself")
         proto = export_fresh(model, inputs[:2], batch=self.target.batch).proto
         error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
@@ -141,12 +146,12 @@ class OnnxRuntime:
                 f"(allowed: {_FLOAT_PARITY:g})",
                 "an operator of this network does something else in ONNX; please report the model",
             )
-        return proto, wanted, error
+        return proto, wanted
 
     def _filled(
         self, template: Template, model: nn.Module, inputs: Tensor, wanted: NDArray[np.float32]
-    ) -> tuple[onnx.ModelProto, float] | None:
-        """Return the graph with the network's weights and its error; None where they do not go together."""
+    ) -> onnx.ModelProto | None:
+        """Return the graph with the network's weights; None where they do not go together."""
         for free_flattening in (False, True) if template.takes_weights else ():
             try:
                 proto = instantiate(template, model, free_flattening=free_flattening)
@@ -155,22 +160,22 @@ class OnnxRuntime:
                 _log.debug("the graph does not take these weights: %s", fault)
                 continue
             if error <= _FLOAT_PARITY:
-                return proto, error
+                return proto
         return None
 
     def _run(self, raw: bytes, inputs: Tensor, *, optimized: bool = True) -> NDArray[np.float32]:
-        options = _options(usable_cores())
+        options = session_options(usable_cores())
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
         inputs_of = session.get_inputs()[0]
         return _run_session(session, inputs_of.name, inputs.numpy(), inputs_of.shape[0])
 
-    def _executed(self, raw: bytes, nodes: Sequence[str], asked: Sequence[str]) -> Executed:
+    def _executed(self, raw: bytes, nodes: Sequence[str], asked: Sequence[str], foreign: int) -> Executed:
         """Read the optimised graph back and say which layers run in int8, in all of their calls."""
         layers = {layer_of(node) for node in nodes}
         with tempfile.TemporaryDirectory(prefix="autoprune-graph-") as folder:
-            options = _options(self.target.threads)
+            options = session_options(self.target.threads)
             options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
             ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
             graph = onnx.load(options.optimized_model_filepath).graph
@@ -178,7 +183,7 @@ class OnnxRuntime:
         in_float = {layer_of(node) for node in nodes if names.get(node) not in _INT8_OPERATORS}
         running = set(layers) - in_float
         return Executed(
-            layers=len(layers),
+            layers=len(layers) + foreign,
             int8_layers=len(running),
             asked_int8=len(asked),
             operators=dict(sorted(Counter(n.op_type for n in graph.node).items())),
@@ -203,13 +208,6 @@ def _with_projections(asked: set[str], layers: Collection[str]) -> set[str]:
     return asked | {layer for layer, partner in pairs if layer.endswith(".in_proj") and partner in asked}
 
 
-def _options(threads: int) -> ort.SessionOptions:
-    options = session_options(threads)
-    # Spinning threads would take the cores from whatever runs next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
-
-
 def _run_session(
     session: ort.InferenceSession, name: str, inputs: NDArray[np.float32], fixed: int | str | None
 ) -> NDArray[np.float32]:
@@ -227,8 +225,9 @@ def _run_session(
 def _calibration_arrays(calibration: Sequence[Tensor], fixed: int | None) -> list[NDArray[np.float32]]:
     inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
     fitting = max(1, min(64, _CALIBRATION_ELEMENTS // inputs[0].numel()))
-    pieces = torch.split(inputs, fixed or fitting)
-    return [piece.numpy() for piece in pieces if fixed is None or len(piece) == fixed]
+    if fixed is not None:  # whole batches alone fit into the graph: the last one begins anew
+        inputs = inputs[torch.arange(-(-len(inputs) // fixed) * fixed) % len(inputs)]
+    return [piece.numpy() for piece in torch.split(inputs, fixed or fitting)]
 
 
 def _write(path: Path, raw: bytes) -> None:

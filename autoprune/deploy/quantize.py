@@ -19,7 +19,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from autoprune.deploy.template import LAYER_OPERATORS, is_layer, layer_of
+from autoprune.deploy.template import foreign_nodes, is_layer, layer_of
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -77,13 +77,12 @@ def _excluded(proto: onnx.ModelProto, int8_layers: set[str]) -> list[str]:
     """Name the nodes that stay in float; nodes without a name get one."""
     sources: dict[str, set[str]] = {}
     excluded = []
-    constants = {initializer.name for initializer in proto.graph.initializer}
     for index, node in enumerate(proto.graph.node):
-        if not node.name:
-            node.name = f"node_{index}"
+        node.name = node.name or f"node_{index}"
+    unasked = {node.name for node in foreign_nodes(proto)}
+    for node in proto.graph.node:
         layer = is_layer(node)
-        # Whose weight it is, is not known: nobody asked for int8 here.
-        foreign = not layer and node.op_type in LAYER_OPERATORS and not constants.isdisjoint(node.input[1:2])
+        foreign = node.name in unasked
         feeding = set().union(*(sources.get(name, set()) for name in node.input))
         owner = layer_of(node.name)
         kept_float = foreign or (

@@ -16,6 +16,8 @@ def shrink(proto: onnx.ModelProto) -> onnx.ModelProto:
     traced back to the network.
     """
     graph = proto.graph
+    if _has_subgraphs(proto):
+        return proto
     drop_unused(proto)
     graph.ClearField("value_info")
     graph.ClearField("doc_string")
@@ -46,9 +48,17 @@ def shrink(proto: onnx.ModelProto) -> onnx.ModelProto:
 def drop_unused(proto: onnx.ModelProto) -> None:
     """Remove, in place, the initialisers that no node reads."""
     graph = proto.graph
+    if _has_subgraphs(proto):
+        return
     used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
     for initializer in [i for i in graph.initializer if i.name not in used]:
         graph.initializer.remove(initializer)
+
+
+def _has_subgraphs(proto: onnx.ModelProto) -> bool:
+    """Return whether a node holds a graph of its own, which reads names of this one."""
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(attribute.type in kinds for node in proto.graph.node for attribute in node.attribute)
 
 
 def _numeral(number: int) -> str:

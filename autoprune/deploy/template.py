@@ -143,6 +143,16 @@ def is_layer(node: onnx.NodeProto) -> bool:
     return bool(node.op_type in LAYER_OPERATORS and node.name and not node.name.startswith("node_"))
 
 
+def foreign_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the nodes whose weight is a constant that belongs to no layer by name, such as a parametrised one."""
+    constants = {initializer.name for initializer in proto.graph.initializer}
+    return [
+        n
+        for n in proto.graph.node
+        if n.op_type in LAYER_OPERATORS and not is_layer(n) and not constants.isdisjoint(n.input[1:2])
+    ]
+
+
 def layer_of(node: str) -> str:
     """Return the layer of a layer's node: its second call is named ``layer#2``, and so on."""
     return node.partition("#")[0]
@@ -152,8 +162,8 @@ def _gives_itself(template: Template, model: nn.Module) -> bool:
     """Return whether the exported network's weights, put into its own graph, leave the graph as it is."""
     try:
         filled = instantiate(template, model)
-    except KeyError as error:
-        _log.info("the graph reads %s, which the network lacks", error)
+    except Exception as error:  # whatever is not known here must not keep the graph itself from being used
+        _log.info("the network's weights cannot be put into its graph: %r", error)
         return False
     for before, after in zip(template.proto.graph.initializer, filled.graph.initializer, strict=True):
         own, put = numpy_helper.to_array(before), numpy_helper.to_array(after)
@@ -252,7 +262,9 @@ def _give_own_biases(proto: onnx.ModelProto, folded: dict[str, tuple[str, float]
     for node in proto.graph.node:
         if node.op_type in _FOLDING and node.input[1] in folded:
             name = f"{node.input[1]}:shift"
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
             outputs = values[node.input[1]].dims[_FOLDING[node.op_type]]
+            outputs *= groups if node.op_type == "ConvTranspose" else 1
             own = (
                 numpy_helper.to_array(values[node.input[2]])
                 if len(node.input) > 2

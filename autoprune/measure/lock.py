@@ -38,6 +38,7 @@ def _open(path: str | None) -> IO[Any]:
     place = Path(path) if path else (shared if shared.is_dir() else Path(tempfile.gettempdir())) / _NAME
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        os.fchmod(descriptor, 0o644)  # whatever the umask is
     except FileExistsError:
         descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
     return os.fdopen(descriptor)

@@ -77,10 +77,21 @@ def main() -> None:
 
 
 def pin(threads: int) -> None:
-    """Keep this process on ``threads`` of its cores, the last ones, where the system allows it."""
+    """Keep this process on ``threads`` of its processors, on as many cores as there are, where the system allows it."""
     if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[-threads:])
+        os.sched_setaffinity(0, apart(sorted(os.sched_getaffinity(0), reverse=True))[:threads])
+
+
+def apart(processors: list[int]) -> list[int]:
+    """Order processors so that one of each core comes before the second ones of any."""
+    seen: dict[str, int] = {}
+    turns: list[tuple[int, int]] = []
+    for place, number in enumerate(processors):
+        path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        core = path.read_text() if path.is_file() else str(number)
+        seen[core] = seen.get(core, 0) + 1
+        turns.append((seen[core], place))
+    return [processors[place] for _, place in sorted(turns)]
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:

@@ -197,3 +197,24 @@ def test_a_single_last_example_joins_the_batch_before_it_and_examples_count_alik
     refresh_batchnorm(whole, [inputs])
     refresh_batchnorm(parts, [inputs[:12], inputs[12:16], inputs[16:]])
     torch.testing.assert_close(parts[1].running_mean, whole[1].running_mean)
+
+
+def test_only_what_a_batchnorm_reads_as_it_is_counts_as_normalised() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.direct, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.rectified, self.second = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.gate, self.fc = nn.Linear(4, 4, bias=False), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.direct(x)).relu()
+            x = self.second(self.rectified(x).relu_())
+            x = x.mean((2, 3))
+            outputs: Tensor = self.fc(x * self.gate(x).sigmoid())
+            return outputs
+
+    model = Net().eval()
+    x = torch.randn(4, 3, 5, 5)
+    found = collect_statistics(model, find_groups(model, x[:2]), [(x, torch.zeros(4, dtype=torch.long))])
+    assert found.before_batchnorm == {"direct"}

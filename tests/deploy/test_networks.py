@@ -15,6 +15,7 @@ from autoprune.config import Target
 from autoprune.deploy import onnxruntime as module
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.session import session_options
 from autoprune.deploy.template import export_fresh, fixed_batch
 from autoprune.measure.cost import count_macs
 
@@ -237,3 +238,39 @@ def test_attention_is_counted() -> None:
     # Embedding, projections of inputs and outputs, scores and their sums, the two linear layers, the head.
     by_hand = 5 * 8 * 16 + 5 * 16 * 48 + 5 * 16 * 16 + 2 * 5 * 5 * 16 + 2 * 5 * 16 * 32 + 80 * 4
     assert count_macs(Attention().eval(), SEQUENCE) == by_hand
+
+
+def test_a_cached_graph_with_a_fixed_batch_serves_no_other_batch(tmp_path: Path) -> None:
+    for batch in (1, 4):
+        artifact, _, _ = deployed(Fixed, IMAGE, tmp_path / f"{batch}.onnx", [], batch=batch)
+        assert fixed_batch(onnx.load(artifact.path)) == batch
+
+
+def test_a_fold_that_is_not_known_costs_an_export_and_nothing_else(
+    tmp_path: Path, exports: list[int]
+) -> None:
+    def build() -> nn.Module:
+        up = nn.ConvTranspose2d(8, 8, 3, groups=2)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), up, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
+        )
+
+    artifact, _, _ = deployed(build, IMAGE, tmp_path / "m.onnx", [])
+    assert artifact.parity_error < 1e-3
+    assert exports == [1]
+
+
+def test_layers_with_parametrised_weights_are_counted_and_float(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        one, two = (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1)) for _ in range(2))
+        return nn.Sequential(one, nn.ReLU(), two, nn.Flatten(), nn.Linear(192, 4))
+
+    artifact, _, _ = deployed(build, IMAGE, tmp_path / "m.onnx", ["0", "2", "4"])
+    executed = artifact.executed
+    assert (executed.layers, executed.asked_int8, executed.int8_layers) == (3, 3, 1)
+    assert executed.not_as_asked == ("0", "2")
+
+
+def test_waiting_threads_leave_the_cores_to_the_next_model() -> None:
+    options = session_options(2)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -63,3 +63,15 @@ def test_spread_and_overlap() -> None:
     assert spread(np.array([1.0, 2.0, 3.0])) == pytest.approx(0.5)
     assert indistinguishable((0.1, 0.3), (0.3, 0.4))
     assert not indistinguishable((0.1, 0.2), (0.3, 0.4))
+
+
+@pytest.mark.parametrize("sessions", [3, 9])
+def test_few_sessions_that_differ_still_give_an_interval_that_holds(sessions: int) -> None:
+    generator = np.random.default_rng(5)
+    held = 0
+    for _ in range(100):
+        centres = np.exp(generator.normal(0.0, 0.02, sessions))
+        ratios = [centre * generator.lognormal(0.0, 0.005, 9) for centre in centres]
+        low, high = median_ratio_interval(ratios, resamples=300)[1]
+        held += low <= 1.0 <= high
+    assert held >= 88
