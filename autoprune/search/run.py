@@ -79,6 +79,7 @@ def run_study(
         with interrupt.listening():
             write_environment(paths, config, describe_host(), workload.data.fingerprint)
             _search(store, space, config, workload, keeper, interrupt, listener, clock)
+            store.set_spent(keeper.spent_s)  # the report states it
             close(store)
     finally:
         store.set_spent(keeper.spent_s)
