@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from autoprune.config import StudyConfig, describe_faults, make_config
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
-from autoprune.errors import StorageError, UsageError
+from autoprune.errors import ExportError, StorageError, TrialError, UsageError
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
@@ -22,6 +24,7 @@ from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_a
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
+from autoprune.study.front import dense_number
 from autoprune.study.store import StudyStore
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
@@ -54,12 +57,14 @@ def export_point(study: str, trial: int, to: Path) -> Path:
     verify(source)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    folder: Path | None = None
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_folder(to.parent)
         for name in (MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE):
             shutil.copy2(source / name, folder / name)
-        shutil.copy2(store.paths.artifact(0) / MODEL_FILE, folder / DENSE_FILE)
+        dense = dense_number(store.records()) or 0
+        shutil.copy2(store.paths.artifact(dense) / MODEL_FILE, folder / DENSE_FILE)
         write_card(store, record, folder / "card.md")
         if to.exists():
             to.rmdir()
@@ -68,6 +73,9 @@ def export_point(study: str, trial: int, to: Path) -> Path:
         raise StorageError(
             f"{str(to)!r} cannot be written: {error}", "choose a folder on a disk with room"
         ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     return to
 
 
@@ -87,19 +95,19 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
     """
     content, model_path, dense_path = _read_artifact(folder)
     settings = content["settings"]
-    if content.get("metric", TOP1.name) != TOP1.name or (data is None and settings["data"] == "given"):
+    if content.get("metric", TOP1.name) != TOP1.name or settings["data"] == "given":
         raise UsageError(
             f"{str(folder)!r} was searched with data or a metric given as Python objects, which no name stands for",
-            "give the data by name with --data (file.py:function with --trust-code); "
-            "only top-1 accuracy can be measured so",
+            "run its model.onnx in onnxruntime on that data; card.md holds the figures to compare with",
         )
     config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
     loaded = load_data(config)
     runtime = OnnxRuntime(config.target)
-    capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
-    latency, memory_bytes = measure_latency(
-        model_path, dense_path, config.target, loaded.input_shape, protocol=FINAL_PROTOCOL
-    )
+    with _trial_errors_as_export_errors():
+        capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
+        latency, memory_bytes = measure_latency(
+            model_path, dense_path, config.target, loaded.input_shape, protocol=FINAL_PROTOCOL
+        )
     return {
         "artifact": str(folder),
         "data": config.data,
@@ -116,6 +124,17 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
         "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,
         "memory_bytes": memory_bytes,
     }
+
+
+@contextmanager
+def _trial_errors_as_export_errors() -> Iterator[None]:
+    """Give what fails outside of a study the exit code of exports."""
+    try:
+        yield
+    except TrialError as error:
+        raise ExportError(
+            f"{error.kind}: {error.reason}", "`autoprune doctor` shows what runs on this machine"
+        ) from error
 
 
 def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
@@ -214,7 +233,7 @@ def _checked_recovery(ratio: float, bits: int, steps: int | None) -> Recovery:
 
 def _compress_into(bench: Bench, recipe: Recipe, folder: Path, listener: Listener) -> Measurement:
     listener(Progress("compress", "pruning, recovering, exporting"))
-    with failures_as_trial_errors():
+    with _trial_errors_as_export_errors(), failures_as_trial_errors():
         dense_folder = folder / "dense"
         dense_folder.mkdir()
         built = bench.deploy(bench.workload.model, Recipe(), dense_folder)

@@ -10,7 +10,7 @@ from autoprune.clock import Clock, SystemClock
 from autoprune.config import StudyConfig, make_config
 from autoprune.errors import UsageError
 from autoprune.search.events import Listener, ignore
-from autoprune.study.front import FrontPoint, front_points, pick_points, to_frame
+from autoprune.study.front import FrontPoint, dense_record, front_points, pick_points, to_frame
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 
@@ -73,6 +73,11 @@ class Study:
         """Folder of the study."""
         return self._store.paths.root
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives."""
+        return self._store.objectives
+
     def records(self) -> list[TrialRecord]:
         """Return every trial, failed ones included."""
         return self._store.records()
@@ -83,7 +88,7 @@ class Study:
 
     def front(self) -> pd.DataFrame:
         """Return the front as a table, one row a point, best capability first."""
-        return to_frame(self.points())
+        return to_frame(self.points(), self._store.paths)
 
     def pick(
         self,
@@ -116,6 +121,8 @@ class Study:
             min_accuracy=min_accuracy,
             max_drop=max_drop,
             knee=knee,
+            dense=dense_record(self.records()),
+            objectives=self.objectives,
         )
         return Point(self.name, chosen[0].record)
 
@@ -170,9 +177,10 @@ def search(
         **settings: Any other field of :class:`autoprune.config.StudyConfig`, such as ``study`` or ``space``.
 
     Returns:
-        The study, finished or interrupted.
+        The finished study.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C; what there is has been recorded, and ``open_study`` opens it.
         UsageError: If a setting, the model or the data cannot be used.
     """
     clock = clock or SystemClock()

@@ -49,7 +49,9 @@ def front(
             )
     points = found.points()
     if knee or any(value is not None for value in limits.values()):
-        points = pick_points(points, knee=knee, dense=dense_record(found.records()), **limits)
+        points = pick_points(
+            points, knee=knee, dense=dense_record(found.records()), objectives=found.objectives, **limits
+        )
     if csv:
         show_csv(found, points)
     else:

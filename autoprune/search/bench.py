@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -52,6 +53,18 @@ class Timings:
     example: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
+
+    def text(self) -> str:
+        """Return the medians, for a later run that goes straight to the final phase."""
+        return json.dumps(
+            {f.name: [median(seen)] if (seen := getattr(self, f.name)) else [] for f in fields(self)}
+        )
+
+    def take(self, text: str) -> None:
+        """Take an earlier run's medians where nothing was timed yet."""
+        for name, values in json.loads(text).items():
+            seen = getattr(self, name)
+            seen += [] if seen else values
 
     def step_s(self) -> float:
         """Return the expected seconds of one step; 0 before the first training."""
@@ -159,13 +172,14 @@ class Bench:
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""
-        save_file(
-            {
-                name: tensor.detach().cpu().contiguous().clone()  # tied weights would share memory
-                for name, tensor in compressed.model.state_dict().items()
-            },
-            folder / WEIGHTS_FILE,
-        )
+        state = {
+            name: tensor.detach().cpu().contiguous().clone()  # tied weights would share memory
+            for name, tensor in compressed.model.state_dict().items()
+        }
+        try:
+            save_file(state, folder / WEIGHTS_FILE)
+        except SafetensorError as error:  # a full disk; not a fault of the trial
+            raise OSError(f"the weights could not be written: {error}") from error
         content = {
             "recipe": recipe.model_dump(mode="json"),
             "kept": {name: list(units) for name, units in compressed.plan.items()},

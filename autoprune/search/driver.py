@@ -157,7 +157,10 @@ class Driver:
 
     def _may_propose(self) -> bool:
         proposals = sum(
-            r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in self.records
+            r.fidelity == "search"
+            and r.origin not in ("dense", "baseline")
+            and r.failure_kind not in _UNFINISHED
+            for r in self.records
         )
         trials_left = self.keeper.trials_left(proposals)
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
@@ -181,7 +184,7 @@ class Driver:
         self.listener(self.progress(f"trial {trial.number} {label or origin} begins"))
         repeated = self._same_as(recipe)
         if repeated is not None and repeated.measurement is not None:
-            self._finish(trial, repeated.measurement, repeated.train_steps, 0.0)
+            self._finish(trial, repeated.measurement, repeated.train_steps, 0.0, repeat_of=repeated.number)
             return True
         folder = temporary_folder(self.paths.artifacts)
         try:
@@ -221,14 +224,26 @@ class Driver:
         key = effective_key(recipe, self.groups)
         for record in self.records:
             searched = record.state == "complete" and record.fidelity == "search"
-            if searched and record.recipe is not None and effective_key(record.recipe, self.groups) == key:
+            if (
+                searched
+                and record.repeat_of is None
+                and record.recipe is not None
+                and effective_key(record.recipe, self.groups) == key
+            ):
                 return record
         return None
 
     def _finish(
-        self, trial: optuna.Trial, measurement: Measurement, train_steps: int, duration_s: float
+        self,
+        trial: optuna.Trial,
+        measurement: Measurement,
+        train_steps: int,
+        duration_s: float,
+        repeat_of: int | None = None,
     ) -> None:
-        self.store.complete(trial, measurement, train_steps=train_steps, duration_s=duration_s)
+        self.store.complete(
+            trial, measurement, train_steps=train_steps, duration_s=duration_s, repeat_of=repeat_of
+        )
         self.records = self.store.records()
         self._discard_dominated()
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))

@@ -22,6 +22,7 @@ from autoprune.study.records import TrialRecord
 
 # A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
 _LEAST_GAIN = 4
+_LEAST_FREE = 2
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
@@ -65,6 +66,8 @@ class FinalPhase:
         self.done = {r.parent for r in finals if r.round == self.round}
         # What earlier rounds left of a trial: the weights that this round continues.
         self._earlier = {r.parent: r for r in finals if r.round < self.round}
+        self._most_free: int | None = None
+        self._trains = True
 
     def reserve_s(self, artifacts: int | None = None) -> float:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
@@ -74,15 +77,16 @@ class FinalPhase:
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""
+        self._most_free = self._affordable_free()
         networks = self._networks()
         recovered = self._recover(networks)
         if self.driver.interrupt():
             return
+        # A network whose recovery failed is measured as the search left it.
         trained = {
             record.number: compressed
             for members, compressed in zip(networks, recovered, strict=True)
             for record in members
-            if compressed is not None
         }
         wanted = {r.number for r in [*self._free(), *self._kept_from_earlier()]} | set(trained)
         chosen = [r for r in self.driver.records if r.number in wanted]
@@ -97,7 +101,7 @@ class FinalPhase:
         """Return what needs no training: the dense network, int8 alone and what else on the front prunes nothing."""
         records = self.driver.records
         front = front_numbers(records, self.driver.store.objectives)
-        return [
+        found = [
             r
             for r in records
             if r.state == "complete"
@@ -105,8 +109,17 @@ class FinalPhase:
             and r.number not in self.done
             and r.recipe is not None
             and not r.recipe.prunes
+            and r.repeat_of is None
             and (r.number in front or r.origin in ("dense", "baseline"))
         ]
+        return found[: self._most_free]
+
+    def _affordable_free(self) -> int:
+        """Return how many of them there is time to measure; the dense network and int8 come first, and always."""
+        count = len(self._free())
+        while count > _LEAST_FREE and self.keeper.training_left_s(self.reserve_s(count)) < 0:
+            count -= 1
+        return count
 
     def _kept_from_earlier(self) -> list[TrialRecord]:
         """Return trials whose recovery by an earlier round may still be on the front."""
@@ -136,11 +149,14 @@ class FinalPhase:
             if self.keeper.training_left_s(self.reserve_s(artifacts)) >= len(networks) * least_s:
                 break
             most = min(most, len(networks)) - 1
-        return networks if most > 0 else self._affordable_untrained()
+        self._trains = most > 0
+        return networks if self._trains else self._affordable_untrained()
 
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
         networks = self.driver.networks(self.bench.config.front_points)
+        networks = [[r for r in members if r.number not in self.done] for members in networks]
+        networks = [members for members in networks if members]
         while networks and self.keeper.training_left_s(self.reserve_s(self._artifacts(networks))) < 0:
             networks = networks[:-1]
         return networks
@@ -200,7 +216,13 @@ class FinalPhase:
             return self.bench.load(checkpoint)
         compressed = self._untrained(record)
         recipe = record.recipe
-        if recipe is None or slot_s <= 0 or recipe.recovery.finetune_steps == 0 or self.driver.interrupt():
+        if (
+            recipe is None
+            or not self._trains
+            or slot_s <= 0
+            or recipe.recovery.finetune_steps == 0
+            or self.driver.interrupt()
+        ):
             return compressed
         clock = self.driver.clock
         begun_s = clock.monotonic()
@@ -261,6 +283,9 @@ class FinalPhase:
         )
         return FinalPoint(record, recipe, compressed, moved, search, report)
 
+    def _timed(self, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
+        return measure_front(paths, dense, self.bench.config.target, self.bench.workload.data.input_shape)
+
     def _measure(self, points: list[FinalPoint]) -> None:
         """Time all points and the dense network interleaved in one session, and record them."""
         dense = self.bench.dense
@@ -269,9 +294,15 @@ class FinalPhase:
         clock = self.driver.clock
         begun_s = clock.monotonic()
         paths: list[Path] = [point.artifact.path for point in points]
-        timed: list[tuple[Latency, int | None]] = measure_front(
-            paths, dense.path, self.bench.config.target, self.bench.workload.data.input_shape
-        )
+        try:
+            timed = self._timed(paths, dense.path)
+        except TrialError as error:
+            if len(points) == 1:
+                self.driver.note_final_failure(points[0].parent, error)
+                return
+            for point in points:  # one that cannot be timed must not take the others with it
+                self._measure([point])
+            return
         each_s = (clock.monotonic() - begun_s) / len(points)
         for point, (latency, memory_bytes) in zip(points, timed, strict=True):
             measurement = assemble(

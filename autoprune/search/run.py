@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from autoprune.clock import Clock
@@ -18,7 +19,7 @@ from autoprune.search.interrupt import Interrupt
 from autoprune.space.groups import Groups
 from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.study.env import write_environment
-from autoprune.study.front import dense_record
+from autoprune.study.front import dense_number
 from autoprune.study.store import StudyStore
 from autoprune.workloads.training import train_dense, trained_before
 from autoprune.workloads.weights import state_digest
@@ -59,12 +60,22 @@ def run_study(
     if store is not None and store.phase == "done" and not _extends(config, store):
         listener(
             Progress(
-                "done", f"study {paths.name} is finished; --fresh starts over, a larger --budget continues"
+                "done",
+                f"study {paths.name} is finished; --fresh starts over, "
+                f"a --budget beyond {store.ended_budget} continues",
             )
         )
+        if not all(path.is_file() for path in (paths.report, paths.front_csv, paths.front_png)):
+            close(store)
+        store.release()
         return store
-    listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
-    workload = load() if load is not None else load_workload(config)
+    try:
+        listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
+        workload = load() if load is not None else load_workload(config)
+    except BaseException:
+        if store is not None:
+            store.release()
+        raise
     store = store or StudyStore.create_or_resume(config, paths, fresh=fresh)
     keeper = Timekeeper(
         parse_budget(config.budget),
@@ -90,12 +101,11 @@ def run_study(
 
 
 def _extends(config: StudyConfig, store: StudyStore) -> bool:
-    """Return whether the budget given now goes beyond what a finished study has used."""
-    budget = parse_budget(config.budget)
-    if budget.seconds is not None:
-        return budget.seconds > 1.2 * store.spent_s
-    proposals = sum(r.fidelity == "search" and r.origin not in ("dense", "baseline") for r in store.records())
-    return budget.trials is not None and budget.trials > proposals
+    """Return whether the budget given now goes beyond the one that the study finished."""
+    now, before = parse_budget(config.budget), parse_budget(store.ended_budget)
+    if now.seconds is not None and before.seconds is not None:
+        return now.seconds > before.seconds
+    return now.trials is None or before.trials is None or now.trials > before.trials
 
 
 def _search(
@@ -109,7 +119,7 @@ def _search(
     clock: Clock,
 ) -> None:
     """Run every phase that is not over yet."""
-    check_same_inputs(store, workload)
+    check_same_inputs(store, workload, space)
     workload = with_trained_dense(store, workload, config, keeper, interrupt, listener)
     if interrupt():
         return
@@ -124,13 +134,16 @@ def _search(
     final = FinalPhase(driver, bench)
     store.phase = "search"
     driver.search(final.reserve_s)
+    # A run that goes on after a kill has timed nothing itself.
+    bench.timings.take(store.notes().get("timings", "{}"))
+    store.note("timings", bench.timings.text())
     if interrupt():
         return
     keeper.begin_final()
     store.phase = "final"
     final.run()
     if not interrupt():
-        store.end_round(keeper.spent_s)
+        store.end_round(keeper.spent_s, config.budget)
 
 
 def _groups(store: StudyStore, workload: Workload) -> Groups:
@@ -143,15 +156,16 @@ def _groups(store: StudyStore, workload: Workload) -> Groups:
     return groups
 
 
-def check_same_inputs(store: StudyStore, workload: Workload) -> None:
-    """Refuse to go on with other images or other trained weights under the names that the study began with.
+def check_same_inputs(store: StudyStore, workload: Workload, space: SearchSpace) -> None:
+    """Refuse to go on with another search space, images or trained weights under the names that the study began with.
 
     Raises:
         UsageError: If they differ; says which.
     """
     # A network that is trained here comes back from the study's own artifact, whatever it was initialised with.
     network = state_digest(workload.model) if workload.dense_trained else "trained here"
-    now = {"data": workload.data.fingerprint, "network": network}
+    choices = hashlib.sha256(space.model_dump_json().encode()).hexdigest()
+    now = {"data": workload.data.fingerprint, "network": network, "search space": choices}
     before = store.notes()
     changed = [name for name, value in now.items() if before.get(f"{name}_content", value) != value]
     if changed:
@@ -176,9 +190,11 @@ def with_trained_dense(
     """Train the dense network if it is not trained for its data; at most a third of the budget goes into it."""
     if workload.dense_trained:
         return workload
-    weights = store.paths.artifact(0) / WEIGHTS_FILE
-    if dense_record(store.records()) is not None and weights.is_file():
-        listener(Progress("dense", f"taking the dense network from trial 0 of study {store.paths.name}"))
+    number = dense_number(store.records())
+    if number is not None and (weights := store.paths.artifact(number) / WEIGHTS_FILE).is_file():
+        listener(
+            Progress("dense", f"taking the dense network from trial {number} of study {store.paths.name}")
+        )
         return trained_before(workload, weights)
     return train_dense(
         workload,

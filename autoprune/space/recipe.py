@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Annotated, Literal
 
@@ -50,7 +49,7 @@ class Recovery(BaseModel):
 
     least_squares: bool = True
     batchnorm: bool = True
-    finetune_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 40
+    finetune_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] = 40
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 0.02
     schedule: Literal["cosine", "onecycle"] = "cosine"
     distill: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
@@ -84,18 +83,9 @@ class Recipe(BaseModel):
         """Whether any channel is removed."""
         return any(choice.ratio > 0 for choice in self.groups.values())
 
-    @property
-    def quantizes(self) -> bool:
-        """Whether any group is below float."""
-        return any(choice.bits < 32 for choice in self.groups.values())
-
     def canonical_json(self) -> str:
         """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-
-    def digest(self) -> str:
-        """Return 16 hexadecimal digits that name the recipe by content."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.

@@ -32,11 +32,14 @@ def plan_text(
     return json.dumps(content)
 
 
-def result_text(measurement: Measurement, train_steps: int, duration_s: float) -> str:
+def result_text(
+    measurement: Measurement, train_steps: int, duration_s: float, repeat_of: int | None = None
+) -> str:
     """Return what a finished trial gave, as one attribute."""
     content = {
         "measurement": measurement.model_dump(mode="json"),
         "train_steps": train_steps,
+        "repeat_of": repeat_of,
         "duration_s": duration_s,
     }
     return json.dumps(content)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoprune.errors import NoFeasiblePointError
-from autoprune.measure.record import Capability, Interval, Measurement
+from autoprune.measure.record import Capability, Measurement
+from autoprune.measure.stats import indistinguishable
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import artifact_folder
 from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
@@ -72,7 +73,11 @@ def costs(measurement: Measurement, objectives: Sequence[str], *, on_search: boo
 
 def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
     """Return the trials on the search's front: of search fidelity, by what the search may see."""
-    pool = [r for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement]
+    pool = [
+        r
+        for r in records
+        if r.state == "complete" and r.fidelity == "search" and r.measurement and r.repeat_of is None
+    ]
     return {r.number for r, on in zip(pool, _mask(pool, objectives, on_search=True), strict=True) if on}
 
 
@@ -115,6 +120,14 @@ def dense_record(records: Sequence[TrialRecord]) -> TrialRecord | None:
     return final[-1] if final else first
 
 
+def dense_number(records: Sequence[TrialRecord]) -> int | None:
+    """Return the trial whose artifact is the dense network's; not 0 where a run was killed before it ended."""
+    found = (
+        r.number for r in records if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"
+    )
+    return next(found, None)
+
+
 def all_points(store: StudyStore) -> list[FrontPoint]:
     """Return every measured trial as a point.
 
@@ -125,7 +138,9 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
     # A later final phase measures all that an earlier one had again.
     latest = max((r.round for r in records), default=0)
     measured = [
-        r for r in records if r.measurement is not None and (r.fidelity == "search" or r.round == latest)
+        r
+        for r in records
+        if r.measurement is not None and r.repeat_of is None and (r.fidelity == "search" or r.round == latest)
     ]
     finals = [r for r in measured if r.fidelity == "final"]
     pool = finals or measured
@@ -160,14 +175,12 @@ def _ties(record: TrialRecord, members: Sequence[TrialRecord]) -> tuple[int, ...
         theirs = other.measurement
         if other.number == record.number or own is None or theirs is None:
             continue
-        same_capability = _overlap((own.report or own.search).ci, (theirs.report or theirs.search).ci)
-        if same_capability and _overlap(own.latency.ratio_ci, theirs.latency.ratio_ci):
+        same_capability = indistinguishable(
+            (own.report or own.search).ci, (theirs.report or theirs.search).ci
+        )
+        if same_capability and indistinguishable(own.latency.ratio_ci, theirs.latency.ratio_ci):
             found.append(other.number)
     return tuple(found)
-
-
-def _overlap(one: Interval, other: Interval) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def pick_points(
@@ -180,6 +193,7 @@ def pick_points(
     max_drop: float | None = None,
     knee: bool = False,
     dense: FrontPoint | TrialRecord | None = None,
+    objectives: Sequence[str] = ("accuracy", "latency", "size"),
 ) -> list[FrontPoint]:
     """Return the points that keep every limit, the most capable first; with ``knee`` the knee alone.
 
@@ -192,6 +206,7 @@ def pick_points(
         max_drop: Most capability lost against the dense network.
         knee: Whether to return only the point where the trade turns.
         dense: The dense network, against which a drop counts; the point of dense origin if not given.
+        objectives: Names of the objectives, whose trade the knee is of.
 
     Raises:
         NoFeasiblePointError: If no point keeps the limits; names the nearest miss of each limit.
@@ -202,21 +217,25 @@ def pick_points(
         ("latency_ratio", max_latency_ratio, lambda p: p.measurement.latency.ratio),
         ("size_mb", max_size_mb, lambda p: p.measurement.size_bytes / 1e6),
         ("drop", max_drop, lambda p: before - p.capability.value),
-        ("lack of accuracy", None if min_accuracy is None else -min_accuracy, lambda p: -p.capability.value),
+        ("accuracy", None if min_accuracy is None else -min_accuracy, lambda p: -p.capability.value),
     ]
     kept = [p for p in points if all(limit is None or figure(p) <= limit for _, limit, figure in limits)]
     if not kept:
         nearest = [
             f"{name}: asked at most {limit:g}, the front's least is {min(map(figure, points)):g}"
+            if name != "accuracy"
+            else f"accuracy: asked at least {-limit:g}, the front's best is {-min(map(figure, points)):g}"
             for name, limit, figure in limits
-            if limit is not None and points
+            if limit is not None and points and min(map(figure, points)) > limit
         ]
+        if points and not nearest:
+            nearest = ["each of them is kept by some point, but no point keeps all"]
         raise NoFeasiblePointError(
             "no point of the front keeps these limits" + "".join(f"\n  {line}" for line in nearest),
             "relax a limit, or search longer",
         )
     kept = sorted(kept, key=lambda p: (-p.capability.value, p.measurement.latency.ratio, p.record.number))
-    return [kept[_knee(kept)]] if knee else kept
+    return [kept[_knee(kept, objectives)]] if knee else kept
 
 
 def _dense_capability(points: Sequence[FrontPoint], dense: FrontPoint | TrialRecord | None) -> float:
@@ -230,10 +249,8 @@ def _dense_capability(points: Sequence[FrontPoint], dense: FrontPoint | TrialRec
     return (record.measurement.report or record.measurement.search).value
 
 
-def _knee(points: Sequence[FrontPoint]) -> int:
-    return knee(
-        np.array([costs(p.measurement, ("accuracy", "latency", "size"), on_search=False) for p in points])
-    )
+def _knee(points: Sequence[FrontPoint], objectives: Sequence[str]) -> int:
+    return knee(np.array([costs(p.measurement, objectives, on_search=False) for p in points]))
 
 
 def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
@@ -277,13 +294,13 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
     }
 
 
-def to_frame(points: Sequence[FrontPoint], paths: StudyPaths | None = None) -> pd.DataFrame:
+def to_frame(points: Sequence[FrontPoint], paths: StudyPaths) -> pd.DataFrame:
     """Return points as a table, one row each, with the names of :func:`point_json` but for the recipe."""
     import pandas as pd
 
     rows = []
     for point in points:
-        row = point_json(paths or StudyPaths.of("study"), point.record)
+        row = point_json(paths, point.record)
         row.pop("recipe")
         row["baseline"], row["tie_with"] = point.baseline, " ".join(map(str, point.tie_with))
         for name in ("accuracy_ci", "latency_ratio_ci"):

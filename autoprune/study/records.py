@@ -24,6 +24,7 @@ class TrialRecord(BaseModel):
         label: For people, such as ``int8`` or ``uniform 0.50 int8``; empty for proposals.
         parent: Trial whose recipe and weights a final trial continued; None otherwise.
         round: Final phase that a final trial belongs to, from 1: a larger budget adds one; 0 otherwise.
+        repeat_of: Earlier trial with the same artifact, whose measurement this one has; None otherwise.
         recipe: The whole candidate; None only for a trial lost before it had one.
         measurement: What was measured; None unless ``complete``.
         failure_kind: Kind of failure (see ``TrialError``); empty unless ``failed``.
@@ -41,6 +42,7 @@ class TrialRecord(BaseModel):
     label: str = ""
     parent: int | None = None
     round: int = 0
+    repeat_of: int | None = None
     recipe: Recipe | None = None
     measurement: Measurement | None = None
     failure_kind: str = ""

@@ -124,11 +124,19 @@ class StudyStore:
             trial.set_user_attr(decode.PLAN, decode.plan_text(recipe, origin, label, "search"))
 
     def complete(
-        self, trial: optuna.Trial, measurement: Measurement, *, train_steps: int, duration_s: float
+        self,
+        trial: optuna.Trial,
+        measurement: Measurement,
+        *,
+        train_steps: int,
+        duration_s: float,
+        repeat_of: int | None = None,
     ) -> None:
         """Record a finished trial; once this returns it is never lost."""
         with storage_faults(self.paths):
-            trial.set_user_attr(decode.RESULT, decode.result_text(measurement, train_steps, duration_s))
+            trial.set_user_attr(
+                decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of)
+            )
             self._study.tell(trial, self._values(measurement))
 
     def fail(self, trial: optuna.Trial, kind: str, reason: str, *, duration_s: float) -> None:
@@ -152,11 +160,9 @@ class StudyStore:
             if record.parent == parent.number and record.round == self.round:
                 return record.number
         with storage_faults(self.paths):
-            before = self._study.get_trials(deepcopy=False)[parent.number]
+            # Without parameters, so that no sampler takes the long training for what a trial reaches.
             trial = optuna.trial.create_trial(
                 values=self._values(measurement),
-                params=before.params,
-                distributions=before.distributions,
                 user_attrs={
                     decode.PLAN: decode.plan_text(recipe, "final", label, "final", parent.number, self.round),
                     decode.RESULT: decode.result_text(measurement, train_steps, duration_s),
@@ -254,9 +260,15 @@ class StudyStore:
         """Number of the final phase that is under way or comes next, from 1."""
         return len(self.ended_rounds_s) + 1
 
-    def end_round(self, spent_s: float) -> None:
+    @property
+    def ended_budget(self) -> str:
+        """The budget that the last final phase ended; empty before the first."""
+        return str(self._study.user_attrs.get("ended_budget", ""))
+
+    def end_round(self, spent_s: float, budget: str) -> None:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
         with storage_faults(self.paths):
+            self._study.set_user_attr("ended_budget", budget)
             self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
         self.phase = "done"
 

@@ -23,6 +23,7 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Progress, ignore
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.run import check_same_inputs, with_trained_dense
+from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import verify
 from autoprune.study.front import point_json
 from autoprune.study.store import StudyStore
@@ -147,6 +148,8 @@ def test_nothing_failed_and_the_front_has_final_points(study: autoprune.Study) -
 
 def test_the_front_is_a_table_and_its_points_are_not_dominated(study: autoprune.Study) -> None:
     frame = study.front()
+    assert frame["artifact"].notna().all()
+    assert frame["export_command"].str.startswith("autoprune export own --trial").all()
     costs = np.column_stack([-frame["accuracy"], frame["latency_ratio"], frame["size_ratio"]])
     for row in costs:
         assert not ((costs <= row).all(axis=1) & (costs < row).any(axis=1)).any()
@@ -207,16 +210,17 @@ def test_a_finished_study_is_not_searched_again(study: autoprune.Study) -> None:
     before = len(study.records())
     train, test = digits()
     events: list[Progress] = []
-    autoprune.search(
-        trained(),
-        (train, test),
-        budget="3trials",
-        study="own",
-        space="quick",
-        progress=events.append,
-        front_points=2,
-    )
-    assert [event.phase for event in events] == ["done"]
+    for _ in range(2):  # the first call must not keep the study locked
+        autoprune.search(
+            trained(),
+            (train, test),
+            budget="3trials",
+            study="own",
+            space="quick",
+            progress=events.append,
+            front_points=2,
+        )
+    assert [event.phase for event in events] == ["done", "done"]
     assert len(autoprune.open_study("own").records()) == before
 
 
@@ -252,15 +256,19 @@ def own_workload(model: nn.Module, data: object, **options: bool) -> Workload:
 @pytest.mark.usefixtures("study")
 def test_other_content_under_the_same_name_is_refused() -> None:
     store = StudyStore.open("own")
+    space = load_space("quick")
     train, test = guarded()
-    check_same_inputs(store, own_workload(trained(), (train, test)))
+    check_same_inputs(store, own_workload(trained(), (train, test)), space)
     with pytest.raises(UsageError, match="the data of study 'own' changed"):
-        check_same_inputs(store, own_workload(trained(), (train, Guarded(test, len(test) - 1))))
+        check_same_inputs(store, own_workload(trained(), (train, Guarded(test, len(test) - 1))), space)
     other = trained()
     with torch.no_grad():
         next(iter(other.parameters())).mul_(1.01)
     with pytest.raises(UsageError, match="the network of study 'own' changed"):
-        check_same_inputs(store, own_workload(other, (train, test)))
+        check_same_inputs(store, own_workload(other, (train, test)), space)
+    edited = space.model_copy(update={"width": space.width * 2})
+    with pytest.raises(UsageError, match="the search space of study 'own' changed"):
+        check_same_inputs(store, own_workload(trained(), (train, test)), edited)
 
 
 @pytest.mark.usefixtures("study")

@@ -10,13 +10,16 @@ from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Bits, Recipe, uniform_recipe
 from autoprune.study.front import (
     all_points,
+    dense_number,
     dense_record,
+    front_numbers,
     front_points,
     pick_points,
     point_json,
     study_hypervolume,
     to_frame,
 )
+from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 from tests.search.fakes import make_groups, make_measurement
 
@@ -107,3 +110,30 @@ def test_volume_grows_with_the_front_and_stays_within_one(store: StudyStore) -> 
     volumes = [study_hypervolume(records[:n], store.objectives) for n in range(1, 6)]
     assert volumes == sorted(volumes)
     assert 0.0 < volumes[-1] < 1.0
+
+
+def test_a_repeat_is_recorded_and_on_no_front(store: StudyStore) -> None:
+    before = {p.record.number for p in all_points(store)}
+    recipe = uniform_recipe(GROUPS, 0.5, 8)
+    trial = store.ask()
+    store.begin(trial, recipe, origin="tpe")
+    store.complete(trial, make_measurement(recipe, GROUPS), train_steps=0, duration_s=0.0, repeat_of=2)
+    assert store.records()[-1].repeat_of == 2
+    assert {p.record.number for p in all_points(store)} == before
+    assert front_numbers(store.records(), store.objectives) == {0, 1, 2, 3, 4}
+
+
+def test_a_limit_on_accuracy_says_what_the_best_is(store: StudyStore) -> None:
+    with pytest.raises(
+        NoFeasiblePointError,
+        match=r"accuracy: asked at least 0\.999, the front's best is 0\.\d+\n.*relax|best",
+    ) as caught:
+        pick_points(front_points(store), min_accuracy=0.999, max_size_mb=1e9)
+    assert "size_mb" not in str(caught.value)
+
+
+def test_the_dense_trial_is_the_one_that_was_measured(store: StudyStore) -> None:
+    lost = TrialRecord(number=0, state="failed", origin="dense", failure_kind="lost")
+    measured = store.records()[0].model_copy(update={"number": 1, "origin": "dense"})
+    assert dense_number([lost, measured]) == 1
+    assert dense_number([lost]) is None
