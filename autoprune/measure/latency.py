@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import autoprune
 from autoprune.config import Target
@@ -31,7 +32,9 @@ class LatencyProtocol:
     """How long and how carefully latency is measured.
 
     Attributes:
-        sessions: Times that the models are opened anew.
+        processes: Processes that measure one after the other; each has a memory layout of its own, which moves a
+            ratio by more than what is seen inside one process.
+        sessions: Times that each process opens the models anew.
         rounds: Rounds of each session, in which every model is timed once, in random order.
         block_s: Seconds of runs that make one timing.
         warmup_s: Seconds of warm-up of each session, all models together.
@@ -40,6 +43,7 @@ class LatencyProtocol:
         noise_limit: Largest interquartile range of the dense model's blocks as a share of their median.
     """
 
+    processes: int
     sessions: int
     rounds: int
     block_s: float
@@ -49,8 +53,12 @@ class LatencyProtocol:
     noise_limit: float = 0.1
 
 
-SEARCH_PROTOCOL = LatencyProtocol(sessions=3, rounds=7, block_s=0.008, warmup_s=0.1, limit_s=1.0, repeats=1)
-FINAL_PROTOCOL = LatencyProtocol(sessions=9, rounds=9, block_s=0.012, warmup_s=0.1, limit_s=2.0, repeats=2)
+SEARCH_PROTOCOL = LatencyProtocol(
+    processes=1, sessions=3, rounds=7, block_s=0.008, warmup_s=0.1, limit_s=1.0, repeats=1
+)
+FINAL_PROTOCOL = LatencyProtocol(
+    processes=9, sessions=1, rounds=9, block_s=0.012, warmup_s=0.1, limit_s=2.0, repeats=2
+)
 
 
 def measure_latency(
@@ -107,12 +115,17 @@ def measure_front(
         "noise_limit": protocol.noise_limit,
         "seed": 0,
     }
-    result = run_worker(job, timeout_s)
-    dense_ms = 1e3 * np.array(result["samples_s"][-1])
+    results = [run_worker({**job, "seed": seed}, timeout_s) for seed in range(protocol.processes)]
+
+    def samples_ms_of(index: int) -> NDArray[np.float64]:
+        return 1e3 * np.concatenate([result["samples_s"][index] for result in results])
+
+    dense_ms = samples_ms_of(len(candidates))
     measured = []
     for index, path in enumerate(candidates):
-        samples_ms = 1e3 * np.array(result["samples_s"][index])
-        ratio, interval = median_ratio_interval([np.array(r) for r in result["ratios"][index]])
+        samples_ms = samples_ms_of(index)
+        sessions = [np.array(ratios) for result in results for ratios in result["ratios"][index]]
+        ratio, interval = median_ratio_interval(sessions)
         latency = Latency(
             latency_ms=float(np.median(samples_ms)),
             latency_p95_ms=percentile_or_none(samples_ms, 95),
@@ -120,7 +133,7 @@ def measure_front(
             ratio=ratio,
             ratio_ci=interval,
             samples=len(samples_ms),
-            noisy=bool(result["noisy"]),
+            noisy=sum(bool(result["noisy"]) for result in results) > len(results) / 2,
         )
         memory = run_worker({**job, "kind": "memory", "models": [str(path)]}, timeout_s)["memory_bytes"]
         measured.append((latency, memory))

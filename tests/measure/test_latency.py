@@ -17,7 +17,9 @@ from autoprune.errors import TrialError
 from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency, run_worker
 from autoprune.measure.lock import is_locked, lock_machine
 
-QUICK = LatencyProtocol(sessions=2, rounds=5, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0)
+QUICK = LatencyProtocol(
+    processes=2, sessions=1, rounds=5, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0
+)
 
 
 def network(path: Path, width: int) -> Path:
