@@ -60,7 +60,7 @@ class Runner:
         self.runs = max(1, round(block_s / float(np.median(samples[len(samples) // 2 :]))))
 
     def block_s(self) -> list[float]:
-        """Run one block and return the seconds of each run, after as many that bring the caches back from the others."""
+        """Run one block and return the seconds of each run, after as many that warm the caches again."""
         for _ in range(self.runs):
             self.once_s()
         return [self.once_s() for _ in range(self.runs)]
