@@ -14,7 +14,7 @@ from autoprune.errors import UsageError
 from autoprune.naming import check_study_name, default_study_name, unknown_name
 
 OBJECTIVES = ("accuracy", "latency", "size")
-SAMPLERS = ("tpe", "nsga2", "random")
+SAMPLERS = ("auto", "tpe", "nsga2", "random", "grid")
 RUNTIMES = ("onnxruntime",)
 Objective = Literal["accuracy", "latency", "size"]
 
@@ -99,6 +99,38 @@ class Target(BaseModel):
         return threads
 
 
+class Limits(BaseModel):
+    """What the user needs of a network; the default search looks nowhere else.
+
+    Attributes:
+        max_latency_ms: Most milliseconds for one batch on the target.
+        max_size_mb: Most megabytes (1e6 bytes) of the model file.
+        min_accuracy: Least capability.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    max_size_mb: Annotated[float, Field(gt=0.0)] | None = None
+    min_accuracy: float | None = None
+
+
+class AutoSearch(BaseModel):
+    """Parts of the default search that can be switched off, to see what each is worth.
+
+    Attributes:
+        solver: Whether proposals come from the solver; else from random moves alone.
+        screening: Whether recipes are screened before any is trained; else each one is trained.
+        lineage: Whether a recipe that prunes further than a trained network starts from that one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    solver: bool = True
+    screening: bool = True
+    lineage: bool = True
+
+
 class StudyConfig(BaseModel):
     """All settings of a search.
 
@@ -111,7 +143,9 @@ class StudyConfig(BaseModel):
         objectives: What the front trades, two or three.
         budget: Time or number of trials.
         study: Name of the study; None derives it from model, data and target.
-        sampler: Who proposes after the baselines.
+        sampler: Who proposes: ``auto`` is the profile, the solver and their search; the others are plain samplers.
+        auto: Parts of the default search.
+        limits: What the user needs of a network.
         seed: Seed of splits, sampler and training.
         final_share: Share of the time budget kept for the final recovery and re-measurement, in ``(0, 0.95]``.
         image_size: Pixels that images are resized to; None takes the data's own.
@@ -119,7 +153,8 @@ class StudyConfig(BaseModel):
         search_examples: Most images in the search split.
         report_examples: Most images in the report split; a fixed part of it where there are more.
         calibration_examples: Images for closed-form recovery, BatchNorm statistics and int8 ranges.
-        front_points: Most networks that the final recovery trains; one network may give several points.
+        front_points: Most networks that the final recovery trains; one network may give several points. By default 8
+            where networks start from each other, 5 where each starts from its own trial.
         trust_code: Whether Python files given as model or data may be run.
     """
 
@@ -133,7 +168,9 @@ class StudyConfig(BaseModel):
     objectives: tuple[Objective, ...] = ("accuracy", "latency", "size")
     budget: str = "1h"
     study: str | None = None
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    sampler: Literal["auto", "tpe", "nsga2", "random", "grid"] = "auto"
+    auto: AutoSearch = AutoSearch()
+    limits: Limits = Limits()
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     final_share: Annotated[float, Field(gt=0.0, le=0.95)] = 0.6
     image_size: Annotated[int, Field(ge=8, le=1024)] | None = None
@@ -141,7 +178,7 @@ class StudyConfig(BaseModel):
     search_examples: Annotated[int, Field(ge=10)] = 2000
     report_examples: Annotated[int, Field(ge=10)] = 10_000
     calibration_examples: Annotated[int, Field(ge=8)] = 512
-    front_points: Annotated[int, Field(ge=1, le=64)] = 5
+    front_points: Annotated[int, Field(ge=1, le=64)] | None = None
     trust_code: bool = False
 
     @field_validator("budget")
@@ -164,6 +201,18 @@ class StudyConfig(BaseModel):
                 "allowed: accuracy with latency, size or both, each once"
             )
         return names
+
+    @property
+    def most_networks(self) -> int:
+        """Most networks that the final recovery trains."""
+        if self.front_points is not None:
+            return self.front_points
+        return 8 if self.has_lineage else 5
+
+    @property
+    def has_lineage(self) -> bool:
+        """Whether recipes may start from networks that were trained before."""
+        return self.sampler == "auto" and self.auto.lineage
 
     @property
     def study_name(self) -> str:

@@ -109,6 +109,16 @@ class StudyPaths:
         return self.root / "study.db"
 
     @property
+    def screens(self) -> Path:
+        """Recipes that the default search looked at without making them trials."""
+        return self.root / "screens.jsonl"
+
+    @property
+    def profile(self) -> Path:
+        """What every choice for every group costs and buys, as the default search measured it."""
+        return self.root / "profile.json"
+
+    @property
     def lock(self) -> Path:
         """The file that the one driver of the study holds locked."""
         return self.root / "driver.lock"

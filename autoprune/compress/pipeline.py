@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,7 @@ def compress(
     loss: Loss,
     batch_size: int,
     device: torch.device,
+    counts: Mapping[str, int] | None = None,
     start_step: int = 0,
     deadline: Callable[[], bool] | None = None,
     training_step: TrainingStep | None = None,
@@ -54,7 +55,7 @@ def compress(
     A recipe that prunes nothing gives the dense network itself, untrained: there is nothing to recover.
 
     Args:
-        dense: The dense network on the CPU; it is not changed.
+        dense: The dense network on the CPU, or one that was cut and recovered before; it is not changed.
         groups: Its groups.
         recipe: The candidate.
         statistics: Of the dense network on calibration data; needed where the recipe's criteria or least
@@ -64,6 +65,7 @@ def compress(
         loss: The task's loss.
         batch_size: Examples in a training batch; the stream's.
         device: Where to train.
+        counts: Units to keep of each group; from the recipe's ratios if not given.
         start_step: Number of the first training batch.
         deadline: Returns True once training has to stop.
         training_step: The user's own training step.
@@ -85,14 +87,14 @@ def compress(
             f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
         )
 
-    plan = make_plan(dense, groups, recipe, statistics)
+    plan = make_plan(dense, groups, recipe, statistics, counts)
     model = prune(dense, groups, plan).eval()
     solved: list[str] = []
-    if recovery.least_squares:
+    if recovery.least_squares and plan:
         if statistics is None:
             raise CompressionError("least squares needs statistics of the dense network on calibration data")
         solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
-    if recovery.batchnorm:
+    if recovery.batchnorm and plan:
         refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
     steps = 0
     if recovery.finetune_steps > 0:

@@ -6,7 +6,7 @@ The cut copy computes what the dense network computes with the same channels zer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -25,7 +25,7 @@ from autoprune.compress.layers import (
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.errors import CompressionError
 from autoprune.naming import unknown_name
-from autoprune.space.groups import Axis, Group, Groups, kept_count
+from autoprune.space.groups import Axis, Group, Groups
 from autoprune.space.recipe import Recipe
 
 Plan = dict[str, tuple[int, ...]]
@@ -35,7 +35,13 @@ Kept = dict[str, dict[Axis, list[int]]]
 """Kept channel indices of every layer that is cut, by the layer's name and axis."""
 
 
-def make_plan(model: nn.Module, groups: Groups, recipe: Recipe, statistics: LayerStatistics | None) -> Plan:
+def make_plan(
+    model: nn.Module,
+    groups: Groups,
+    recipe: Recipe,
+    statistics: LayerStatistics | None,
+    counts: Mapping[str, int] | None = None,
+) -> Plan:
     """Choose the units that stay: those with the highest scores, equal ones by the lower index.
 
     Args:
@@ -43,6 +49,8 @@ def make_plan(model: nn.Module, groups: Groups, recipe: Recipe, statistics: Laye
         groups: Its groups.
         recipe: Ratios, criteria and the width of kept counts.
         statistics: What ``activation`` and ``taylor`` read; may be None for the other criteria.
+        counts: Units to keep of each group; from the ratios if not given. A network that was cut before needs
+            them, for ratios are shares of the dense network's units.
 
     Returns:
         The plan; groups that lose nothing are not in it.
@@ -53,10 +61,11 @@ def make_plan(model: nn.Module, groups: Groups, recipe: Recipe, statistics: Laye
     """
     recipe.check(groups)
     plan: Plan = {}
+    kept = recipe.kept_counts(groups) if counts is None else counts
     for group in groups.groups:
-        keep = kept_count(group.size, recipe.choice(group.name).ratio, recipe.width)
+        keep = kept[group.name]
         if keep < group.size:
-            scores = score_group(model, group, recipe.criterion.get(group.type, "l2"), statistics)
+            scores = score_group(model, group, recipe.criterion_of(group), statistics)
             best = torch.argsort(scores, descending=True, stable=True)[:keep]
             plan[group.name] = tuple(sorted(best.tolist()))
     return plan

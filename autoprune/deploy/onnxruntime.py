@@ -174,11 +174,7 @@ class OnnxRuntime:
     def _executed(self, raw: bytes, nodes: Sequence[str], asked: Sequence[str], foreign: int) -> Executed:
         """Read the optimised graph back and say which layers run in int8, in all of their calls."""
         layers = {layer_of(node) for node in nodes}
-        with tempfile.TemporaryDirectory(prefix="autoprune-graph-") as folder:
-            options = session_options(self.target.threads)
-            options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-            ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
-            graph = onnx.load(options.optimized_model_filepath).graph
+        graph = executed_graph(raw, self.target.threads)
         names = {_FUSED.sub("", n.name) if n.name not in nodes else n.name: n.op_type for n in graph.node}
         in_float = {layer_of(node) for node in nodes if names.get(node) not in _INT8_OPERATORS}
         running = set(layers) - in_float
@@ -189,6 +185,56 @@ class OnnxRuntime:
             operators=dict(sorted(Counter(n.op_type for n in graph.node).items())),
             not_as_asked=tuple(layer for layer in asked if layer not in running),
         )
+
+
+def executed_graph(model: bytes | str, threads: int) -> onnx.GraphProto:
+    """Return the graph that a session makes of a model: what is really executed.
+
+    Args:
+        model: The model file or its content.
+        threads: Threads of one inference.
+    """
+    with tempfile.TemporaryDirectory(prefix="autoprune-graph-") as folder:
+        options = session_options(threads)
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnx.load(options.optimized_model_filepath).graph
+
+
+def executed_layers(model: onnx.GraphProto, executed: onnx.GraphProto, layers: Collection[str]) -> list[str]:
+    """Return the layer that each node of an executed graph works for.
+
+    A node that is no layer, such as a conversion between float and int8 or an addition, works for the layer whose
+    outputs it gets, the last one of several.
+
+    Args:
+        model: Graph of the model file.
+        executed: From :func:`executed_graph`.
+        layers: Names of the network's layers.
+
+    Returns:
+        For each executed node the layer; empty before the first one.
+    """
+    written = _upstream_layers(model, layers, {})
+    # Kernels of another memory layout are named after the tensor that they make.
+    return list(_upstream_layers(executed, layers, written, nodes=True).values())
+
+
+def _upstream_layers(
+    graph: onnx.GraphProto, layers: Collection[str], known: dict[str, str], *, nodes: bool = False
+) -> dict[str, str]:
+    """Return the layer behind each tensor of a graph, or behind each node by its place."""
+    makers: dict[str, tuple[int, str]] = {}
+    found: dict[str, str] = {}
+    for place, node in enumerate(graph.node):
+        name = node.name if node.name in layers else _FUSED.sub("", node.name)
+        layer = layer_of(name) if layer_of(name) in layers else known.get(name, "")
+        is_own = layer_of(name) in layers or name in known
+        feeding = max((makers[tensor] for tensor in node.input if tensor in makers), default=(-1, ""))
+        own = (place, layer) if is_own else feeding
+        makers.update(dict.fromkeys(node.output, own))
+        found.update({str(place): own[1]} if nodes else dict.fromkeys(node.output, own[1]))
+    return found
 
 
 def relative_error(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:

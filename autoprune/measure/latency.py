@@ -56,6 +56,10 @@ class LatencyProtocol:
 SEARCH_PROTOCOL = LatencyProtocol(
     processes=1, sessions=3, rounds=7, block_s=0.008, warmup_s=0.1, limit_s=1.0, repeats=1
 )
+# Many models in one session: their differences matter, not each one's interval.
+PROFILE_PROTOCOL = LatencyProtocol(
+    processes=2, sessions=1, rounds=5, block_s=0.006, warmup_s=0.1, limit_s=0.6, repeats=0
+)
 FINAL_PROTOCOL = LatencyProtocol(
     processes=9, sessions=1, rounds=9, block_s=0.012, warmup_s=0.1, limit_s=2.0, repeats=2
 )
@@ -97,8 +101,12 @@ def measure_front(
     *,
     protocol: LatencyProtocol = FINAL_PROTOCOL,
     timeout_s: float = _TIMEOUT_S,
+    memory: bool = True,
 ) -> list[tuple[Latency, int | None]]:
-    """Time many model files and the dense one interleaved in one session; see :func:`measure_latency`."""
+    """Time many model files and the dense one interleaved in one session; see :func:`measure_latency`.
+
+    ``memory`` is whether each one's peak memory is measured too, in a process of its own.
+    """
     job: dict[str, Any] = {
         "kind": "latency",
         "models": [str(path) for path in candidates],
@@ -135,8 +143,8 @@ def measure_front(
             samples=len(samples_ms),
             noisy=sum(bool(result["noisy"]) for result in results) > len(results) / 2,
         )
-        memory = run_worker({**job, "kind": "memory", "models": [str(path)]}, timeout_s)["memory_bytes"]
-        measured.append((latency, memory))
+        peak = run_worker({**job, "kind": "memory", "models": [str(path)]}, timeout_s) if memory else {}
+        measured.append((latency, peak.get("memory_bytes")))
     return measured
 
 

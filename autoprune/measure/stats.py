@@ -89,3 +89,15 @@ def spread(samples: NDArray[np.float64]) -> float:
 def indistinguishable(one: Interval, other: Interval) -> bool:
     """Return whether two intervals overlap, so that no order between the two values is shown."""
     return one[0] <= other[1] and other[0] <= one[1]
+
+
+def trimmed_mean(samples: NDArray[np.float64], share: float = 0.2) -> float:
+    """Return the mean without the largest samples, which interruptions by other processes made.
+
+    Unlike the median it resolves more finely than the clock ticks.
+
+    Args:
+        samples: At least one.
+        share: Share of the samples that is left out, in ``[0, 1)``.
+    """
+    return float(np.sort(samples)[: max(1, round(len(samples) * (1 - share)))].mean())

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import onnxruntime as ort
 
 from autoprune.deploy.session import session_options
 from autoprune.measure.lock import lock_machine
-from autoprune.measure.stats import spread
+from autoprune.measure.stats import spread, trimmed_mean
 
 _LEAST_ROUNDS = 3
+_KERNEL = "_kernel_time"
 
 
 class Runner:
@@ -33,12 +35,19 @@ class Runner:
         threads: Threads of one inference.
         batch: Examples in one inference.
         input_shape: Shape of one example.
+        options: Of the session; the usual ones if not given.
     """
 
-    def __init__(self, path: str, threads: int, batch: int, input_shape: list[int]) -> None:
-        self.session = ort.InferenceSession(
-            path, session_options(threads), providers=["CPUExecutionProvider"]
-        )
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        batch: int,
+        input_shape: list[int],
+        options: ort.SessionOptions | None = None,
+    ) -> None:
+        options = options or session_options(threads)
+        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         inputs = self.session.get_inputs()[0]
         size = inputs.shape[0] if isinstance(inputs.shape[0], int) else batch
         generator = np.random.default_rng(0)
@@ -73,6 +82,8 @@ def main() -> None:
         pin(job["threads"])
         if job["kind"] == "memory":
             result: dict[str, Any] = {"memory_bytes": memory_bytes(job)}
+        elif job["kind"] == "nodes":
+            result = {"nodes": [node_times(path, job) for path in job["models"]]}
         else:
             result = measure(job)
     json.dump(result, sys.stdout)
@@ -163,6 +174,29 @@ def memory_bytes(job: dict[str, Any]) -> int | None:
         runner.once_s()
     after = _status_kib("VmHWM")
     return None if before is None or after is None else max(0, after - before) * 1024
+
+
+def node_times(path: str, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return name, operator and seconds of the nodes in the order of execution, by the runtime's own profiler."""
+    with tempfile.TemporaryDirectory(prefix="autoprune-nodes-") as folder:
+        options = session_options(job["threads"])
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "run")
+        runner = Runner(path, job["threads"], job["batch"], job["input_shape"], options)
+        runner.warm_up(job["warmup_s"], job["block_s"])
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < job["limit_s"]:
+            runner.once_s()
+        events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
+    durations: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            node = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
+            durations.setdefault(node, []).append(event["dur"] / 1e6)
+    return [
+        {"name": name, "operator": operator, "seconds": trimmed_mean(np.array(seen))}
+        for (name, operator), seen in durations.items()
+    ]
 
 
 def _status_kib(field: str) -> int | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,28 @@ def baselines(
     return found
 
 
+def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
+    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width, shuffled.
+
+    A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
+
+    Args:
+        space: What may be tried.
+        groups: Groups of the model.
+        seed: Seed of the order.
+    """
+    criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
+    found = [
+        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        for ratio in space.ratios
+        if ratio < 1.0
+        for criterion in (criteria if ratio > 0 else list(criteria)[:1])
+        for bits in space.bits
+    ]
+    random.Random(seed).shuffle(found)  # noqa: S311
+    return found
+
+
 def architecture_key(recipe: Recipe, groups: Groups) -> str:
     """Return a text that is equal for recipes that train the same network: all but the bit-widths."""
     kept = {
@@ -66,12 +90,11 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         for g in groups.groups
         if g.prunable and recipe.choice(g.name).ratio > 0
     }
-    cut_types = sorted({groups.by_name[name].type for name in kept})
     if not kept:
         return "dense"
     parts = {
         "kept": kept,
-        "criterion": {kind: recipe.criterion[kind] for kind in cut_types if kind in recipe.criterion},
+        "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
     }
     return json.dumps(parts, sort_keys=True)

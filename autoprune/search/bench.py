@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 from autoprune.compress.discovery import find_groups
 from autoprune.compress.finetune import TeacherStream
+from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.pipeline import Compressed, compress
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
+from autoprune.measure.capability import score
+from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
 from autoprune.workloads.workload import Workload
 
@@ -34,6 +37,8 @@ RECIPE_FILE = "recipe.json"
 
 # Networks whose weights are kept in memory so that a recipe that differs in bits alone is not trained again.
 _REMEMBERED_NETWORKS = 8
+_REMEMBERED_ANCESTORS = 3
+_SCREEN_BATCH = 250
 
 
 @dataclass
@@ -82,6 +87,21 @@ class Timings:
         return timing + deploy + examples * (max(self.example) if self.example else 0.0)
 
 
+@dataclass(frozen=True)
+class Ancestor:
+    """A network that recipes cut: the dense one, or one that was cut and recovered before.
+
+    Attributes:
+        network: The network, its plan in the dense network's units.
+        groups: Its own groups.
+        statistics: Its own statistics on calibration data.
+    """
+
+    network: Compressed
+    groups: Groups
+    statistics: LayerStatistics
+
+
 @dataclass
 class Bench:
     """Shared means of all trials.
@@ -97,6 +117,7 @@ class Bench:
         device: Where networks are trained.
         dense: The dense network's artifact; None until trial 0 built it.
         timings: How long the stages take here.
+        gradients: Whether statistics are collected with gradients.
     """
 
     config: StudyConfig
@@ -109,7 +130,9 @@ class Bench:
     device: torch.device
     dense: Artifact | None = None
     timings: Timings = field(default_factory=Timings)
+    gradients: bool = True
     _networks: dict[str, Compressed] = field(default_factory=dict)
+    _ancestors: dict[Path, Ancestor] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -133,33 +156,88 @@ class Bench:
         )
         runtime = OnnxRuntime(config.target)
         runtime.prepare(workload.model, calibration[0][0][:2])
-        return cls(config, workload, groups, statistics, calibration, stream, runtime, device)
+        return cls(
+            config, workload, groups, statistics, calibration, stream, runtime, device, gradients=gradients
+        )
 
-    def compressed(self, recipe: Recipe, deadline: Callable[[], bool] | None = None) -> Compressed:
-        """Return the pruned and recovered network of ``recipe``; equal networks are made once."""
-        key = architecture_key(recipe, self.groups)
+    def compressed(
+        self, recipe: Recipe, deadline: Callable[[], bool] | None = None, start: Path | None = None
+    ) -> Compressed:
+        """Return the pruned and recovered network of ``recipe``; equal networks are made once.
+
+        Args:
+            recipe: The candidate.
+            deadline: Returns True once training has to stop.
+            start: Artifact folder of a recovered network that keeps at least as much of every group, which is cut
+                further instead of the dense one.
+        """
+        key = f"{architecture_key(recipe, self.groups)}|{start.name if start else ''}"
         if key in self._networks:
             return self._networks[key]
         begun_s = time.perf_counter()
+        before = self._dense_ancestor() if start is None else self.ancestor(start)
         result = compress(
-            self.workload.model,
-            self.groups,
+            before.network.model,
+            before.groups,
             recipe,
-            statistics=self.statistics,
+            statistics=before.statistics,
             calibration_batches=self.calibration,
             stream=self.stream,
             loss=self.workload.loss,
             batch_size=self.config.batch_size,
             device=self.device,
+            counts=recipe.kept_counts(self.groups),
+            # Batches that the line has not seen yet.
+            start_step=before.network.train_steps,
             deadline=deadline,
             training_step=self.workload.training_step,
         )
         if result.train_steps:
             self.timings.step.append((time.perf_counter() - begun_s) / result.train_steps)
+        plan = in_dense_units(before.network.plan, result.plan)
+        steps = before.network.train_steps + result.train_steps
+        result = Compressed(model=result.model, plan=plan, train_steps=steps, solved=result.solved)
         while len(self._networks) >= _REMEMBERED_NETWORKS:
             self._networks.pop(next(iter(self._networks)))
         self._networks[key] = result
         return result
+
+    def _dense_ancestor(self) -> Ancestor:
+        dense = Compressed(model=self.workload.model, plan={}, train_steps=0, solved=[])
+        return Ancestor(dense, self.groups, self.statistics)
+
+    def ancestor(self, folder: Path) -> Ancestor:
+        """Return the recovered network that was saved in ``folder`` with what cutting it further needs."""
+        if folder not in self._ancestors:
+            network = self.load(folder)
+            groups = groups_after(self.workload.model, self.groups, network.plan)
+            statistics = collect_statistics(
+                network.model, groups, self.calibration, gradients=self.gradients, loss=self.workload.loss
+            )
+            while len(self._ancestors) >= _REMEMBERED_ANCESTORS:
+                self._ancestors.pop(next(iter(self._ancestors)))
+            self._ancestors[folder] = Ancestor(network, groups, statistics)
+        return self._ancestors[folder]
+
+    def screened(self, recipe: Recipe, examples: int | None) -> Capability:
+        """Score the network of ``recipe`` after closed-form recovery alone, on the first examples of the search split.
+
+        The network itself is run, in float; nothing is exported.
+
+        Args:
+            recipe: The candidate.
+            examples: Most examples to score; all if not given.
+        """
+        recovery = Recovery.model_validate({**recipe.recovery.model_dump(), "finetune_steps": 0})
+        network = self.compressed(recipe.model_copy(update={"recovery": recovery})).model
+        outputs, targets = [], []
+        model = network.to(self.device)
+        with torch.no_grad():
+            for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
+                outputs.append(model(inputs.to(self.device)).float().cpu())
+                targets.append(target)
+        model.to("cpu")
+        return score(torch.cat(outputs), torch.cat(targets), self.workload.metric)
 
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -13,16 +14,18 @@ from autoprune.clock import Clock
 from autoprune.errors import ExportError, StorageError, TooManyFailuresError, TrialError
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
-from autoprune.search.baselines import Baseline, baselines, effective_key
+from autoprune.search.baselines import Baseline, baselines, effective_key, grid_recipes
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
+from autoprune.search.fidelity import left_by_rung
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.selection import choose_networks
 from autoprune.search.trial import Outcome, run_trial
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder
+from autoprune.study.decode import Plan
 from autoprune.study.front import front_numbers, study_hypervolume
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -32,7 +35,29 @@ _MAX_REPEATS_IN_A_ROW = 100
 _MAX_RETRIES = 2
 _UNFINISHED = ("lost", "interrupted")
 
-TrialFunction = Callable[[Recipe, Path], Outcome]
+Strategy = Callable[[Sequence[Baseline]], None]
+TrialFunction = Callable[[Recipe, Path, Path | None], Outcome]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run; the fields are those of :class:`~autoprune.study.records.TrialRecord`.
+
+    Attributes:
+        recipe: The candidate; None lets the study's sampler choose.
+        origin: Who proposed it.
+        label: For people.
+        rung: Training rung.
+        started_from: Trial whose recovered network is cut further or trained on; None for the dense network.
+        screened: Capability that it lost at the screen.
+    """
+
+    recipe: Recipe | None
+    origin: str
+    label: str = ""
+    rung: int = 1
+    started_from: int | None = None
+    screened: float | None = None
 
 
 class Driver:
@@ -46,7 +71,8 @@ class Driver:
         interrupt: Whether the user asked to end.
         listener: Gets progress.
         clock: Source of time.
-        run: Evaluates a recipe into a folder; the real trial if not given.
+        run: Evaluates a recipe into a folder, starting from the network in another one if that is given; the real
+            trial if not given.
         adopt_dense: Called with the dense trial before anything is compared with it.
     """
 
@@ -71,7 +97,9 @@ class Driver:
         self.listener = listener
         self.clock = clock
         self.paths: StudyPaths = store.paths
-        self._run = run or (lambda recipe, folder: run_trial(bench, recipe, folder, deadline=interrupt))
+        self._run = run or (
+            lambda recipe, folder, start: run_trial(bench, recipe, folder, deadline=interrupt, start=start)
+        )
         self.records: list[TrialRecord] = store.records()
         self.adopt_dense = adopt_dense or (
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
@@ -80,31 +108,48 @@ class Driver:
 
     # -- what is run -------------------------------------------------------------------------
 
-    def search(self, reserve_s: Callable[[], float]) -> None:
+    def search(self, reserve_s: Callable[[], float], strategy: Strategy | None = None) -> None:
         """Run trial 0, the baselines and then proposals, until the search's share of the budget is spent.
 
         Args:
             reserve_s: Seconds that measuring the front at the end needs at least; baselines may use the
                 final phase's time up to that.
+            strategy: The default search, which begins with the pruned baselines itself; the study's sampler
+                proposes if not given.
         """
         self._phase = "baselines"
         self._dense()
-        for baseline in self._missing_baselines():
+        missing = self._missing_baselines()
+        for baseline in [b for b in missing if strategy is None or not b.recipe.prunes]:
             if self.interrupt() or not self.keeper.fits_at_all(self._durations(), reserve_s()):
                 return
-            self._trial(baseline.recipe, "baseline", baseline.label)
+            self.trial(Job(baseline.recipe, "baseline", baseline.label))
         self._phase = "search"
-        for recipe, origin, label in self._lost():
-            if self._may_propose():
-                self._trial(recipe, origin, label)
+        for job in self._lost():
+            if self.may_propose():
+                self.trial(job)
+        if strategy is not None:
+            strategy([b for b in missing if b.recipe.prunes])
+            return
+        if self.store.sampler_name == "grid":
+            self._run_grid()
+            return
         repeats = 0
-        while self._may_propose() and repeats < _MAX_REPEATS_IN_A_ROW:
-            repeats = repeats + 1 if self._trial(None, self.store.sampler_name, "") else 0
+        while self.may_propose() and repeats < _MAX_REPEATS_IN_A_ROW:
+            repeats = repeats + 1 if self.trial(Job(None, self.store.sampler_name)) else 0
+
+    def _run_grid(self) -> None:
+        """Try every uniform recipe of the space once, in an order that the seed gives."""
+        done = sum(r.origin == "grid" and r.failure_kind not in _UNFINISHED for r in self.records)
+        for recipe in grid_recipes(self.space, self.groups, self.bench.config.seed)[done:]:
+            if not self.may_propose():
+                return
+            self.trial(Job(recipe, "grid"))
 
     def _dense(self) -> None:
         """Measure the dense network as trial 0, or rebuild its artifact where an earlier run measured it."""
         if self._dense_record() is None:
-            self._trial(Recipe(), "dense", "dense")
+            self.trial(Job(Recipe(), "dense", "dense"))
         record = self._dense_record()
         if record is None:
             failed = self.records[-1]
@@ -133,7 +178,7 @@ class Driver:
         )
         return [baseline for baseline in planned if baseline.label not in done]
 
-    def _lost(self) -> list[tuple[Recipe, str, str]]:
+    def _lost(self) -> list[Job]:
         """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
         finished = {
             effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
@@ -143,7 +188,7 @@ class Driver:
             for r in self.records
             if r.failure_kind in _UNFINISHED and r.recipe
         )
-        found: dict[str, tuple[Recipe, str, str]] = {}
+        found: dict[str, Job] = {}
         for record in self.records:
             if (
                 record.failure_kind in _UNFINISHED
@@ -152,10 +197,21 @@ class Driver:
             ):
                 key = effective_key(record.recipe, self.groups)
                 if key not in finished and tries[key] <= _MAX_RETRIES:
-                    found[key] = (record.recipe, record.origin, record.label)
+                    found[key] = Job(
+                        record.recipe,
+                        record.origin,
+                        record.label,
+                        record.rung,
+                        record.started_from if self._has_started(record) else None,
+                        record.screened,
+                    )
         return list(found.values())
 
-    def _may_propose(self) -> bool:
+    def _has_started(self, record: TrialRecord) -> bool:
+        return record.started_from is not None and self.paths.artifact(record.started_from).is_dir()
+
+    def may_propose(self) -> bool:
+        """Return whether there is time, or a trial, left for one more proposal."""
         proposals = sum(
             r.fidelity == "search"
             and r.origin not in ("dense", "baseline")
@@ -176,20 +232,29 @@ class Driver:
 
     # -- one trial ---------------------------------------------------------------------------
 
-    def _trial(self, recipe: Recipe | None, origin: str, label: str) -> bool:
+    def trial(self, job: Job) -> bool:
         """Run and record one trial; return whether it repeated an earlier one."""
         begun_s = self.clock.monotonic()
-        trial, recipe = self._ask(recipe)
-        self.store.begin(trial, recipe, origin=origin, label=label)
-        self.listener(self.progress(f"trial {trial.number} {label or origin} begins"))
-        repeated = self._same_as(recipe)
+        trial, recipe = self._ask(job.recipe)
+        plan = Plan(
+            recipe,
+            job.origin,
+            job.label,
+            rung=job.rung,
+            started_from=job.started_from,
+            screened=job.screened,
+        )
+        self.store.begin(trial, plan)
+        self.say(f"trial {trial.number} {job.label or job.origin} begins")
+        repeated = self._same_as(recipe, job.rung)
         if repeated is not None and repeated.measurement is not None:
             self._finish(trial, repeated.measurement, repeated.train_steps, 0.0, repeat_of=repeated.number)
             return True
         folder = temporary_folder(self.paths.artifacts)
         try:
-            outcome = self._run(recipe, folder)
-            if self.interrupt() and outcome.train_steps < recipe.recovery.finetune_steps and recipe.prunes:
+            start = None if job.started_from is None else self.paths.artifact(job.started_from)
+            outcome = self._run(recipe, folder, start)
+            if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
@@ -220,10 +285,10 @@ class Driver:
             self.space.suggest(trial, self.groups)
         return trial, recipe
 
-    def _same_as(self, recipe: Recipe) -> TrialRecord | None:
+    def _same_as(self, recipe: Recipe, rung: int) -> TrialRecord | None:
         key = effective_key(recipe, self.groups)
         for record in self.records:
-            searched = record.state == "complete" and record.fidelity == "search"
+            searched = record.state == "complete" and record.fidelity == "search" and record.rung == rung
             if (
                 searched
                 and record.repeat_of is None
@@ -242,7 +307,12 @@ class Driver:
         repeat_of: int | None = None,
     ) -> None:
         self.store.complete(
-            trial, measurement, train_steps=train_steps, duration_s=duration_s, repeat_of=repeat_of
+            trial,
+            measurement,
+            train_steps=train_steps,
+            duration_s=duration_s,
+            repeat_of=repeat_of,
+            ended_s=self.keeper.spent_s,
         )
         self.records = self.store.records()
         self._discard_dominated()
@@ -267,11 +337,34 @@ class Driver:
     def _discard_dominated(self) -> None:
         """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
         keep = set(front_numbers(self.records, self.store.objectives))
-        keep |= {r.number for members in self.networks(self.bench.config.front_points) for r in members}
+        keep |= {r.number for members in self.networks(self.bench.config.most_networks) for r in members}
         keep |= {
             r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"
         }
         discard_unlisted(self.paths, keep)
+
+    def record_failure(
+        self, recipe: Recipe, origin: str, label: str, error: TrialError, duration_s: float
+    ) -> None:
+        """Record a recipe that failed before it became a trial, so that it is counted and told like one."""
+        trial, recipe = self._ask(recipe)
+        self.store.begin(trial, Plan(recipe, origin, label, rung=0))
+        self._fail(trial, error, duration_s)
+
+    def dense_measurement(self) -> Measurement:
+        """Return what was measured of the dense network.
+
+        Raises:
+            RuntimeError: Before trial 0.
+        """
+        record = self._dense_record()
+        if record is None or record.measurement is None:
+            raise RuntimeError("the dense network is measured first")
+        return record.measurement
+
+    def has_artifact(self, record: TrialRecord) -> bool:
+        """Return whether the weights of a search trial are kept."""
+        return record.fidelity == "search" and self.paths.artifact(record.number).is_dir()
 
     def reload(self) -> None:
         """Read the records anew after another part of the search wrote some."""
@@ -289,9 +382,16 @@ class Driver:
     def networks(self, most: int) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
         kept = {r.number for r in self.records if self.paths.artifact(r.number).is_dir()}
-        return choose_networks(self.records, self.groups, self.store.objectives, most, kept)
+        left = (
+            left_by_rung(self.records, len(self.space.rungs)) if self.store.sampler_name == "auto" else None
+        )
+        return choose_networks(self.records, self.groups, self.store.objectives, most, kept, left)
 
     # -- what is shown -----------------------------------------------------------------------
+
+    def say(self, message: str) -> None:
+        """Tell the listener what goes on."""
+        self.listener(self.progress(message))
 
     def progress(self, message: str, phase: str | None = None, last: str = "") -> Progress:
         """Return the state of the search now."""

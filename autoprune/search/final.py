@@ -14,6 +14,7 @@ from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency
 from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver, describe, with_steps
+from autoprune.search.lineage import prunes_further
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
 from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
@@ -66,6 +67,9 @@ class FinalPhase:
         self.done = {r.parent for r in finals if r.round == self.round}
         # What earlier rounds left of a trial: the weights that this round continues.
         self._earlier = {r.parent: r for r in finals if r.round < self.round}
+        # Networks that this phase recovered, by trial, and the one that each was cut from.
+        self._lines: dict[int, Compressed] = {}
+        self.started_from: dict[int, int] = {}
         self._most_free: int | None = None
         self._trains = True
 
@@ -135,7 +139,7 @@ class FinalPhase:
     def _networks(self) -> list[list[TrialRecord]]:
         """Choose as many networks as the time left can train for long enough."""
         config = self.bench.config
-        most = config.front_points
+        most = config.most_networks
         step_s = self.bench.timings.step_s()
         networks: list[list[TrialRecord]] = []
         while most > 0:
@@ -154,7 +158,7 @@ class FinalPhase:
 
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
-        networks = self.driver.networks(self.bench.config.front_points)
+        networks = self.driver.networks(self.bench.config.most_networks)
         networks = [[r for r in members if r.number not in self.done] for members in networks]
         networks = [members for members in networks if members]
         while networks and self.keeper.training_left_s(self.reserve_s(self._artifacts(networks))) < 0:
@@ -213,7 +217,8 @@ class FinalPhase:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
         checkpoint = self.paths.recovered(record.number, self.round)
         if (checkpoint / RECIPE_FILE).exists():
-            return self.bench.load(checkpoint)
+            self._lines[record.number] = self.bench.load(checkpoint)
+            return self._lines[record.number]
         compressed = self._untrained(record)
         recipe = record.recipe
         if (
@@ -224,6 +229,7 @@ class FinalPhase:
             or self.driver.interrupt()
         ):
             return compressed
+        compressed = self._from_line(record, compressed)
         clock = self.driver.clock
         begun_s = clock.monotonic()
         trainer = Trainer(
@@ -247,7 +253,26 @@ class FinalPhase:
             folder = temporary_folder(self.paths.artifacts)
             self.bench.save(trained, recipe, folder)
             commit_folder(folder, checkpoint)
+            self._lines[record.number] = trained
         return trained
+
+    def _from_line(self, record: TrialRecord, own: Compressed) -> Compressed:
+        """Return the network to continue: the trial's own, or a network of this phase that it cuts further.
+
+        Networks come from the mildest on, so that each one's training goes on in those that follow.
+        """
+        recipe = record.recipe
+        if recipe is None or not self.bench.config.has_lineage:
+            return own
+        counts = recipe.kept_counts(self.bench.groups)
+        best = own
+        for number, parent in self._lines.items():
+            kept = {g.name: len(parent.plan.get(g.name, range(g.size))) for g in self.bench.groups.groups}
+            if parent.train_steps > best.train_steps and prunes_further(counts, kept):
+                untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
+                best = self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
+                self.started_from[record.number] = number
+        return best
 
     def _untrained(self, record: TrialRecord) -> Compressed:
         if record.recipe is None or not record.recipe.prunes:
@@ -321,6 +346,8 @@ class FinalPhase:
                 train_steps=point.compressed.train_steps,
                 duration_s=each_s,
                 label=point.parent.label or f"{point.parent.origin} #{point.parent.number}",
+                started_from=self.started_from.get(point.parent.number),
+                ended_s=self.keeper.spent_s,
             )
             self.driver.reload()
             self.driver.listener(

@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
 from autoprune.errors import UsageError
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
+from autoprune.search.auto import AutoSearch
+from autoprune.search.baselines import Baseline
 from autoprune.search.bench import WEIGHTS_FILE, Bench, discover
 from autoprune.search.budget import Timekeeper
-from autoprune.search.driver import Driver
+from autoprune.search.cost_model import CostModel
+from autoprune.search.driver import Driver, Strategy
 from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.options import Options
+from autoprune.search.profiling import measure_profile
+from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace, load_space
+from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.env import write_environment
 from autoprune.study.front import dense_number
 from autoprune.study.store import StudyStore
 from autoprune.workloads.training import train_dense, trained_before
 from autoprune.workloads.weights import state_digest
 from autoprune.workloads.workload import Workload, load_workload
+
+# Share of the budget for the profile, and seconds under a budget of trials.
+_PROFILE_SHARE = 0.05
+_PROFILE_TRIALS_S = 120.0
 
 
 def run_study(
@@ -127,13 +139,14 @@ def _search(
     groups = _groups(store, workload)
     space.check(groups)
     store.note("search_split_seen", "yes" if workload.search_split_seen else "no")
-    bench = Bench.build(
-        config, workload, groups, gradients=any("taylor" in names for names in space.criteria.values())
-    )
+    auto = config.sampler == "auto"
+    # The default search's profile estimates from gradients what it has no time to measure.
+    gradients = auto or any("taylor" in names for names in space.criteria.values())
+    bench = Bench.build(config, workload, groups, gradients=gradients)
     driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
     final = FinalPhase(driver, bench)
     store.phase = "search"
-    driver.search(final.reserve_s)
+    driver.search(final.reserve_s, default_strategy(driver, bench, config, clock) if auto else None)
     # A run that goes on after a kill has timed nothing itself.
     bench.timings.take(store.notes().get("timings", "{}"))
     store.note("timings", bench.timings.text())
@@ -144,6 +157,33 @@ def _search(
     final.run()
     if not interrupt():
         store.end_round(keeper.spent_s, config.budget)
+
+
+def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: Clock) -> Strategy:
+    """Return the default search, which begins with the profile once the dense network is measured."""
+
+    def strategy(baselines: Sequence[Baseline]) -> None:
+        left_s = driver.keeper.left_s
+        budget_s = parse_budget(config.budget).seconds
+        allowed_s = _PROFILE_TRIALS_S if budget_s is None else _PROFILE_SHARE * budget_s
+        if left_s is not None:
+            allowed_s = min(allowed_s, _PROFILE_SHARE * 2 * left_s)
+        with failures_as_trial_errors():
+            profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
+        write_text_atomic(driver.paths.profile, profile.model_dump_json())
+        if driver.interrupt():
+            return
+        options = Options(profile, bench.groups, driver.space, CostModel(profile.shapes, profile.designs))
+        examples = driver.space.rungs[0].examples
+        dense = bench.screened(Recipe(), examples).value
+
+        def screen(recipe: Recipe) -> float:
+            with failures_as_trial_errors():
+                return dense - bench.screened(recipe, examples).value
+
+        AutoSearch(driver, options, screen, config, clock).run(baselines)
+
+    return strategy
 
 
 def _groups(store: StudyStore, workload: Workload) -> Groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
 from autoprune.space.groups import Groups
 from autoprune.study.pareto import hypervolume, non_dominated
-from autoprune.study.records import TrialRecord
+from autoprune.study.records import TrialRecord, superseded
 
 # A point at the worst value of an axis still adds volume, so that both ends of the front can be chosen.
 _REFERENCE = 1.1
@@ -24,6 +24,7 @@ def choose_networks(
     objectives: Sequence[str],
     most: int,
     available: Container[int] | None = None,
+    left: Mapping[int, float] | None = None,
 ) -> list[list[TrialRecord]]:
     """Choose up to ``most`` pruned networks that cover the whole front.
 
@@ -38,22 +39,27 @@ def choose_networks(
         objectives: Names of the objectives.
         most: Largest number of networks.
         available: Trials whose artifacts are kept; all of them if not given.
+        left: For each rung the share of its loss that more training is expected to leave, which brings results of
+            several rungs to one fidelity; 1 where not given.
 
     Returns:
         For each network its trials that are worth an artifact, the leading one first; networks ordered from the
         mildest to the smallest.
     """
-    pool = [
-        r
-        for r in records
-        if r.state == "complete"
-        and r.fidelity == "search"
-        and r.measurement is not None
-        and r.recipe is not None
-    ]
+    later = superseded(records)
+    pool = [r for r in records if r.is_measured_search and r.recipe is not None and r.number not in later]
     if not pool or most < 1:
         return []
-    values = np.array([_costs(r.measurement, objectives) for r in pool if r.measurement is not None])
+    dense = max(
+        (r.measurement.search.value for r in pool if r.origin == "dense" and r.measurement), default=0.0
+    )
+    values = np.array(
+        [
+            _costs(r.measurement, objectives, dense, (left or {}).get(r.rung, 1.0) if r.is_trained else 1.0)
+            for r in pool
+            if r.measurement is not None
+        ]
+    )
     ranks = _ranks(values)
     by_network: dict[str, list[int]] = defaultdict(list)
     for index in np.lexsort((np.arange(len(pool)), ranks)):
@@ -76,9 +82,9 @@ def choose_networks(
     return networks
 
 
-def _costs(measurement: Measurement, objectives: Sequence[str]) -> list[float]:
+def _costs(measurement: Measurement, objectives: Sequence[str], dense: float, left: float) -> list[float]:
     by_name = {
-        "accuracy": -measurement.search.value,
+        "accuracy": (dense - measurement.search.value) * left,
         "latency": float(np.log(measurement.latency.ratio)),
         "size": float(np.log(measurement.size_ratio)),
     }

@@ -33,15 +33,21 @@ class Outcome:
 
     Attributes:
         measurement: All that was measured of its artifact.
-        train_steps: Gradient steps that the network took.
+        train_steps: Gradient steps that the network took, those of the network that it was cut from included.
+        own_steps: Those of this trial.
     """
 
     measurement: Measurement
     train_steps: int
+    own_steps: int
 
 
 def run_trial(
-    bench: Bench, recipe: Recipe, folder: Path, deadline: Callable[[], bool] | None = None
+    bench: Bench,
+    recipe: Recipe,
+    folder: Path,
+    deadline: Callable[[], bool] | None = None,
+    start: Path | None = None,
 ) -> Outcome:
     """Evaluate one recipe at the search's fidelity.
 
@@ -50,6 +56,7 @@ def run_trial(
         recipe: The candidate.
         folder: Empty folder that gets the model file, the weights and the recipe.
         deadline: Returns True once training has to stop.
+        start: Artifact folder of the recovered network that is cut further; the dense network if not given.
 
     Returns:
         The measurements of the exported artifact, none of which read the report split.
@@ -59,7 +66,7 @@ def run_trial(
     """
     with failures_as_trial_errors():
         recipe.check(bench.groups)
-        compressed = bench.compressed(recipe, deadline)
+        compressed = bench.compressed(recipe, deadline, start)
         with timed() as deploying:
             artifact = bench.deploy(compressed.model, recipe, folder)
             bench.save(compressed, recipe, folder)
@@ -71,7 +78,8 @@ def run_trial(
         bench.timings.example.append(scoring() / capability.examples)
         bench.timings.latency.append(timing())
         measurement = assemble(bench, compressed.model, artifact, latency, memory_bytes, search=capability)
-        return Outcome(measurement, compressed.train_steps)
+        before = bench.ancestor(start).network.train_steps if start is not None else 0
+        return Outcome(measurement, compressed.train_steps, compressed.train_steps - before)
 
 
 def evaluate(bench: Bench, artifact: Artifact, split: Split) -> Capability:

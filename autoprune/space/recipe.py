@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
-from autoprune.space.groups import Groups
+from autoprune.space.groups import Group, Groups, kept_count
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
@@ -23,12 +23,14 @@ class GroupChoice(BaseModel):
     Attributes:
         ratio: Share of units removed, in ``[0, 1)``.
         bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
+        criterion: How this group's units are ranked; empty for the criterion of its type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     bits: Bits = 32
+    criterion: str = ""
 
 
 class Recovery(BaseModel):
@@ -78,6 +80,14 @@ class Recipe(BaseModel):
         """Return the choice for ``group``."""
         return self.groups.get(group, GroupChoice())
 
+    def criterion_of(self, group: Group) -> str:
+        """Return the criterion by which the units of ``group`` are ranked."""
+        return self.choice(group.name).criterion or self.criterion.get(group.type, "l2")
+
+    def kept_counts(self, groups: Groups) -> dict[str, int]:
+        """Return the units that each group keeps."""
+        return {g.name: kept_count(g.size, self.choice(g.name).ratio, self.width) for g in groups.groups}
+
     @property
     def prunes(self) -> bool:
         """Whether any channel is removed."""
@@ -102,7 +112,8 @@ class Recipe(BaseModel):
                     f"group {name!r} cannot be pruned: {group.reason}",
                     "set its ratio to 0; `autoprune groups` lists what can be pruned",
                 )
-        for criterion in self.criterion.values():
+        own = (choice.criterion for choice in self.groups.values() if choice.criterion)
+        for criterion in (*self.criterion.values(), *own):
             if criterion not in CRITERIA:
                 raise unknown_name("criterion", criterion, CRITERIA)
 

@@ -66,6 +66,22 @@ class BaselineSpace(BaseModel):
     _once = field_validator("ratios")(_each_once)
 
 
+class Rung(BaseModel):
+    """One fidelity of the default search, from the cheapest on; only results of one rung are compared.
+
+    Attributes:
+        steps: Gradient steps that a recipe has taken by the end of this rung; 0 is the screen, which comes first and
+            runs the network after closed-form recovery, without exporting it.
+        examples: Most examples of the search split that are scored; all of them if not given. Only for the screen:
+            what is exported is scored on all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: Annotated[StrictInt, Field(ge=0, le=1_000_000)]
+    examples: Annotated[StrictInt, Field(ge=10)] | None = None
+
+
 def _default_criteria() -> dict[GroupType, tuple[str, ...]]:
     return dict.fromkeys(_TYPES, (_DEFAULT_CRITERION,))
 
@@ -82,6 +98,8 @@ class SearchSpace(BaseModel):
         recovery: What is done after the cut.
         overrides: Other ratios and bits for some groups.
         baselines: Points that are measured first.
+        rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
+            samplers have one fidelity, that of ``recovery``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +112,11 @@ class SearchSpace(BaseModel):
     recovery: RecoverySpace = RecoverySpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     baselines: BaselineSpace = BaselineSpace()
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=2, max_length=6)] = (
+        Rung(steps=0, examples=500),
+        Rung(steps=50),
+        Rung(steps=200),
+    )
 
     _once = field_validator("ratios", "bits")(_each_once)
 
@@ -106,6 +129,18 @@ class SearchSpace(BaseModel):
                     raise unknown_name("criterion", name, CRITERIA)
             _each_once(names)
         return _default_criteria() | criteria
+
+    @field_validator("rungs")
+    @classmethod
+    def _rising(cls, rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
+        steps = [rung.steps for rung in rungs]
+        if steps[0] != 0 or steps != sorted(set(steps)):
+            raise ValueError(f"steps must start with 0, the screen, and rise from rung to rung; got {steps}")
+        if any(rung.examples is not None for rung in rungs[1:]):
+            raise ValueError(
+                "examples is for the screen alone: what is exported is scored on the whole search split"
+            )
+        return rungs
 
     def default_recovery(self) -> Recovery:
         """Return the recovery made of every first choice, which the baselines use."""
@@ -183,10 +218,15 @@ class SearchSpace(BaseModel):
         nothing is pruned.
 
         Returns:
-            Parameters by name; None if the recipe lies outside of the space.
+            Parameters by name; None if the recipe lies outside of the space, as one with criteria for single groups.
         """
         pruned = _pruned_types(recipe.groups, groups)
         if not set(recipe.groups) <= set(groups.by_name) or (pruned and recipe.width != self.width):
+            return None
+        if any(
+            c.criterion not in ("", recipe.criterion.get(groups.by_name[n].type))
+            for n, c in recipe.groups.items()
+        ):
             return None
         found: Parameters = {}
         parts: list[Parameters | None] = []

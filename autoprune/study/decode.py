@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -17,23 +18,31 @@ RESULT = "autoprune:result"
 FAILURE = "autoprune:failure"
 
 
-def plan_text(
-    recipe: Recipe, origin: str, label: str, fidelity: Fidelity, parent: int | None = None, round: int = 0
-) -> str:
-    """Return what a trial is to evaluate, as one attribute."""
-    content = {
-        "recipe": recipe.model_dump(mode="json"),
-        "origin": origin,
-        "label": label,
-        "parent": parent,
-        "round": round,
-        "fidelity": fidelity,
-    }
-    return json.dumps(content)
+@dataclass(frozen=True)
+class Plan:
+    """What a trial is to evaluate; the fields are those of :class:`TrialRecord`."""
+
+    recipe: Recipe
+    origin: str
+    label: str = ""
+    fidelity: Fidelity = "search"
+    rung: int = 1
+    parent: int | None = None
+    started_from: int | None = None
+    round: int = 0
+    screened: float | None = None
+
+    def text(self) -> str:
+        """Return the plan as one attribute."""
+        return json.dumps({**vars(self), "recipe": self.recipe.model_dump(mode="json")})
 
 
 def result_text(
-    measurement: Measurement, train_steps: int, duration_s: float, repeat_of: int | None = None
+    measurement: Measurement,
+    train_steps: int,
+    duration_s: float,
+    repeat_of: int | None = None,
+    ended_s: float = 0.0,
 ) -> str:
     """Return what a finished trial gave, as one attribute."""
     content = {
@@ -41,6 +50,7 @@ def result_text(
         "train_steps": train_steps,
         "repeat_of": repeat_of,
         "duration_s": duration_s,
+        "ended_s": ended_s,
     }
     return json.dumps(content)
 

@@ -15,7 +15,7 @@ from autoprune.measure.stats import indistinguishable
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import artifact_folder
 from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
-from autoprune.study.records import TrialRecord
+from autoprune.study.records import TrialRecord, superseded
 from autoprune.study.store import StudyStore
 
 if TYPE_CHECKING:
@@ -72,13 +72,25 @@ def costs(measurement: Measurement, objectives: Sequence[str], *, on_search: boo
 
 
 def front_numbers(records: Sequence[TrialRecord], objectives: Sequence[str]) -> set[int]:
-    """Return the trials on the search's front: of search fidelity, by what the search may see."""
-    pool = [
-        r
-        for r in records
-        if r.state == "complete" and r.fidelity == "search" and r.measurement and r.repeat_of is None
-    ]
-    return {r.number for r, on in zip(pool, _mask(pool, objectives, on_search=True), strict=True) if on}
+    """Return the trials on the search's fronts: of search fidelity, by what the search may see.
+
+    Only results of one rung are compared; what needs no training counts in all of them. Each recipe is there once, by
+    its highest rung.
+    """
+    fronts = (
+        {r.number for r, on in zip(pool, _mask(pool, objectives, on_search=True), strict=True) if on}
+        for pool in _pools(records).values()
+    )
+    later = superseded(records)
+    return {number for front in fronts for number in front} - later
+
+
+def _pools(records: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
+    """Return the measured search trials by rung, those that need no training with every rung."""
+    measured = [r for r in records if r.is_measured_search]
+    free = [r for r in measured if not r.is_trained]
+    rungs = sorted({r.rung for r in measured if r.is_trained}) or [1]
+    return {rung: [*free, *(r for r in measured if r.is_trained and r.rung == rung)] for rung in rungs}
 
 
 def _mask(pool: Sequence[TrialRecord], objectives: Sequence[str], *, on_search: bool) -> list[bool]:
@@ -92,20 +104,35 @@ def _mask(pool: Sequence[TrialRecord], objectives: Sequence[str], *, on_search: 
 def study_hypervolume(records: Sequence[TrialRecord], objectives: Sequence[str]) -> float:
     """Return the volume of the search's front below (0.1 lost, dense latency, dense size), each axis scaled to 1.
 
-    Capability counts as the share of 0.1 lost against the dense network; for a metric whose dense value is above
-    1 the loss is relative to that value.
+    Results of different rungs are not mixed: it is that of the rung whose front has most. Capability counts as the
+    share of 0.1 lost against the dense network; for a metric whose dense value is above 1 the loss is relative to
+    that value.
     """
-    pool = [
-        r.measurement for r in records if r.state == "complete" and r.fidelity == "search" and r.measurement
-    ]
     dense = dense_record(records)
-    if not pool or dense is None or dense.measurement is None:
+    if dense is None or dense.measurement is None:
         return 0.0
     before = dense.measurement.search.value
-    scale = _WORST_DROP * max(1.0, abs(before))
-    values: Array = np.array([costs(m, objectives, on_search=True) for m in pool])
+    pools = ([r.measurement for r in pool if r.measurement] for pool in _pools(records).values())
+    return max(volume_of(pool, objectives, before, on_search=True) for pool in pools)
+
+
+def volume_of(
+    measurements: Sequence[Measurement], objectives: Sequence[str], dense: float, *, on_search: bool
+) -> float:
+    """Return the volume that measurements dominate; see :func:`study_hypervolume`.
+
+    Args:
+        measurements: What was measured.
+        objectives: Names of the objectives.
+        dense: Capability of the dense network on the same split.
+        on_search: Whether capability is that of the search split.
+    """
+    if not measurements:
+        return 0.0
+    scale = _WORST_DROP * max(1.0, abs(dense))
+    values: Array = np.array([costs(m, objectives, on_search=on_search) for m in measurements])
     # A capability above the dense network's adds nothing beyond it, so that the volume stays within [0, 1].
-    values[:, 0] = np.maximum(0.0, (values[:, 0] + before) / scale)
+    values[:, 0] = np.maximum(0.0, (values[:, 0] + dense) / scale)
     return hypervolume(values, np.ones(values.shape[1]))
 
 
@@ -143,13 +170,12 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
         if r.measurement is not None and r.repeat_of is None and (r.fidelity == "search" or r.round == latest)
     ]
     finals = [r for r in measured if r.fidelity == "final"]
-    pool = finals or measured
-    on_front = {
-        r.number
-        for r, on in zip(pool, _mask(pool, store.objectives, on_search=not finals), strict=True)
-        if on
-    }
-    members = [r for r in pool if r.number in on_front]
+    if finals:
+        on = _mask(finals, store.objectives, on_search=False)
+        on_front = {r.number for r, is_on in zip(finals, on, strict=True) if is_on}
+    else:
+        on_front = front_numbers(records, store.objectives)
+    members = [r for r in measured if r.number in on_front]
     marked = {r.number for r in records if r.origin in ("dense", "baseline")}
     return [
         FrontPoint(

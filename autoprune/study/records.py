@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -20,17 +21,22 @@ class TrialRecord(BaseModel):
         number: Number in the study; 0 is the dense network.
         state: Whether it finished.
         fidelity: ``search`` for the brief recovery, ``final`` for the long one with the report split.
-        origin: Who proposed it: ``dense``, ``baseline``, the sampler's name, or ``final``.
+        rung: Training rung of a search trial, from 1; 0 for a final one.
+        origin: Who proposed it: ``dense``, ``baseline``, the sampler's or the arm's name, or ``final``.
         label: For people, such as ``int8`` or ``uniform 0.50 int8``; empty for proposals.
-        parent: Trial whose recipe and weights a final trial continued; None otherwise.
+        parent: Trial whose recipe a final trial continued; None otherwise.
+        started_from: Trial whose recovered network was trained on or cut further; None where it was the dense one.
         round: Final phase that a final trial belongs to, from 1: a larger budget adds one; 0 otherwise.
         repeat_of: Earlier trial with the same artifact, whose measurement this one has; None otherwise.
+        screened: Capability after closed-form recovery alone, lost against the dense network on the same examples
+            (see ``autoprune/search/screening.py``); None where it was not screened.
         recipe: The whole candidate; None only for a trial lost before it had one.
         measurement: What was measured; None unless ``complete``.
         failure_kind: Kind of failure (see ``TrialError``); empty unless ``failed``.
         failure_reason: One line; empty unless ``failed``.
         train_steps: Gradient steps spent in this line, the parent's included.
         duration_s: Seconds that the trial took.
+        ended_s: Seconds of the study that were spent when it was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,14 +44,43 @@ class TrialRecord(BaseModel):
     number: int
     state: State
     fidelity: Fidelity = "search"
+    rung: int = 1
     origin: str = ""
     label: str = ""
     parent: int | None = None
+    started_from: int | None = None
     round: int = 0
     repeat_of: int | None = None
+    screened: float | None = None
     recipe: Recipe | None = None
     measurement: Measurement | None = None
     failure_kind: str = ""
     failure_reason: str = ""
     train_steps: int = 0
     duration_s: float = 0.0
+    ended_s: float = 0.0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a finished search trial of a network that was cut, and no repeat."""
+        return self.is_measured_search and self.recipe is not None and self.recipe.prunes
+
+    @property
+    def is_measured_search(self) -> bool:
+        """Whether it is a finished trial of the search, and no repeat of an earlier one."""
+        return (
+            self.state == "complete"
+            and self.fidelity == "search"
+            and self.repeat_of is None
+            and self.measurement is not None
+        )
+
+
+def superseded(records: Sequence[TrialRecord]) -> set[int]:
+    """Return the trials whose very recipe went on to a higher rung, which counts instead of them."""
+    rungs = {r.number: r.rung for r in records}
+    return {
+        r.started_from
+        for r in records
+        if r.is_trained and r.started_from is not None and r.rung > rungs.get(r.started_from, 0)
+    }

@@ -17,7 +17,7 @@ def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
     one multivariate ask costs a fifth of the independent one at 60 dimensions.
 
     Args:
-        name: ``tpe``, ``nsga2`` or ``random``.
+        name: ``tpe``, ``nsga2`` or ``random``; under ``auto`` and ``grid`` the driver proposes itself.
         seed: Seed of the study.
         trials: Trials that the study already has; a resumed run draws anew from both.
 
@@ -31,6 +31,6 @@ def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
             return optuna.samplers.TPESampler(multivariate=True, group=True, seed=mixed)
         if name == "nsga2":
             return optuna.samplers.NSGAIISampler(population_size=20, seed=mixed)
-        if name == "random":
+        if name in ("random", "auto", "grid"):
             return optuna.samplers.RandomSampler(seed=mixed)
-    raise UsageError(f"sampler {name!r} is unknown; allowed: tpe, nsga2, random")
+    raise UsageError(f"sampler {name!r} is unknown; allowed: auto, tpe, nsga2, random, grid")

@@ -15,6 +15,7 @@ from autoprune.space.recipe import Recipe
 from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished, write_text_atomic
 from autoprune.study.database import open_database, storage_faults
+from autoprune.study.decode import Plan
 from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import make_sampler
@@ -118,10 +119,10 @@ class StudyStore:
             _ = trial.relative_params
             return trial
 
-    def begin(self, trial: optuna.Trial, recipe: Recipe, *, origin: str, label: str = "") -> None:
+    def begin(self, trial: optuna.Trial, plan: Plan) -> None:
         """Record what a trial is going to evaluate, before it does."""
         with storage_faults(self.paths):
-            trial.set_user_attr(decode.PLAN, decode.plan_text(recipe, origin, label, "search"))
+            trial.set_user_attr(decode.PLAN, plan.text())
 
     def complete(
         self,
@@ -131,11 +132,12 @@ class StudyStore:
         train_steps: int,
         duration_s: float,
         repeat_of: int | None = None,
+        ended_s: float = 0.0,
     ) -> None:
         """Record a finished trial; once this returns it is never lost."""
         with storage_faults(self.paths):
             trial.set_user_attr(
-                decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of)
+                decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
             )
             self._study.tell(trial, self._values(measurement))
 
@@ -154,18 +156,31 @@ class StudyStore:
         train_steps: int,
         duration_s: float,
         label: str,
+        started_from: int | None = None,
+        ended_s: float = 0.0,
     ) -> int:
         """Record a final trial of the current round in one step and return its number; none is doubled."""
         for record in self.records():
             if record.parent == parent.number and record.round == self.round:
                 return record.number
+        plan = Plan(
+            recipe,
+            "final",
+            label,
+            fidelity="final",
+            rung=0,
+            parent=parent.number,
+            started_from=started_from,
+            round=self.round,
+            screened=parent.screened,
+        )
         with storage_faults(self.paths):
             # Without parameters, so that no sampler takes the long training for what a trial reaches.
             trial = optuna.trial.create_trial(
                 values=self._values(measurement),
                 user_attrs={
-                    decode.PLAN: decode.plan_text(recipe, "final", label, "final", parent.number, self.round),
-                    decode.RESULT: decode.result_text(measurement, train_steps, duration_s),
+                    decode.PLAN: plan.text(),
+                    decode.RESULT: decode.result_text(measurement, train_steps, duration_s, None, ended_s),
                 },
             )
             self._study.add_trial(trial)

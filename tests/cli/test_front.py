@@ -15,6 +15,7 @@ from autoprune.config import make_config
 from autoprune.measure.record import Capability, Executed, Latency, Measurement
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import GroupChoice, Recipe
+from autoprune.study.decode import Plan
 from autoprune.study.store import StudyStore
 
 POINT_NAMES = {
@@ -62,10 +63,10 @@ def study() -> str:
         trial = store.ask()
         recipe = Recipe(groups={"a": GroupChoice(ratio=ratio)})
         label = {"dense": "dense", "baseline": "uniform 0.25"}.get(origin, "")
-        store.begin(trial, recipe, origin=origin, label=label)
+        store.begin(trial, Plan(recipe, origin, label))
         store.complete(trial, measured(*figures), train_steps=10, duration_s=1.0)
     trial = store.ask()
-    store.begin(trial, Recipe(), origin="tpe")
+    store.begin(trial, Plan(Recipe(), "tpe"))
     store.fail(trial, "nan", "capability is nan", duration_s=1.0)
     store.release()
     return "known"

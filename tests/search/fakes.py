@@ -91,7 +91,7 @@ class FakeTrials:
     interrupt_at: int | None = None
     seen: list[Recipe] = field(default_factory=list)
 
-    def __call__(self, recipe: Recipe, folder: Path) -> Outcome:
+    def __call__(self, recipe: Recipe, folder: Path, start: Path | None = None) -> Outcome:
         self.seen.append(recipe)
         self.clock.advance(self.duration_s)
         if self.fail_from is not None and len(self.seen) > self.fail_from:
@@ -99,7 +99,8 @@ class FakeTrials:
         (folder / "model.onnx").write_bytes(b"model")
         if self.interrupt is not None and len(self.seen) == self.interrupt_at:
             self.interrupt.requested = True
-        return Outcome(make_measurement(recipe, self.groups), recipe.recovery.finetune_steps)
+        steps = recipe.recovery.finetune_steps
+        return Outcome(make_measurement(recipe, self.groups), steps, steps)
 
 
 @dataclass
@@ -123,7 +124,7 @@ class Scene:
 
 def make_scene(name: str, *, budget: Budget, config: StudyConfig | None = None, **trials: object) -> Scene:
     """Open or resume the study ``name`` with fake trials."""
-    config = config or StudyConfig(model="fake", data="fake", study=name, space="default")
+    config = config or StudyConfig(model="fake", data="fake", study=name, space="default", sampler="tpe")
     clock = FakeClock()
     groups = make_groups()
     store = StudyStore.create_or_resume(config, StudyPaths.of(name))

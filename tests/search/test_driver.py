@@ -9,6 +9,7 @@ import pytest
 from autoprune.config import Budget
 from autoprune.errors import TooManyFailuresError
 from autoprune.search.baselines import effective_key
+from autoprune.study.decode import Plan
 from tests.search.fakes import Scene, make_scene
 
 
@@ -92,7 +93,7 @@ def test_a_lost_proposal_is_tried_again() -> None:
     scene = make_scene("lost", budget=Budget(trials=4))
     scene.driver._dense()
     trial, recipe = scene.driver._ask(None)
-    scene.store.begin(trial, recipe, origin="tpe", label="")
+    scene.store.begin(trial, Plan(recipe, "tpe"))
     scene.store.release()
     scene = make_scene("lost", budget=Budget(trials=10))
     run(scene)

@@ -8,6 +8,7 @@ from autoprune.config import StudyConfig
 from autoprune.errors import NoFeasiblePointError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Bits, Recipe, uniform_recipe
+from autoprune.study.decode import Plan
 from autoprune.study.front import (
     all_points,
     dense_number,
@@ -41,7 +42,7 @@ def store() -> StudyStore:
 
 def add(store: StudyStore, recipe: Recipe, origin: str, label: str) -> None:
     trial = store.ask()
-    store.begin(trial, recipe, origin=origin, label=label)
+    store.begin(trial, Plan(recipe, origin, label))
     store.complete(trial, make_measurement(recipe, GROUPS), train_steps=0, duration_s=1.0)
 
 
@@ -116,7 +117,7 @@ def test_a_repeat_is_recorded_and_on_no_front(store: StudyStore) -> None:
     before = {p.record.number for p in all_points(store)}
     recipe = uniform_recipe(GROUPS, 0.5, 8)
     trial = store.ask()
-    store.begin(trial, recipe, origin="tpe")
+    store.begin(trial, Plan(recipe, "tpe"))
     store.complete(trial, make_measurement(recipe, GROUPS), train_steps=0, duration_s=0.0, repeat_of=2)
     assert store.records()[-1].repeat_of == 2
     assert {p.record.number for p in all_points(store)} == before

@@ -15,6 +15,7 @@ from autoprune.config import StudyConfig
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths, studies_root
 from autoprune.space.recipe import uniform_recipe
+from autoprune.study.decode import Plan
 from autoprune.study.listing import list_studies
 from autoprune.study.store import StudyStore
 from tests.search.fakes import make_groups, make_measurement
@@ -34,7 +35,7 @@ def open_for_writing(name: str, *, fresh: bool = False, **changes: object) -> St
 def add(store: StudyStore, ratio: float, label: str = "") -> int:
     recipe = uniform_recipe(GROUPS, ratio, 8)
     trial = store.ask()
-    store.begin(trial, recipe, origin="tpe", label=label)
+    store.begin(trial, Plan(recipe, "tpe", label))
     store.complete(trial, make_measurement(recipe, GROUPS), train_steps=7, duration_s=1.5)
     return int(trial.number)
 
@@ -53,7 +54,7 @@ def test_a_finished_trial_comes_back_as_it_was() -> None:
 def test_what_a_killed_run_left_running_is_lost_and_told_so() -> None:
     store = open_for_writing("killed")
     trial = store.ask()
-    store.begin(trial, uniform_recipe(GROUPS, 0.5, 8), origin="tpe")
+    store.begin(trial, Plan(uniform_recipe(GROUPS, 0.5, 8), "tpe"))
     store.ask()
     store.release()
     records = open_for_writing("killed").records()

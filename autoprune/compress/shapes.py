@@ -1,0 +1,77 @@
+"""Shapes of a network's layers in terms of its groups: what a kept unit costs, before anything is cut."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.layers import Conv, channel_count, submodule
+from autoprune.space.groups import Axis, Groups
+from autoprune.space.shapes import AxisUse, LayerShape
+
+
+def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[LayerShape, ...]:
+    """Return the shapes of all layers that are producers of a group, in the order of the groups.
+
+    Args:
+        model: The dense network.
+        groups: Its groups.
+        inputs: A few examples, ``(n, ...)``, run once to see how large the layers' inputs are.
+    """
+    read = _read_elements(model, [layer for g in groups.groups for layer in g.producers], inputs)
+    uses: dict[tuple[str, Axis], list[AxisUse]] = {}
+    for group in groups.groups:
+        for member in group.members:
+            if member.kind not in ("conv", "depthwise", "linear"):
+                continue
+            channels = channel_count(submodule(model, member.layer), member.axis)
+            owned = sum(len(owns) for owns in member.index_map) / len(member.index_map)
+            use = AxisUse(group=group.name, share=owned / channels, units=group.size)
+            uses.setdefault((member.layer, member.axis), []).append(use)
+    owners = _block_owners(groups)
+    found = []
+    for group in groups.groups:
+        for layer in group.producers:
+            module = submodule(model, layer)
+            if not isinstance(module, Conv | nn.Linear):
+                continue
+            found.append(
+                LayerShape(
+                    name=layer,
+                    group=group.name,
+                    weights=module.weight.numel(),
+                    outputs=channel_count(module, "out"),
+                    inputs=channel_count(module, "in"),
+                    makes=tuple(uses.get((layer, "out"), ())),
+                    reads=tuple(uses.get((layer, "in"), ())),
+                    read_elements=read.get(layer, 0),
+                    block=next(
+                        (owner for block, owner in owners.items() if layer.startswith(f"{block}.")), ""
+                    ),
+                )
+            )
+    return tuple(found)
+
+
+def _block_owners(groups: Groups) -> dict[str, str]:
+    return {block: g.name for g in groups.groups if (block := getattr(g, "block", ""))}
+
+
+@torch.no_grad()
+def _read_elements(model: nn.Module, layers: list[str], inputs: Tensor) -> dict[str, int]:
+    """Run ``inputs`` once and return the elements of each layer's input for one example."""
+    seen: dict[str, int] = {}
+
+    def note(name: str) -> object:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen[name] = arguments[0].numel() // len(inputs)
+
+        return hook
+
+    handles = [submodule(model, name).register_forward_pre_hook(note(name)) for name in layers]  # type: ignore[arg-type]
+    try:
+        model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

@@ -1,0 +1,315 @@
+"""The default search: propose from the profile, screen many, train few, more for fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autoprune.clock import Clock
+from autoprune.config import StudyConfig
+from autoprune.errors import TrialError
+from autoprune.search.baselines import Baseline
+from autoprune.search.driver import Driver, Job, with_steps
+from autoprune.search.fidelity import Step, steps_between_rungs
+from autoprune.search.lineage import find_parent
+from autoprune.search.options import Options
+from autoprune.search.proposals import Proposal, Proposer, Result
+from autoprune.search.solver import Choices
+from autoprune.search.volume import Array, pick_greedily
+from autoprune.space.recipe import Recipe
+from autoprune.study.records import TrialRecord
+from autoprune.study.screens import Screen, append_screens, read_screens
+
+# Screens before anything is trained, as far as they fit into this share of the search's time.
+_FIRST_SCREENS = 16
+_FIRST_SHARE = 0.25
+# Screening ends when so many in a row together gained less than this share of the volume.
+_STALLED_AFTER = 60
+_STALLED_GAIN = 0.005
+# What the final recovery is taken to leave of what the last rung lost.
+_FINAL_LEFT = 0.5
+# A result of no use: all was lost.
+_ALL_LOST = 1.0
+
+ScreenFunction = Callable[[Recipe], float]
+
+
+@dataclass
+class Candidate:
+    """A recipe on its way up the rungs.
+
+    Attributes:
+        recipe: The whole candidate, without training.
+        arm: Who proposed it.
+        label: For people; empty for proposals.
+        costs: Size and latency as shares of the dense network's: predicted, measured once it was exported.
+        lost: Capability lost against the dense network, by rung; 0 is the screen.
+        trials: Its trials by rung.
+        hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
+    """
+
+    recipe: Recipe
+    arm: str
+    label: str
+    costs: tuple[float, float]
+    lost: dict[int, float] = field(default_factory=dict)
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    hopeless: bool = False
+
+    def values(self, rung: int) -> list[float]:
+        """Return capability lost at ``rung``, size and latency."""
+        return [self.lost[rung], *self.costs]
+
+
+class AutoSearch:
+    """Decides what is screened, trained and trained further.
+
+    Args:
+        driver: Runs and records trials; the dense network and what needs no training are there.
+        options: Options of every group and their predicted costs.
+        screen: Returns the capability that a recipe loses after closed-form recovery alone, by a few examples.
+        config: Settings of the study.
+        clock: Source of time.
+    """
+
+    def __init__(
+        self, driver: Driver, options: Options, screen: ScreenFunction, config: StudyConfig, clock: Clock
+    ) -> None:
+        self.driver = driver
+        self.options = options
+        self.config = config
+        self.clock = clock
+        self.rungs = driver.space.rungs
+        self.candidates: dict[bytes, Candidate] = {}
+        self._screen = screen
+        self._recovery = with_steps(driver.space.default_recovery(), 0)
+        self._screen_s: list[float] = []
+        self._scales = self._volume_scales()
+        self.proposer = Proposer(
+            options.problem,
+            self._scales_at(self._lowest),
+            config.objectives,
+            seed=config.seed,
+            use_solver=config.auto.solver,
+        )
+
+    def run(self, baselines: Iterable[Baseline]) -> None:
+        """Search until the search's share of the budget is spent, or nothing more is to be gained.
+
+        Args:
+            baselines: Recipes to begin with.
+        """
+        self._replay()
+        for baseline in baselines:
+            choice = self.options.encode(baseline.recipe)
+            if choice.tobytes() not in self.candidates and self.driver.may_propose():
+                self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0)
+        while self.driver.may_propose() and self._do_next():
+            pass
+
+    @property
+    def _lowest(self) -> int:
+        """The rung that every proposal goes through."""
+        return 0 if self.config.auto.screening else 1
+
+    # -- what is done next -------------------------------------------------------------------
+
+    def _do_next(self) -> bool:
+        """Promote what is due, else look at something new; return False when there is nothing left to do."""
+        rungs = range(len(self.rungs) - 2, self._lowest - 1, -1)
+        if any(self._is_due(rung) and self._promote(rung) for rung in rungs):
+            return True
+        if not self._is_stalled():
+            begun_s = self.clock.monotonic()
+            proposal = self.proposer.propose()
+            if proposal is not None:
+                self._evaluate(proposal, "", self.clock.monotonic() - begun_s)
+                return True
+        # What there is goes up as far as it is worth it; the time that is left is the final recovery's.
+        return any(self._count(r + 1) < self._count(r) / 2 and self._promote(r) for r in rungs)
+
+    def _is_due(self, rung: int) -> bool:
+        """Return whether the rung above has fewer results than its share."""
+        if rung == 0 and self._count(0) < self._first_screens():
+            return False
+        return self._count(rung + 1) < int(self.steps()[rung].promoted_share * self._count(rung))
+
+    def _count(self, rung: int) -> int:
+        return sum(rung in c.lost and (rung == 0 or c.recipe.prunes) for c in self.candidates.values())
+
+    def _first_screens(self) -> int:
+        left_s = self.driver.keeper.search_left_s()
+        if left_s is None or not self._screen_s:
+            return _FIRST_SCREENS
+        fitting = _FIRST_SHARE * max(left_s, 0.0) / max(float(np.median(self._screen_s)), 1e-9)
+        return int(np.clip(fitting, 2, _FIRST_SCREENS))
+
+    def _is_stalled(self) -> bool:
+        results = len(self.proposer.results)
+        return results > 2 * _STALLED_AFTER and self.proposer.gained_lately(_STALLED_AFTER) < _STALLED_GAIN
+
+    # -- screening and training --------------------------------------------------------------
+
+    def _evaluate(self, proposal: Proposal, label: str, proposal_s: float) -> None:
+        """Screen a proposal; train it at once where screening is switched off."""
+        recipe = self.options.recipe(proposal.choice, self._recovery)
+        predicted = self.options.problem.evaluate(proposal.choice[None])[0]
+        costs = (float(predicted[1]), float(predicted[2]))
+        candidate = Candidate(recipe, proposal.arm, label, costs)
+        if self._lowest == 1:
+            self._train(candidate, 1)
+            if 1 in candidate.lost:
+                self._take(proposal, candidate)
+            else:  # it failed, and must not be proposed again
+                candidate.lost[1] = _ALL_LOST
+                self._take(proposal, candidate)
+            return
+        begun_s = self.clock.monotonic()
+        self.driver.say(f"screening {len(self.proposer.results) + 1}")
+        try:
+            lost = self._screen(recipe)
+        except TrialError as error:
+            self.driver.record_failure(recipe, proposal.arm, label, error, self.clock.monotonic() - begun_s)
+            lost = _ALL_LOST
+        screen = Screen(
+            recipe=recipe,
+            arm=proposal.arm,
+            label=label,
+            weights=proposal.weights,
+            lost=lost,
+            size_ratio=costs[0],
+            latency_ratio=costs[1],
+            duration_s=self.clock.monotonic() - begun_s,
+            proposal_s=proposal_s,
+            ended_s=self.driver.keeper.spent_s,
+        )
+        append_screens(self.driver.paths, [screen])
+        self._take_screen(proposal.choice, screen)
+
+    def _take_screen(self, choice: Choices, screen: Screen) -> None:
+        candidate = Candidate(
+            screen.recipe,
+            screen.arm,
+            screen.label,
+            (screen.size_ratio, screen.latency_ratio),
+            {0: screen.lost},
+        )
+        self._screen_s.append(screen.duration_s)
+        self._take(Proposal(choice, screen.arm, screen.weights), candidate)
+
+    def _take(self, proposal: Proposal, candidate: Candidate) -> None:
+        self.candidates[proposal.choice.tobytes()] = candidate
+        values = np.array(candidate.values(self._lowest))
+        self.proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+
+    def _promote(self, rung: int) -> bool:
+        """Train the candidate of ``rung`` that adds most to those that were promoted; return whether there was one."""
+        at_rung = [c for c in self.candidates.values() if rung in c.lost]
+        waiting = [
+            c for c in at_rung if rung + 1 not in c.lost and not c.hopeless and (rung == 0 or c.recipe.prunes)
+        ]
+        scales = self._scales_at(rung)
+        counts = self.proposer.counts
+        known = np.array([c.values(rung) for c in at_rung if rung + 1 in c.lost]).reshape(-1, 3)
+        while waiting:
+            values = np.array([c.values(rung) for c in waiting])
+            best = pick_greedily(known / scales * counts, values / scales * counts, 1)
+            if not best:
+                return False
+            chosen = waiting.pop(best[0])
+            if self._is_hopeless(chosen, rung):
+                chosen.hopeless = True
+                continue
+            self._train(chosen, rung + 1)
+            chosen.lost.setdefault(rung + 1, _ALL_LOST)
+            return True
+        return False
+
+    def _is_hopeless(self, candidate: Candidate, rung: int) -> bool:
+        """Return whether a trained network beats what the candidate may at best come to."""
+        hopeful = candidate.lost[rung] * self.steps()[rung].hopeful_loss
+        for other in self.candidates.values():
+            trained = other.lost.get(rung + 1)
+            if other is not candidate and trained is not None and other.trials and trained <= hopeful:
+                counted = zip(other.costs, candidate.costs, self.proposer.counts[1:], strict=True)
+                if all(theirs <= own or not counts for theirs, own, counts in counted):
+                    return True
+        return False
+
+    def _train(self, candidate: Candidate, rung: int) -> None:
+        """Run a trial that takes a candidate to ``rung``."""
+        earlier = candidate.trials.get(rung - 1)
+        steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
+        recipe = candidate.recipe.model_copy(update={"recovery": with_steps(self._recovery, steps)})
+        start = earlier
+        if start is None and self.config.auto.lineage and recipe.prunes:
+            counts = recipe.kept_counts(self.driver.groups)
+            start = find_parent(counts, self.driver.records, self.driver.groups, self.driver.has_artifact)
+        self.driver.trial(
+            Job(
+                recipe=recipe,
+                origin=candidate.arm,
+                label=candidate.label,
+                rung=rung,
+                started_from=None if start is None else start.number,
+                screened=candidate.lost.get(0),
+            )
+        )
+        self._note_trial(candidate, self.driver.records[-1])
+        if rung == 1 and self._lowest == 0:
+            self.proposer.rescale(float(self._scales_at(0)[0]))
+
+    def _note_trial(self, candidate: Candidate, record: TrialRecord) -> None:
+        measured = record.measurement
+        if record.state != "complete" or measured is None:
+            return
+        candidate.trials[record.rung] = record
+        candidate.lost[record.rung] = self.driver.dense_measurement().search.value - measured.search.value
+        candidate.costs = (measured.size_ratio, measured.latency.ratio)
+
+    # -- what is known -----------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        """Return how each rung's results relate to the next one's so far."""
+        return steps_between_rungs(self.driver.records, len(self.rungs))
+
+    def _volume_scales(self) -> Array:
+        """Return where the volume of the final front ends: a tenth lost and the dense costs, or the user's caps."""
+        dense = self.driver.dense_measurement()
+        limits = self.config.limits
+        value = dense.search.value
+        lost = 0.1 * max(1.0, abs(value))
+        if limits.min_accuracy is not None:
+            lost = min(lost, max(value - limits.min_accuracy, 1e-3))
+        size = latency = 1.0
+        if limits.max_size_mb is not None:
+            size = min(1.0, limits.max_size_mb * 1e6 / dense.size_bytes)
+        if limits.max_latency_ms is not None:
+            latency = min(1.0, limits.max_latency_ms / dense.latency.latency_ms)
+        return np.array([lost, size, latency])
+
+    def _scales_at(self, rung: int) -> Array:
+        """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""
+        left = _FINAL_LEFT
+        for step in self.steps()[rung:]:
+            left *= step.kept_loss
+        scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
+        return scales
+
+    def _replay(self) -> None:
+        """Take up what earlier runs of the study screened and trained."""
+        for screen in read_screens(self.driver.paths):
+            self._take_screen(self.options.encode(screen.recipe), screen)
+        for record in self.driver.records:
+            if not record.is_trained or record.recipe is None:
+                continue
+            choice = self.options.encode(record.recipe)
+            candidate = self.candidates.get(choice.tobytes())
+            if candidate is not None:
+                self._note_trial(candidate, record)
+            elif self._lowest == 1 and record.rung == 1:
+                candidate = Candidate(record.recipe, record.origin, record.label, (0.0, 0.0))
+                self._note_trial(candidate, record)
+                self._take(Proposal(choice, record.origin), candidate)

@@ -1,0 +1,254 @@
+"""Cost model: bytes and latency of a network that was not built, from networks that were.
+
+Bytes follow from the layers' shapes; the few that a file format adds for each layer and channel are fitted. Latency is
+the sum of the layers' times inside of exported networks, as the runtime's own profiler tells them (conversions between
+float and int8 and the steps of kernel widths are in them), corrected by whole networks timed without the profiler. The
+model states the error of its predictions for networks that it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from autoprune.search.profile import Design
+from autoprune.space.shapes import LayerShape
+
+Array = NDArray[np.float64]
+
+# What onnx files were seen to add, in bytes: constant, for each int8 layer, for each int8 and float output channel.
+# A ridge pulls towards it where there are few networks.
+_OVERHEAD = np.array([6000.0, 400.0, 13.0, 4.0])
+_OVERHEAD_SPREAD = np.array([6000.0, 200.0, 5.0, 2.0])
+_BYTES_SPREAD = 20.0
+# Widths nearer than this share of a layer's channels take a step in time from the same kernel.
+_NEAR = 0.05
+# How much less a network timed as a whole counts for each distance in predicted latency.
+_RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Times of one layer at one bit-width.
+
+    Attributes:
+        coefficients: Of ``(1, outputs x inputs, outputs, inputs)``, each as a share; none is negative.
+        seen: Shares ``(outputs, inputs)`` of the observations, ``(n, 2)``.
+        rest: What the smooth part leaves of each observation, seconds, ``(n,)``.
+    """
+
+    coefficients: Array
+    seen: Array
+    rest: Array
+
+    @classmethod
+    def fit(cls, shares: Array, seconds: Array) -> LayerTimes:
+        """Fit a smooth part and keep the steps around it.
+
+        Args:
+            shares: Kept shares ``(outputs, inputs)``, ``(n, 2)``; n at least 1.
+            seconds: ``(n,)``.
+        """
+        features = _features(shares[:, 0], shares[:, 1])
+        # With few observations a layer is taken to be proportional to its multiplications.
+        prior = np.diag([0.0, 0.0, 1e-2, 1e-2])
+        solution, _ = nnls(np.vstack([features, prior]), np.concatenate([seconds, np.zeros(4)]))
+        return cls(solution, shares, seconds - features @ solution)
+
+    def __call__(self, outputs: Array, inputs: Array) -> Array:
+        """Return seconds for shares of outputs and inputs, each ``(n,)``."""
+        smooth: Array = _features(outputs, inputs) @ self.coefficients
+        apart = np.stack([outputs, inputs], axis=1)[:, None, :] - self.seen[None]
+        near = np.exp(-(apart**2).sum(axis=2) / (2 * _NEAR**2))
+        step: Array = (near @ self.rest) / (near.sum(axis=1) + 0.1)
+        return np.maximum(smooth + step, 0.0)
+
+
+def _features(outputs: Array, inputs: Array) -> Array:
+    return np.stack([np.ones_like(outputs), outputs * inputs, outputs, inputs], axis=1)
+
+
+class CostModel:
+    """Predicts the file's bytes and the latency, both as shares of the dense network's.
+
+    Args:
+        shapes: Layers of the network.
+        designs: Networks that were built and timed, the dense one first.
+
+    Attributes:
+        dense_bytes: Bytes of the dense file.
+        size_error: Largest error of a predicted size over the designs, as a share of the dense file.
+        latency_error: Root mean square error of latency for designs that were left out, as a share of the dense
+            latency; NaN with fewer than four designs.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], designs: Sequence[Design]) -> None:
+        self.shapes = tuple(shapes)
+        self.designs = tuple(designs)
+        self.dense_bytes = designs[0].size_bytes
+        self._overhead = self._fit_overhead()
+        self._times = self._fit_times(self.designs)
+        self._line = self._fit_line(self.designs, self._times)
+        self.size_error = max(
+            abs(self.size(d.kept, d.bits) - d.size_bytes / self.dense_bytes) for d in designs
+        )
+        self.latency_error = self._left_out_error()
+
+    # -- bytes -------------------------------------------------------------------------------
+
+    def size(self, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
+        """Return the predicted bytes of the file as a share of the dense file.
+
+        Args:
+            kept: Kept units by group; groups that are not named are whole.
+            bits: Bit-width by group; 32 where not named.
+        """
+        total = self._overhead[0] + sum(self.layer_bytes(shape, kept, bits) for shape in self.shapes)
+        return float(total) / self.dense_bytes
+
+    def layer_bytes(self, shape: LayerShape, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
+        """Return the bytes that one layer adds to the file."""
+        if shape.is_gone(kept):
+            return 0.0
+        width = bits.get(shape.group, 32)
+        outputs = shape.output_share(kept)
+        weights = shape.weights * outputs * (shape.input_share(kept) if shape.reads else 1.0)
+        channels = shape.outputs * outputs
+        _, layer, int8_channel, float_channel = self._overhead
+        added = layer + int8_channel * channels if width == 8 else float_channel * channels
+        return float(weights * width / 8 + added)
+
+    @property
+    def base_bytes(self) -> float:
+        """Bytes that no layer adds."""
+        return float(self._overhead[0])
+
+    def _fit_overhead(self) -> Array:
+        """Fit what is left when the weights are taken away, pulled towards what such files were seen to add."""
+        rows, rest = [], []
+        for design in self.designs:
+            present = [s for s in self.shapes if not s.is_gone(design.kept)]
+            eight = [s for s in present if design.bits.get(s.group, 32) == 8]
+            weights = sum(
+                s.weights
+                * s.output_share(design.kept)
+                * (s.input_share(design.kept) if s.reads else 1.0)
+                * (1 if s in eight else 4)
+                for s in present
+            )
+            channels = {s.name: s.outputs * s.output_share(design.kept) for s in present}
+            in_int8 = sum(channels[s.name] for s in eight)
+            rows.append([1.0, len(eight), in_int8, sum(channels.values()) - in_int8])
+            rest.append(design.size_bytes - weights)
+        features = np.vstack([np.array(rows) / _BYTES_SPREAD, np.diag(1 / _OVERHEAD_SPREAD)])
+        wanted = np.concatenate([np.array(rest) / _BYTES_SPREAD, _OVERHEAD / _OVERHEAD_SPREAD])
+        found: Array = np.linalg.lstsq(features, wanted, rcond=None)[0]
+        return found
+
+    # -- latency -----------------------------------------------------------------------------
+
+    def latency(self, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
+        """Return the predicted latency as a share of the dense network's; see :meth:`size`."""
+        return self._on_line(self._total_s(kept, bits, self._times), self._line)
+
+    def layer_share(
+        self, shape: LayerShape, outputs: Array, inputs: Array, width: int, read_width: int | None = None
+    ) -> Array:
+        """Return what a layer adds to the latency, as shares of the dense network's.
+
+        Args:
+            shape: The layer.
+            outputs: Shares of its outputs that stay, ``(n,)``.
+            inputs: Shares of its inputs that stay, ``(n,)``.
+            width: Its bit-width.
+            read_width: Bit-width of the group that it reads; None for its own.
+        """
+        seconds = self._layer_s(shape, outputs, inputs, width, self._times)
+        if read_width is not None and read_width != width:
+            seconds = seconds + self._line[2] * shape.read_elements * inputs
+        share: Array = self._line[1] * seconds
+        return share
+
+    @property
+    def base_latency(self) -> float:
+        """Share of the dense latency that no layer adds."""
+        return float(self._line[0] + self._line[1] * self._times.before_s)
+
+    def _fit_times(self, designs: Sequence[Design]) -> _Times:
+        by_layer: dict[tuple[str, int], LayerTimes] = {}
+        for shape in self.shapes:
+            for width in (8, 32):
+                seen = [
+                    d
+                    for d in designs
+                    if d.bits.get(shape.group, 32) == width
+                    and shape.name in d.layer_s
+                    and not shape.is_gone(d.kept)
+                ]
+                if seen:
+                    shares = np.array([[shape.output_share(d.kept), shape.input_share(d.kept)] for d in seen])
+                    seconds = np.array([d.layer_s[shape.name] for d in seen])
+                    by_layer[shape.name, width] = LayerTimes.fit(shares, seconds)
+        before = [d.layer_s.get("", 0.0) for d in designs]
+        return _Times(by_layer, float(np.median(before)))
+
+    def _layer_s(self, shape: LayerShape, outputs: Array, inputs: Array, width: int, times: _Times) -> Array:
+        known = times.by_layer.get((shape.name, width)) or times.by_layer.get((shape.name, 40 - width))
+        return known(outputs, inputs) if known is not None else np.zeros(len(outputs))
+
+    def _total_s(
+        self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times
+    ) -> tuple[float, float]:
+        """Return the sum of the layers' seconds, and the elements that change their type between layers."""
+        total_s, crossing = times.before_s, 0.0
+        for shape in self.shapes:
+            if shape.is_gone(kept):
+                continue
+            width = bits.get(shape.group, 32)
+            outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
+            total_s += float(self._layer_s(shape, outputs, inputs, width, times)[0])
+            if shape.reads and bits.get(shape.reads[0].group, 32) != width:
+                crossing += shape.read_elements * float(inputs[0])
+        return total_s, crossing
+
+    def _fit_line(self, designs: Sequence[Design], times: _Times) -> Array:
+        """Fit ``ratio = constant + slope x (seconds + crossing price x crossing elements)`` to the whole networks."""
+        totals = np.array([self._total_s(d.kept, d.bits, times) for d in designs])
+        ratios = np.array([d.latency_ratio for d in designs])
+        unit = totals[0, 0] if totals[0, 0] > 0 else 1.0
+        elements = float(max(totals[:, 1].max(), 1.0))
+        features = np.stack([np.ones(len(totals)), totals[:, 0] / unit, totals[:, 1] / elements], axis=1)
+        ridge = np.sqrt(_RIDGE) * np.eye(3)
+        # Without evidence the ratio is that of the sums, and a change of type costs what the profiler saw of it.
+        pulled = np.vstack([features, ridge])
+        solution = np.linalg.lstsq(pulled, np.concatenate([ratios, ridge @ [0.0, 1.0, 0.0]]), rcond=None)[0]
+        slope = max(float(solution[1]) / unit, 1e-12)
+        price = max(0.0, float(solution[2]) / elements) / slope
+        return np.array([float(solution[0]), slope, price])
+
+    @staticmethod
+    def _on_line(total: tuple[float, float], line: Array) -> float:
+        return float(line[0] + line[1] * (total[0] + line[2] * total[1]))
+
+    def _left_out_error(self) -> float:
+        """Predict each design but the dense one by a model that has not seen it."""
+        if len(self.designs) < 4:
+            return float("nan")
+        errors = []
+        for left_out in self.designs[1:]:
+            rest = [d for d in self.designs if d is not left_out]
+            times = self._fit_times(rest)
+            line = self._fit_line(rest, times)
+            predicted = self._on_line(self._total_s(left_out.kept, left_out.bits, times), line)
+            errors.append(predicted - left_out.latency_ratio)
+        return float(np.sqrt(np.mean(np.square(errors))))
+
+
+@dataclass(frozen=True)
+class _Times:
+    by_layer: dict[tuple[str, int], LayerTimes]
+    before_s: float

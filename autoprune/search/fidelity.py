@@ -1,0 +1,98 @@
+"""Fidelity: what results of a cheap rung tell about the next one, and so how many are promoted. Torch-free."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoprune.search.volume import rank_correlation
+from autoprune.study.records import TrialRecord
+
+# Until results say more: a rung takes back this share of what the rung before had lost, counted as two results.
+_USUAL_KEPT = 0.5
+_USUAL_WEIGHT = 2.0
+# Shares of a rung's results that the next one gets: with ranks that agree perfectly, and not at all.
+_PROMOTED = (0.08, 0.5)
+_PROMOTED_AT_FIRST = 0.15
+# The most hopeful of the networks so far decides what a candidate may still come to.
+_HOPEFUL = 0.1
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one rung's results relate to the next one's, over the recipes that have both.
+
+    Attributes:
+        pairs: Recipes that have both.
+        correlation: Spearman's rank correlation of what was lost; NaN below four pairs.
+        kept_loss: Typical share of the loss that is left after the next rung.
+        hopeful_loss: The same for the most hopeful tenth, the lower bound that decides who is hopeless.
+    """
+
+    pairs: int
+    correlation: float
+    kept_loss: float
+    hopeful_loss: float
+
+    @classmethod
+    def of(cls, before: Sequence[float], after: Sequence[float]) -> Step:
+        """Relate capability lost at one rung to that at the next, of the same recipes in the same order."""
+        shares = [
+            float(np.clip(max(late, 0.0) / early, 0.0, 1.5))
+            for early, late in zip(before, after, strict=True)
+            if early > 0
+        ]
+        known = len(shares)
+        middle = float(np.median(shares)) if shares else _USUAL_KEPT
+        weight = known / (known + _USUAL_WEIGHT)
+        kept = weight * middle + (1 - weight) * _USUAL_KEPT
+        hopeful = float(np.quantile(shares, _HOPEFUL)) if known >= 4 else 0.0
+        return cls(known, rank_correlation(before, after), kept, min(hopeful, kept))
+
+    @property
+    def promoted_share(self) -> float:
+        """Share of a rung's results that go on to the next: the fewer, the better ranks agree."""
+        if math.isnan(self.correlation):
+            return _PROMOTED_AT_FIRST
+        few, many = _PROMOTED
+        return many - (many - few) * float(np.clip(self.correlation, 0.0, 1.0))
+
+
+def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step]:
+    """Return how each rung relates to the next one, from the screen (rung 0) on.
+
+    Args:
+        records: Trials of the study.
+        rungs: Number of rungs, the screen included.
+    """
+    dense = next((r.measurement for r in records if r.origin == "dense" and r.measurement), None)
+    best = dense.search.value if dense is not None else 0.0
+    by_number = {r.number: r for r in records}
+    before: list[list[float]] = [[] for _ in range(rungs - 1)]
+    after: list[list[float]] = [[] for _ in range(rungs - 1)]
+    for record in records:
+        if not record.is_trained or record.measurement is None or not 1 <= record.rung < rungs:
+            continue
+        lost = best - record.measurement.search.value
+        if record.rung == 1:
+            if record.screened is not None:
+                before[0].append(record.screened)
+                after[0].append(lost)
+            continue
+        earlier = by_number.get(record.started_from if record.started_from is not None else -1)
+        if earlier is not None and earlier.rung == record.rung - 1 and earlier.measurement is not None:
+            before[record.rung - 1].append(best - earlier.measurement.search.value)
+            after[record.rung - 1].append(lost)
+    return [Step.of(early, late) for early, late in zip(before, after, strict=True)]
+
+
+def left_by_rung(records: Sequence[TrialRecord], rungs: int) -> dict[int, float]:
+    """Return for each rung the share of its results' loss that the last rung is expected to leave.
+
+    With it results of several rungs are brought to one fidelity.
+    """
+    steps = steps_between_rungs(records, rungs)
+    return {rung: math.prod(step.kept_loss for step in steps[rung:]) for rung in range(rungs)}

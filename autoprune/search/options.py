@@ -1,0 +1,228 @@
+"""Options of every group with their predicted loss, and the solver's problem that they make together with the costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autoprune.search.cost_model import CostModel
+from autoprune.search.profile import CutLoss, Profile
+from autoprune.search.solver import Array, Choices, Pair, Problem
+from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.shapes import LayerShape
+
+# A loss that grew by less cannot be told from none on a few hundred examples, as a share of the dense loss + 0.05.
+_LEAST_GROWTH = 1e-3
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """The options of one group.
+
+    Attributes:
+        group: The group.
+        kept: Kept units of each option.
+        ratio: Share removed.
+        bits: Bit-width.
+        criterion: The criterion that lost least at this width; empty where nothing is cut.
+        loss: Predicted growth of the loss.
+    """
+
+    group: Group
+    kept: tuple[int, ...]
+    ratio: tuple[float, ...]
+    bits: tuple[Bits, ...]
+    criterion: tuple[str, ...]
+    loss: Array
+
+    def nearest(self, kept: int, bits: int) -> int:
+        """Return the option with these bits, or any, that keeps a number nearest to ``kept``."""
+        apart = [
+            abs(k - kept) + (0 if b == bits else 10 * self.group.size)
+            for k, b in zip(self.kept, self.bits, strict=True)
+        ]
+        return int(np.argmin(apart))
+
+
+class Options:
+    """All options, and recipes as rows of option numbers and back.
+
+    Args:
+        profile: What was measured.
+        groups: Groups of the model.
+        space: What may be tried.
+        costs: Predicts bytes and latency.
+    """
+
+    def __init__(self, profile: Profile, groups: Groups, space: SearchSpace, costs: CostModel) -> None:
+        self.groups = groups
+        self.space = space
+        self.costs = costs
+        floor = _LEAST_GROWTH * (profile.dense_loss + 0.05)
+        by_group: dict[str, list[CutLoss]] = {}
+        for cut in profile.cuts:
+            by_group.setdefault(cut.group, []).append(cut)
+        self.of: tuple[GroupOptions, ...] = tuple(
+            group_options(g, space, by_group.get(g.name, []), profile.int8.get(g.name, 0.0), floor)
+            for g in groups.groups
+        )
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The solver's tables for these options."""
+        return make_problem(self.of, self.costs)
+
+    def recipe(self, choice: Choices, recovery: Recovery) -> Recipe:
+        """Return the recipe of a row of option numbers.
+
+        Args:
+            choice: ``(groups,)``.
+            recovery: What is done after the cut.
+        """
+        chosen: dict[str, GroupChoice] = {}
+        default = {kind: names[0] for kind, names in self.space.criteria.items()}
+        for options, option in zip(self.of, choice, strict=True):
+            criterion = options.criterion[option]
+            own = criterion if criterion != default.get(options.group.type) else ""
+            chosen[options.group.name] = GroupChoice(
+                ratio=options.ratio[option], bits=options.bits[option], criterion=own
+            )
+        return Recipe(groups=chosen, criterion=default, width=self.space.width, recovery=recovery)
+
+    def encode(self, recipe: Recipe) -> Choices:
+        """Return the row of option numbers that comes nearest to a recipe."""
+        row = []
+        for options in self.of:
+            choice = recipe.choice(options.group.name)
+            kept = kept_count(options.group.size, choice.ratio, recipe.width)
+            row.append(options.nearest(kept, choice.bits))
+        return np.array(row, dtype=np.int64)
+
+    def kept(self, choice: Choices) -> dict[str, int]:
+        """Return the kept units of every group."""
+        return {o.group.name: o.kept[i] for o, i in zip(self.of, choice, strict=True)}
+
+    def within(self, parent: Mapping[str, int]) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+        """Return for each group which options keep no more units than ``parent`` does."""
+        return [
+            np.array([kept <= parent.get(o.group.name, o.group.size) for kept in o.kept]) for o in self.of
+        ]
+
+
+def group_options(
+    group: Group, space: SearchSpace, cuts: Sequence[CutLoss], int8_growth: float, floor: float
+) -> GroupOptions:
+    """Return the options of one group, losses never falling as more is removed.
+
+    Args:
+        group: The group.
+        space: What may be tried.
+        cuts: Its entries of the profile.
+        int8_growth: Growth of the loss by 8 bits.
+        floor: Least growth that a cut counts as.
+    """
+    losses: dict[int, tuple[float, str]] = {group.size: (0.0, "")}
+    ratios = {kept_count(group.size, ratio, space.width): ratio for ratio in reversed(space.ratios_of(group))}
+    for kept in sorted(ratios, reverse=True):
+        entries = [cut for cut in cuts if cut.kept == kept]
+        if kept == group.size:
+            continue
+        best = min(entries, key=lambda cut: cut.growth, default=None)
+        criterion = best.criterion if best else space.criteria[group.type][0]
+        growth = max(floor, best.growth if best else _unknown(group, kept))
+        above = max(loss for loss, _ in losses.values())
+        losses[kept] = (max(growth, above), criterion)
+    rows = [
+        (
+            kept,
+            ratios[kept],
+            bits,
+            losses[kept][1],
+            losses[kept][0] + (max(int8_growth, floor / 10) if bits == 8 else 0.0),
+        )
+        for kept in sorted(ratios, reverse=True)
+        for bits in space.bits_of(group)
+    ]
+    kept_units, shares, widths, criteria, growths = zip(*rows, strict=True)
+    return GroupOptions(group, kept_units, shares, widths, criteria, np.array(growths))
+
+
+def _unknown(group: Group, kept: int) -> float:
+    """Return a growth for a width of which nothing is known: as the square of what is removed."""
+    return float((1 - kept / group.size) ** 2)
+
+
+def make_problem(options: Sequence[GroupOptions], costs: CostModel) -> Problem:
+    """Lay the cost of every layer into the tables of the groups that it depends on.
+
+    A layer's bytes and time depend on the group that makes it and on the groups that it reads. With one of those they
+    are a table over both groups' options; with several (a concatenation), the changes by each alone are added.
+    """
+    index = {o.group.name: i for i, o in enumerate(options)}
+    size = [np.zeros(len(o.kept)) for o in options]
+    latency = [np.zeros(len(o.kept)) for o in options]
+    pairs: dict[tuple[int, int], tuple[Array, Array]] = {}
+    for shape in costs.shapes:
+        own = index[shape.group]
+        readers = [index[use.group] for use in shape.reads]
+        whole_bytes, whole_latency = _layer_tables(shape, options[own], None, costs)
+        size[own] += whole_bytes
+        latency[own] += whole_latency
+        for other in dict.fromkeys(readers):
+            table_bytes, table_latency = _layer_tables(shape, options[own], options[other], costs)
+            more_bytes, more_latency = (
+                table_bytes - whole_bytes[:, None],
+                table_latency - whole_latency[:, None],
+            )
+            if other == own:
+                size[own] += np.diag(more_bytes)
+                latency[own] += np.diag(more_latency)
+                continue
+            first, second = min(own, other), max(own, other)
+            if first != own:
+                more_bytes, more_latency = more_bytes.T, more_latency.T
+            known = pairs.get((first, second), (np.zeros(()), np.zeros(())))
+            pairs[first, second] = (known[0] + more_bytes, known[1] + more_latency)
+    return Problem(
+        loss=tuple(o.loss for o in options),
+        size=tuple(size),
+        latency=tuple(latency),
+        pairs=tuple(Pair(a, b, *tables) for (a, b), tables in pairs.items() if _matters(*tables)),
+        base_size=costs.base_bytes / costs.dense_bytes,
+        base_latency=costs.base_latency,
+    )
+
+
+def _matters(size: Array, latency: Array) -> bool:
+    return bool(np.abs(size).max() > 1e-9 or np.abs(latency).max() > 1e-9)
+
+
+def _layer_tables(
+    shape: LayerShape, own: GroupOptions, other: GroupOptions | None, costs: CostModel
+) -> tuple[Array, Array]:
+    """Return bytes and latency of a layer, as shares: by its own group's options, and another's if given."""
+    name = own.group.name
+    count = 1 if other is None else len(other.kept)
+    size = np.zeros((len(own.kept), count))
+    latency = np.zeros((len(own.kept), count))
+    for i, (kept, bits) in enumerate(zip(own.kept, own.bits, strict=True)):
+        states = (
+            [({name: kept}, bits)]
+            if other is None
+            else [({name: kept, other.group.name: k}, b) for k, b in zip(other.kept, other.bits, strict=True)]
+        )
+        gone = np.array([shape.is_gone(counts) for counts, _ in states])
+        size[i] = [costs.layer_bytes(shape, counts, {name: bits}) for counts, _ in states]
+        outputs = np.array([shape.output_share(counts) for counts, _ in states])
+        inputs = np.array([shape.input_share(counts) for counts, _ in states])
+        for read in sorted({width for _, width in states}):
+            same = np.array([width == read for _, width in states])
+            latency[i, same] = costs.layer_share(shape, outputs[same], inputs[same], bits, read)
+        latency[i, gone] = 0.0
+    size /= costs.dense_bytes
+    return (size[:, 0], latency[:, 0]) if other is None else (size, latency)

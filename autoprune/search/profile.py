@@ -1,0 +1,71 @@
+"""Profile: what every choice for every group costs and buys, measured before the first proposal. Plain data."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from autoprune.space.shapes import LayerShape
+
+
+class CutLoss(BaseModel):
+    """Growth of the calibration loss when one group alone is cut and recovered in closed form.
+
+    Attributes:
+        group: Name of the group.
+        kept: Units that stay.
+        criterion: How units were ranked.
+        growth: Loss above the dense network's.
+        measured: Whether the network was run; else it is the gradient's estimate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str
+    kept: int
+    criterion: str
+    growth: float
+    measured: bool
+
+
+class Design(BaseModel):
+    """One exported network that was timed layer by layer and as a whole.
+
+    Attributes:
+        kept: Kept units by group; groups that are not named are whole.
+        bits: Bit-width by group; 32 where not named.
+        layer_s: Seconds of each layer in one inference.
+        size_bytes: Bytes of the file.
+        latency_ratio: Latency of the whole against the dense network's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kept: dict[str, int]
+    bits: dict[str, int]
+    layer_s: dict[str, float]
+    size_bytes: int
+    latency_ratio: float
+
+
+class Profile(BaseModel):
+    """All that was measured.
+
+    Attributes:
+        dense_loss: Loss of the dense network on the calibration examples.
+        examples: Calibration examples that losses are taken over.
+        cuts: Loss for groups, widths and criteria.
+        int8: Growth of the loss for each group whose layers compute in 8 bits; only measured ones.
+        designs: Exported networks; the dense one first.
+        shapes: Layers as functions of what groups keep.
+        seconds: Time that measuring took in all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dense_loss: float
+    examples: int
+    cuts: tuple[CutLoss, ...] = ()
+    int8: dict[str, float] = {}
+    designs: tuple[Design, ...] = ()
+    shapes: tuple[LayerShape, ...] = ()
+    seconds: float = 0.0

@@ -1,0 +1,303 @@
+"""Measuring the profile: what the time allowed holds, the most telling entries first, and kept for later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from autoprune.compress.sensitivity import SensitivityMeter
+from autoprune.compress.shapes import layer_shapes
+from autoprune.compress.surgery import prune
+from autoprune.measure.cost import size_bytes
+from autoprune.measure.latency import PROFILE_PROTOCOL, measure_front
+from autoprune.measure.node_times import layer_seconds
+from autoprune.naming import cache_root
+from autoprune.search.bench import MODEL_FILE, Bench
+from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.trial import failures_as_trial_errors
+from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.recipe import Bits, GroupChoice, Recipe, uniform_recipe
+from autoprune.space.search_space import SearchSpace
+from autoprune.study.artifacts import write_text_atomic
+from autoprune.workloads.weights import state_digest
+
+_FORMAT = 1
+_EXAMPLES = 256
+# The share of the time for losses; the rest goes into exported networks.
+_LOSS_SHARE = 0.6
+# Networks that are exported whatever it costs: the dense one, and what a cost model cannot do without.
+_LEAST_DESIGNS = 3
+_MOST_DESIGNS = 24
+_log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+
+
+def measure_profile(
+    bench: Bench, space: SearchSpace, allowed_s: float, say: Say, stop: Callable[[], bool] = lambda: False
+) -> Profile:
+    """Return the profile of the bench's network, measured within ``allowed_s`` seconds.
+
+    What an earlier run measured of the same network, data and target is taken from the cache and completed.
+
+    Args:
+        bench: What the study shares; its dense artifact has to be there.
+        space: What may be tried.
+        allowed_s: Seconds to spend. A step that began is ended, and a few networks are always exported.
+        say: Gets a line now and then.
+        stop: Whether to end at once.
+    """
+    begun = time.perf_counter()
+    place = cache_root() / "profiles" / f"{profile_key(bench, space)}.json"
+    profile = _read(place)
+    known = profile.seconds if profile is not None else 0.0
+
+    def left_s(share: float = 1.0) -> float:
+        return -1.0 if stop() else share * allowed_s - (time.perf_counter() - begun)
+
+    if profile is None:
+        shapes = layer_shapes(bench.workload.model, bench.groups, bench.calibration[0][0][:2])
+        profile = Profile(dense_loss=0.0, examples=0, shapes=shapes)
+    profile = _with_losses(profile, bench, space, lambda: left_s(_LOSS_SHARE), say)
+    profile = _with_designs(profile, bench, space, left_s, say)
+    profile = profile.model_copy(update={"seconds": known + time.perf_counter() - begun})
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(place, profile.model_dump_json())
+    except OSError as error:
+        _log.warning("the profile could not be cached in %s: %s", place, error)
+    return profile
+
+
+def profile_key(bench: Bench, space: SearchSpace) -> str:
+    """Return a name for everything that the profile depends on: network, data, target and closed-form recovery."""
+    recovery = space.default_recovery()
+    content = [
+        _FORMAT,
+        state_digest(bench.workload.model),
+        bench.groups.model_dump_json(),
+        bench.workload.data.fingerprint,
+        bench.config.seed,
+        bench.config.calibration_examples,
+        bench.config.target.model_dump(mode="json"),
+        [recovery.least_squares, recovery.batchnorm],
+        list(bench.workload.data.input_shape),
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _read(place: Path) -> Profile | None:
+    try:
+        return Profile.model_validate_json(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError) as error:
+        _log.warning("the cached profile %s cannot be used and is measured anew: %s", place, error)
+        return None
+
+
+# -- losses ----------------------------------------------------------------------------------
+
+
+def _with_losses(
+    profile: Profile, bench: Bench, space: SearchSpace, left_s: Callable[[], float], say: Say
+) -> Profile:
+    """Measure losses in the order of :func:`_wanted`; what there is no time for is estimated."""
+    cuts = {(c.group, c.kept, c.criterion): c for c in profile.cuts if c.measured}
+    int8 = dict(profile.int8)
+    wanted = list(_wanted(bench.groups, space))
+    missing = [key for key in wanted if key not in cuts and key != (key[0], 0, "int8")]
+    missing_int8 = [g for g, _, kind in wanted if kind == "int8" and g not in int8]
+    if not missing and not missing_int8:
+        return profile
+    batches, seen = [], 0
+    for batch in bench.calibration:
+        if seen < _EXAMPLES:
+            batches.append(batch)
+            seen += len(batch[0])
+    meter = SensitivityMeter(
+        bench.workload.model,
+        bench.groups,
+        bench.statistics,
+        batches,
+        loss=bench.workload.loss,
+        recovery=space.default_recovery(),
+        device=bench.device,
+    )
+    for done, (group, kept, kind) in enumerate(wanted):
+        if left_s() <= 0:
+            break
+        if kind == "int8":
+            if group not in int8:
+                int8[group] = meter.of_int8(group)
+        elif (group, kept, kind) not in cuts:
+            growth = meter.of_cut(group, kept, kind)
+            cuts[group, kept, kind] = CutLoss(
+                group=group, kept=kept, criterion=kind, growth=growth, measured=True
+            )
+        if done % 20 == 19:
+            say(f"profile: loss of {done + 1} of {len(wanted)} choices")
+    everything = [cuts.get(key) or _estimated(meter, cuts, *key) for key in wanted if key[2] != "int8"]
+    return profile.model_copy(
+        update={"dense_loss": meter.dense_loss, "examples": seen, "cuts": tuple(everything), "int8": int8}
+    )
+
+
+def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]]:
+    """Yield ``(group, kept, criterion)`` and ``(group, 0, "int8")``, what tells most first.
+
+    One width in the middle of every group and its 8 bits, then its deepest cut, then the other widths, all by the
+    first criterion; then the others in the same order.
+    """
+    by_group = {g.name: _widths(g, space) for g in groups.groups}
+    deepest = max((len(widths) for widths in by_group.values()), default=0)
+    criteria = {g.name: space.criteria[g.type] for g in groups.groups}
+    for turn in range(max((len(names) for names in criteria.values()), default=0)):
+        for place in range(deepest):
+            for group in groups.groups:
+                widths = by_group[group.name]
+                if turn == 0 and place == 0 and 8 in space.bits_of(group):
+                    yield group.name, 0, "int8"
+                if place < len(widths) and turn < len(criteria[group.name]):
+                    yield group.name, widths[place], criteria[group.name][turn]
+
+
+def _widths(group: Group, space: SearchSpace) -> list[int]:
+    """Return the kept counts of a group: the one in the middle, the smallest, then the rest."""
+    counts = sorted({kept_count(group.size, r, space.width) for r in space.ratios_of(group)} - {group.size})
+    if not counts:
+        return []
+    first = [counts[len(counts) // 2], counts[0]]
+    return list(dict.fromkeys([*first, *counts]))
+
+
+def _estimated(
+    meter: SensitivityMeter,
+    cuts: dict[tuple[str, int, str], CutLoss],
+    group: str,
+    kept: int,
+    criterion: str,
+) -> CutLoss:
+    """Return a loss that was not measured: the gradient's estimate, brought to the height of what was.
+
+    The height is that of the measured width nearest by, of the same criterion if there is one, else of any; with none
+    in the group, of the other groups in the median.
+    """
+    estimate = meter.estimate(group, kept, criterion)
+    own = [c for c in cuts.values() if c.group == group]
+    alike = [c for c in own if c.criterion == criterion] or own
+    pool = sorted(alike, key=lambda c: abs(c.kept - kept))[:1] or list(cuts.values())
+    heights = sorted(
+        max(c.growth, 0.0) / guess
+        for c in pool
+        if (guess := meter.estimate(c.group, c.kept, c.criterion)) > 0
+    )
+    scale = heights[len(heights) // 2] if heights else 1.0
+    return CutLoss(group=group, kept=kept, criterion=criterion, growth=estimate * scale, measured=False)
+
+
+# -- exported networks -----------------------------------------------------------------------
+
+
+def _with_designs(
+    profile: Profile, bench: Bench, space: SearchSpace, left_s: Callable[[], float], say: Say
+) -> Profile:
+    """Export and time networks that cover widths and bits, as many as there is time for."""
+    plans = design_recipes(bench.groups, space, bench.config.seed)
+    fresh = plans[len(profile.designs) :]
+    if bench.dense is None:
+        raise RuntimeError("a profile needs the dense artifact, which trial 0 builds")
+    folder = Path(tempfile.mkdtemp(prefix="autoprune-profile-"))
+    built: list[tuple[Recipe, Path]] = []
+    slowest_s = 0.0
+    try:
+        for number, recipe in enumerate(fresh):
+            # Timing what was built comes after, and takes about as long.
+            needed = len(profile.designs) + len(built) < _LEAST_DESIGNS
+            if not needed and left_s() < 2 * slowest_s + 0.8 * len(built):
+                break
+            begun = time.perf_counter()
+            say(f"profile: exporting network {number + 1} of {len(fresh)}")
+            path = folder / f"{number}"
+            path.mkdir()
+            built.append((recipe, _export(bench, recipe, path)))
+            slowest_s = max(slowest_s, time.perf_counter() - begun)
+        if not built:
+            return profile
+        say(f"profile: timing {len(built)} networks")
+        designs = _timed(bench, profile, built)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return profile.model_copy(update={"designs": (*profile.designs, *designs)})
+
+
+def _export(bench: Bench, recipe: Recipe, folder: Path) -> Path:
+    if bench.dense is not None and not recipe.groups:
+        return bench.dense.path
+    counts = recipe.kept_counts(bench.groups)
+    # Speed does not depend on which units stay.
+    plan = {g.name: tuple(range(counts[g.name])) for g in bench.groups.groups if counts[g.name] < g.size}
+    model = prune(bench.workload.model, bench.groups, plan).eval()
+    with failures_as_trial_errors():
+        bench.deploy(model, recipe, folder)
+    return folder / MODEL_FILE
+
+
+def _timed(bench: Bench, profile: Profile, built: list[tuple[Recipe, Path]]) -> list[Design]:
+    if bench.dense is None:
+        raise RuntimeError("a profile needs the dense artifact, which trial 0 builds")
+    paths = [path for _, path in built]
+    shape, target = bench.workload.data.input_shape, bench.config.target
+    layers = [s.name for s in profile.shapes]
+    by_layer = layer_seconds(paths, layers, target, shape)
+    whole = measure_front(paths, bench.dense.path, target, shape, protocol=PROFILE_PROTOCOL, memory=False)
+    return [
+        Design(
+            kept=recipe.kept_counts(bench.groups),
+            bits={g.name: recipe.choice(g.name).bits for g in bench.groups.groups},
+            layer_s=seconds,
+            size_bytes=size_bytes(path),
+            latency_ratio=latency.ratio,
+        )
+        for (recipe, path), seconds, (latency, _) in zip(built, by_layer, whole, strict=True)
+    ]
+
+
+def design_recipes(groups: Groups, space: SearchSpace, seed: int) -> list[Recipe]:
+    """Return the networks that the cost model is fitted to, the most telling first.
+
+    The dense network; then each width for all groups alike at the smallest bits; the same at the largest bits for
+    every second one; in between, networks whose groups differ in width and bits at random.
+    """
+    generator = random.Random(seed)  # noqa: S311
+    ratios = sorted({r for g in groups.prunable for r in space.ratios_of(g) if r < 1.0} | {0.0})
+    middle_first = sorted(ratios, key=lambda r: (abs(r - 0.5), r))
+    middle_first = [0.0, *[r for r in middle_first if r > 0.0]]
+    bits = sorted(space.bits)
+    found = [Recipe()]
+    for place, ratio in enumerate(middle_first):
+        found.append(uniform_recipe(groups, ratio, bits[0], width=space.width))
+        found.append(_mixed(groups, space, ratios, generator))
+        if len(bits) > 1 and place % 2 == 1:
+            found.append(uniform_recipe(groups, ratio, bits[-1], width=space.width))
+    return found[:_MOST_DESIGNS]
+
+
+def _mixed(groups: Groups, space: SearchSpace, ratios: list[float], generator: random.Random) -> Recipe:
+    choices: dict[str, GroupChoice] = {}
+    for group in groups.groups:
+        ratio = generator.choice(ratios) if group.prunable else 0.0
+        options = space.bits_of(group)
+        # Mostly the smallest bits, as in what the search will propose.
+        bits: Bits = options[0] if generator.random() < 0.75 else generator.choice(options)
+        choices[group.name] = GroupChoice(ratio=ratio, bits=bits)
+    return Recipe(groups=choices, width=space.width)

@@ -1,0 +1,296 @@
+"""Proposals: three arms over one record, whose shares follow what they gain."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+
+from autoprune.search.loss_model import LossModel
+from autoprune.search.solver import Choices, Problem, neighbours_of, solve, sweep, weight_range
+from autoprune.search.volume import Array, Volume
+
+ARMS = ("solver", "weights", "moves")
+_FIRST_SHARES = {"solver": 0.6, "weights": 0.25, "moves": 0.15}
+# No arm starves: what gains nothing now may do so later.
+_LEAST_SHARE = 0.1
+_MEMORY = 0.9
+_STAGES = 4
+# The sampler over weights is told the latest results; more of them make it slow, not better.
+_TOLD = 150
+_TRIES = 24
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate that was not evaluated yet.
+
+    Attributes:
+        choice: Option of every group.
+        arm: Who proposed it.
+        weights: What the sampler over the solver's weights chose; empty for the other arms.
+    """
+
+    choice: Choices
+    arm: str
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A candidate that was evaluated at the cheapest fidelity.
+
+    Attributes:
+        choice: Option of every group.
+        arm: Who proposed it.
+        values: Capability lost against the dense network, size and latency as shares of its, ``(3,)``.
+        weights: As in :class:`Proposal`.
+    """
+
+    choice: Choices
+    arm: str
+    values: Array
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+class Proposer:
+    """Proposes what to evaluate next.
+
+    Args:
+        problem: The solver's tables.
+        scales: Where the volume ends on each axis: capability lost at this fidelity, size share, latency share. A cap
+            that the user gave is the end of its axis.
+        objectives: Objectives of the study.
+        seed: Seed of everything random.
+        use_solver: Whether the arms that solve may be used; else moves alone propose.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        scales: Array,
+        objectives: Sequence[str],
+        *,
+        seed: int,
+        use_solver: bool = True,
+    ) -> None:
+        self.scales = scales
+        self.objectives = tuple(objectives)
+        self.seed = seed
+        self.results: list[Result] = []
+        self.arms = ARMS if use_solver else ("moves",)
+        self._plain = problem
+        self._problem = problem
+        self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
+        self._seen: set[bytes] = set()
+        self._volume = Volume(np.empty((0, 3)))
+        self._raw = np.empty((0, 3))
+        self.model = LossModel(1.0, 0.8, np.ones(len(problem.loss)))
+        self._pool: Choices | None = None
+        self._fitted_to = 0
+
+    # -- what is known -----------------------------------------------------------------------
+
+    def add(self, result: Result) -> float:
+        """Take a result and return the hypervolume that it gained; the arm's share follows."""
+        gain = float(self._volume.gains(self.scaled(result.values[None]))[0])
+        self.results.append(result)
+        self._raw = np.concatenate([self._raw, result.values[None]])
+        self._seen.add(result.choice.tobytes())
+        if gain > 0:
+            self._volume = Volume(self.scaled(self._raw))
+        if result.arm in self._gained:
+            # The unit of gain shrinks as the search goes on, so that early luck is forgotten.
+            unit = max(self._volume.total, 1e-9) / np.sqrt(len(self.results))
+            kept = self._gained[result.arm] * _MEMORY
+            self._gained[result.arm] = kept + (1 - _MEMORY) * min(1.0, gain / unit)
+        return gain
+
+    def rescale(self, lost: float) -> None:
+        """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
+        self.scales = np.array([lost, *self.scales[1:]])
+        self._volume = Volume(self.scaled(self._raw))
+        self._pool = None
+
+    def gained_lately(self, count: int) -> float:
+        """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
+        if self._volume.total <= 0:
+            return 1.0
+        before = Volume(self.scaled(self._raw[: max(0, len(self._raw) - count)])).total
+        return (self._volume.total - before) / self._volume.total
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Probability of each arm to propose next."""
+        total = sum(self._gained.values()) or 1.0
+        free = 1.0 - _LEAST_SHARE * len(self._gained)
+        return {arm: _LEAST_SHARE + free * gained / total for arm, gained in self._gained.items()}
+
+    @property
+    def counts(self) -> Array:
+        """1 for each axis that is an objective of the study, else 0."""
+        return np.array([1.0, float("size" in self.objectives), float("latency" in self.objectives)])
+
+    def values_of(self, choices: Choices) -> Array:
+        """Return predicted values of choices, ``(n, 3)``; see :class:`Result`."""
+        predicted = self._problem.evaluate(choices)
+        lost = self.model.lost(predicted[:, 0])
+        return self.scaled(np.stack([lost, predicted[:, 1], predicted[:, 2]], axis=1))
+
+    def scaled(self, values: Array) -> Array:
+        """Return capability lost, size and latency as shares of where the volume ends."""
+        scaled: Array = values / self.scales * self.counts
+        return scaled
+
+    # -- proposing ---------------------------------------------------------------------------
+
+    def propose(self) -> Proposal | None:
+        """Return a candidate that was not evaluated yet; None if the arms find none."""
+        generator = self._generator()
+        self._refit()
+        names = list(self.shares)
+        weights = np.array(list(self.shares.values()))
+        first = str(generator.choice(names, p=weights / weights.sum()))
+        for arm in dict.fromkeys([first, *names]):
+            found = self._by_arm(arm, generator)
+            if found is not None:
+                return found
+        return None
+
+    def _by_arm(self, arm: str, generator: np.random.Generator) -> Proposal | None:
+        if arm == "solver":
+            return self._by_solver()
+        if arm == "weights":
+            return self._by_weights(generator)
+        return self._by_moves(generator)
+
+    def _by_solver(self) -> Proposal | None:
+        """Of the solutions for all weightings and their neighbours, take the largest predicted gain."""
+        if self._pool is None:
+            solutions = sweep(self._problem, objectives=self.objectives)
+            values = self.values_of(solutions)
+            best = np.argsort(-self._volume.gains(values))[:8]
+            near = [neighbours_of(self._problem, solutions[i]) for i in best]
+            self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
+        fresh = np.array([row.tobytes() not in self._seen for row in self._pool], dtype=bool)
+        pool = self._pool[fresh]
+        if not len(pool):
+            return None
+        gains = self._volume.gains(self.values_of(pool))
+        best_row = int(gains.argmax())
+        return Proposal(pool[best_row], "solver") if gains[best_row] > 0 else None
+
+    def _by_weights(self, generator: np.random.Generator) -> Proposal | None:
+        """Let Optuna choose weight, trade, trust in 8 bits and factors of the stages, and solve for those."""
+        study = optuna.create_study(
+            directions=["minimize"] * 3, sampler=_sampler(int(generator.integers(2**31)))
+        )
+        told = [r for r in self.results if r.weights][-_TOLD:]
+        study.add_trials(
+            [
+                optuna.trial.create_trial(
+                    params=r.weights, distributions=self._distributions(), values=[float(v) for v in r.values]
+                )
+                for r in told
+            ]
+        )
+        for _ in range(4):
+            trial = study.ask(self._distributions())
+            choice = self.solved(trial.params)
+            if choice.tobytes() not in self._seen:
+                return Proposal(choice, "weights", dict(trial.params))
+            study.tell(trial, [float(v) for v in self.values_of(choice[None])[0]])
+        return None
+
+    def solved(self, weights: dict[str, float]) -> Choices:
+        """Return the solution for what the sampler chose."""
+        groups = len(self._problem.loss)
+        stage = np.arange(groups) * _STAGES // max(1, groups)
+        loss = []
+        for index, (corrected, plain) in enumerate(zip(self._problem.loss, self._plain.loss, strict=True)):
+            factor = 10.0 ** weights[f"stage{stage[index]}"]
+            loss.append(corrected * factor + (10.0 ** weights["caution"]) * 1e-3 * (plain > 0))
+        problem = _with_losses(self._problem, loss)
+        total = 10.0 ** weights["weight"]
+        share = weights.get("latency_share", 1.0 if "latency" in self.objectives else 0.0)
+        found: Choices = solve(problem, np.array([total * (1 - share)]), np.array([total * share]))[0]
+        return found
+
+    def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
+        low, high = weight_range(self._plain)
+        real = optuna.distributions.FloatDistribution
+        found: dict[str, optuna.distributions.BaseDistribution] = {
+            "weight": real(low, high),
+            "caution": real(-2.0, 1.0),
+        }
+        if {"size", "latency"} <= set(self.objectives):
+            found["latency_share"] = real(0.0, 1.0)
+        found |= {f"stage{stage}": real(-0.7, 0.7) for stage in range(_STAGES)}
+        return found
+
+    def _by_moves(self, generator: np.random.Generator) -> Proposal | None:
+        """Change one to three groups of a member of the front, the best predicted of a few."""
+        front = self._front()
+        if not len(front):
+            return self._at_random(generator)
+        candidates = []
+        for _ in range(_TRIES):
+            moved = front[int(generator.integers(len(front)))].copy()
+            for _ in range(int(generator.integers(1, 4))):
+                group = int(generator.integers(len(moved)))
+                moved[group] = generator.integers(len(self._plain.loss[group]))
+            if moved.tobytes() not in self._seen:
+                candidates.append(moved)
+        if not candidates:
+            return None
+        # The best of a few, not of all: what does not add up is found where the prediction is wrong.
+        some = np.stack(candidates[:6])
+        return Proposal(some[int(self._volume.gains(self.values_of(some)).argmax())], "moves")
+
+    def _at_random(self, generator: np.random.Generator) -> Proposal:
+        row = [int(generator.integers(len(loss))) for loss in self._plain.loss]
+        return Proposal(np.array(row, dtype=np.int64), "moves")
+
+    def _front(self) -> NDArray[np.int64]:
+        if not self.results:
+            return np.empty((0, len(self._plain.loss)), dtype=np.int64)
+        members = {row.tobytes() for row in self._volume.front}
+        scaled = np.clip(self.scaled(self._raw), 0.0, None)
+        found = [r.choice for r, row in zip(self.results, scaled, strict=True) if row.tobytes() in members]
+        return np.stack(found) if found else np.empty((0, len(self._plain.loss)), dtype=np.int64)
+
+    def _refit(self) -> None:
+        """Fit the loss model anew once there are some more results, and solve with it."""
+        if self.results and (self._pool is None or len(self.results) >= 1.1 * self._fitted_to + 1):
+            losses = np.stack([self._losses_of(r.choice) for r in self.results])
+            self.model = LossModel.fit(losses, self._raw[:, 0])
+            factors = self.model.factors
+            self._problem = _with_losses(
+                self._plain, [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]
+            )
+            self._fitted_to = len(self.results)
+            self._pool = None
+
+    def _losses_of(self, choice: Choices) -> Array:
+        return np.array([loss[option] for loss, option in zip(self._plain.loss, choice, strict=True)])
+
+    def _generator(self) -> np.random.Generator:
+        text = f"{self.seed}:{len(self.results)}"
+        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+
+
+def _with_losses(problem: Problem, loss: Sequence[Array]) -> Problem:
+    return Problem(
+        tuple(loss), problem.size, problem.latency, problem.pairs, problem.base_size, problem.base_latency
+    )
+
+
+def _sampler(seed: int) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(multivariate=True, seed=seed)

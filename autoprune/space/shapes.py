@@ -1,0 +1,71 @@
+"""Shapes of a network's layers as functions of what its groups keep, as plain data. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+
+class AxisUse(BaseModel):
+    """How a group takes part in one axis of a layer.
+
+    Attributes:
+        group: Name of the group.
+        share: Share of the axis' channels that one unit of the group owns, in ``(0, 1]``.
+        units: Units of the whole group.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    group: str
+    share: float
+    units: int
+
+
+class LayerShape(BaseModel):
+    """One convolution or linear layer.
+
+    Attributes:
+        name: Name of the layer.
+        group: The group whose bit-width the layer has.
+        weights: Weights of the dense layer, the bias not among them.
+        outputs: Channels that the dense layer makes.
+        inputs: Channels that the dense layer reads.
+        makes: Groups that own its outputs.
+        reads: Groups that own its inputs.
+        read_elements: Elements of its input for one example.
+        block: The group with which the whole layer goes when all its units are removed; empty for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    group: str
+    weights: int
+    outputs: int
+    inputs: int
+    makes: tuple[AxisUse, ...]
+    reads: tuple[AxisUse, ...]
+    read_elements: int
+    block: str = ""
+
+    def output_share(self, counts: Mapping[str, int]) -> float:
+        """Return the share of its outputs that stays.
+
+        Args:
+            counts: Kept units by group; groups that are not named stay whole.
+        """
+        return self._share(self.makes, counts)
+
+    def input_share(self, counts: Mapping[str, int]) -> float:
+        """Return the share of its inputs that stays; see :meth:`output_share`."""
+        return self._share(self.reads, counts)
+
+    def is_gone(self, counts: Mapping[str, int]) -> bool:
+        """Return whether the layer goes with a removed block."""
+        return bool(self.block) and counts.get(self.block, 1) == 0
+
+    @staticmethod
+    def _share(uses: tuple[AxisUse, ...], counts: Mapping[str, int]) -> float:
+        return 1.0 - sum(use.share * (use.units - counts.get(use.group, use.units)) for use in uses)

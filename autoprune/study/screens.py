@@ -1,0 +1,75 @@
+"""Screens: recipes that were looked at without exporting them, one JSON line each beside the study's database.
+
+They are no trials: their latency and size are predictions, so no front and no sampler's record may hold them. A line
+that a killed run left half written is dropped; what it told is cheap to find again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoprune.naming import StudyPaths
+from autoprune.space.recipe import Recipe
+from autoprune.study.database import storage_faults
+
+
+class Screen(BaseModel):
+    """One recipe that was screened.
+
+    Attributes:
+        recipe: The whole candidate.
+        arm: Who proposed it.
+        label: For people; empty for proposals.
+        weights: What the sampler over the solver's weights chose for it; empty for other arms.
+        lost: Capability lost against the dense network on the same examples, after closed-form recovery alone.
+        size_ratio: Predicted bytes as a share of the dense file.
+        latency_ratio: Predicted latency as a share of the dense network's.
+        duration_s: Seconds that it took.
+        proposal_s: Seconds that choosing it took.
+        ended_s: Seconds of the study that were spent when it ended.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Recipe
+    arm: str
+    label: str = ""
+    weights: dict[str, float] = {}
+    lost: float
+    size_ratio: float
+    latency_ratio: float
+    duration_s: float
+    proposal_s: float = 0.0
+    ended_s: float = 0.0
+
+
+def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
+    """Add screens to the study's."""
+    with storage_faults(paths), paths.screens.open("a+b") as file:
+        torn = file.tell() > 0 and _last_byte(paths) != b"\n"
+        text = "".join(screen.model_dump_json() + "\n" for screen in screens)
+        file.write((b"\n" if torn else b"") + text.encode())
+
+
+def read_screens(paths: StudyPaths) -> list[Screen]:
+    """Return the study's screens in the order in which they were made; none where there are none."""
+    try:
+        lines = paths.screens.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(Screen.model_validate(json.loads(line)))
+        except (ValueError, ValidationError):
+            continue
+    return found
+
+
+def _last_byte(paths: StudyPaths) -> bytes:
+    with paths.screens.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1)

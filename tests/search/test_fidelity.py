@@ -1,0 +1,82 @@
+"""What one rung tells about the next, and lineage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from autoprune.search.fidelity import Step, left_by_rung, steps_between_rungs
+from autoprune.search.lineage import find_parent, prunes_further
+from autoprune.space.recipe import Recipe, uniform_recipe
+from autoprune.study.records import TrialRecord, superseded
+from tests.search.fakes import make_groups, make_measurement
+
+GROUPS = make_groups()
+
+
+def trial(number: int, ratio: float, rung: int, accuracy: float, **fields: object) -> TrialRecord:
+    recipe = uniform_recipe(GROUPS, ratio, 8) if ratio else Recipe()
+    measured = make_measurement(recipe, GROUPS)
+    measured = measured.model_copy(update={"search": measured.search.model_copy(update={"value": accuracy})})
+    values = {"origin": "solver" if ratio else "dense", "train_steps": 50 * rung, **fields}
+    return TrialRecord(
+        number=number, state="complete", rung=rung, recipe=recipe, measurement=measured, **values
+    )
+
+
+def test_ranks_that_agree_promote_few_and_ranks_that_do_not_promote_many() -> None:
+    agreeing = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.05, 0.1, 0.15, 0.2, 0.25])
+    opposite = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.25, 0.2, 0.15, 0.1, 0.05])
+    unknown = Step.of([], [])
+    assert agreeing.correlation == pytest.approx(1.0)
+    assert agreeing.promoted_share < unknown.promoted_share < opposite.promoted_share
+    assert math.isnan(unknown.correlation)
+
+
+def test_the_loss_that_is_left_moves_from_the_usual_to_what_was_seen() -> None:
+    few = Step.of([0.2], [0.02])
+    many = Step.of([0.2] * 20, [0.02] * 20)
+    assert 0.1 < few.kept_loss < 0.5
+    assert many.kept_loss == pytest.approx(0.1, abs=0.05)
+    assert many.hopeful_loss <= many.kept_loss
+    assert few.hopeful_loss == 0.0  # nothing is hopeless on one result
+
+
+def test_rungs_are_related_over_the_recipes_that_have_both() -> None:
+    records = [
+        trial(0, 0.0, 1, 0.9),
+        trial(1, 0.3, 1, 0.8, screened=0.2),
+        trial(2, 0.5, 1, 0.7, screened=0.4),
+        trial(3, 0.5, 2, 0.85, started_from=2),
+        trial(4, 0.7, 1, 0.6),  # never screened
+    ]
+    first, second = steps_between_rungs(records, 3)
+    assert (first.pairs, second.pairs) == (2, 1)
+    left = left_by_rung(records, 3)
+    assert left[2] == 1.0
+    assert left[0] == pytest.approx(first.kept_loss * second.kept_loss)
+    assert superseded(records) == {2}
+
+
+def test_a_recipe_that_starts_from_another_one_supersedes_nothing() -> None:
+    records = [trial(1, 0.3, 2, 0.8), trial(2, 0.5, 1, 0.7, started_from=1)]
+    assert superseded(records) == set()
+
+
+def test_a_parent_keeps_at_least_as_much_of_every_group() -> None:
+    assert prunes_further({"a": 4, "b": 8}, {"a": 8, "b": 8})
+    assert not prunes_further({"a": 8, "b": 8}, {"a": 8, "b": 8})
+    assert not prunes_further({"a": 4, "b": 9}, {"a": 8, "b": 8})
+
+
+def test_the_parent_is_the_one_with_most_training_then_the_nearest() -> None:
+    records = [trial(1, 0.3, 1, 0.8), trial(2, 0.4, 2, 0.8), trial(3, 0.25, 2, 0.8), trial(4, 0.7, 6, 0.5)]
+    counts = uniform_recipe(GROUPS, 0.6, 8).kept_counts(GROUPS)
+    found = find_parent(counts, records, GROUPS, lambda record: True)
+    assert found is not None
+    assert found.number == 2
+    found = find_parent(counts, records, GROUPS, lambda record: record.number != 2)
+    assert found is not None
+    assert found.number == 3
+    assert find_parent(counts, records, GROUPS, lambda record: False) is None

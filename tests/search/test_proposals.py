@@ -1,0 +1,93 @@
+"""Proposals on a problem of many groups whose true front is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoprune.search.proposals import ARMS, Proposer, Result
+from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna
+
+OBJECTIVES = ("accuracy", "latency", "size")
+
+
+@pytest.fixture(scope="module")
+def problem() -> Synthetic:
+    return Synthetic.make(0)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_auto_comes_near_the_true_front_with_few_evaluations(seed: int) -> None:
+    problem = Synthetic.make(seed)
+    volumes = run_auto(problem, 50, seed)
+    true = problem.true_volume()
+    assert volumes[-1] >= 0.85 * true
+    assert volumes[-1] <= 1.01 * true
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_quarter_of_the_evaluations_is_enough_to_be_ahead_of_a_blind_sampler(
+    problem: Synthetic, name: str
+) -> None:
+    blind = run_optuna(problem, 80, SAMPLERS[name](0))
+    auto = run_auto(problem, 20, 0)
+    assert auto[-1] >= 1.1 * blind[-1]
+
+
+def test_the_solver_is_worth_its_place(problem: Synthetic) -> None:
+    assert run_auto(problem, 40, 0)[-1] > 1.5 * run_auto(problem, 40, 0, use_solver=False)[-1]
+
+
+def test_what_does_not_add_up_is_still_found() -> None:
+    coupled = Synthetic.make(2, groups=20, coupling=1.0)
+    assert run_auto(coupled, 80, 0)[-1] >= 0.8 * coupled.true_volume()
+
+
+def test_nothing_is_proposed_twice(problem: Synthetic) -> None:
+    proposer = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0)
+    seen = set()
+    for _ in range(60):
+        proposal = proposer.propose()
+        assert proposal is not None
+        assert proposal.choice.tobytes() not in seen
+        seen.add(proposal.choice.tobytes())
+        values = problem.values(proposal.choice[None])[0]
+        proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+    assert {r.arm for r in proposer.results} == set(ARMS)
+
+
+def test_the_same_record_gives_the_same_proposal(problem: Synthetic) -> None:
+    first, second = (Proposer(problem.profile, SCALES, OBJECTIVES, seed=3) for _ in range(2))
+    for _ in range(15):
+        proposal, again = first.propose(), second.propose()
+        assert proposal is not None
+        assert again is not None
+        assert (proposal.choice == again.choice).all()
+        result = Result(
+            proposal.choice, proposal.arm, problem.values(proposal.choice[None])[0], proposal.weights
+        )
+        first.add(result)
+        second.add(result)
+
+
+def test_an_arm_that_gains_gets_a_larger_share_and_none_starves(problem: Synthetic) -> None:
+    proposer = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0)
+    before = proposer.shares["moves"]
+    groups = len(problem.truth.loss)
+    for step in range(10):  # each better than all before
+        values = np.array([0.05, 0.9 - 0.08 * step, 0.9 - 0.08 * step])
+        proposer.add(Result(np.full(groups, step), "moves", values))
+        proposer.add(Result(np.full(groups, step) + 1, "solver", np.array([0.2, 1.0, 1.0])))
+    assert proposer.shares["moves"] > before
+    assert min(proposer.shares.values()) >= 0.1
+    assert sum(proposer.shares.values()) == pytest.approx(1.0)
+
+
+def test_with_two_objectives_the_third_has_no_say(problem: Synthetic) -> None:
+    proposer = Proposer(problem.profile, SCALES, ("accuracy", "size"), seed=0)
+    for _ in range(20):
+        proposal = proposer.propose()
+        assert proposal is not None
+        values = problem.values(proposal.choice[None])[0]
+        proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+        assert "latency_share" not in proposal.weights
