@@ -18,7 +18,7 @@ from autoprune.search.options import Options
 from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.solver import Choices
 from autoprune.search.volume import Array, pick_greedily
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
 
@@ -26,8 +26,12 @@ from autoprune.study.screens import Screen, append_screens, read_screens
 _FIRST_SCREENS = 16
 _FIRST_SHARE = 0.25
 # Screening ends when so many in a row together gained less than this share of the volume.
-_STALLED_AFTER = 60
-_STALLED_GAIN = 0.005
+_STALLED_AFTER = 40
+_STALLED_GAIN = 0.01
+# Trained recipes for each network of the final recovery, from which they are chosen.
+_CHOICE_FOR_FINAL = 1.5
+# Steps from which on the learning rate of the space is right; over fewer steps a network settles at a smaller one.
+_LONG_TRAINING = 800
 # What the final recovery is taken to leave of what the last rung lost.
 _FINAL_LEFT = 0.5
 # A result of no use: all was lost.
@@ -127,8 +131,9 @@ class AutoSearch:
             if proposal is not None:
                 self._evaluate(proposal, "", self.clock.monotonic() - begun_s)
                 return True
-        # What there is goes up as far as it is worth it; the time that is left is the final recovery's.
-        return any(self._count(r + 1) < self._count(r) / 2 and self._promote(r) for r in rungs)
+        # The time that is left is the final recovery's, once there is enough for it to choose from.
+        enough = _CHOICE_FOR_FINAL * self.config.most_networks
+        return self._lowest == 0 and self._count(1) < enough and self._promote(0)
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
@@ -242,7 +247,7 @@ class AutoSearch:
         """Run a trial that takes a candidate to ``rung``."""
         earlier = candidate.trials.get(rung - 1)
         steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
-        recipe = candidate.recipe.model_copy(update={"recovery": with_steps(self._recovery, steps)})
+        recipe = candidate.recipe.model_copy(update={"recovery": self._brief(steps)})
         start = earlier
         if start is None and self.config.auto.lineage and recipe.prunes:
             counts = recipe.kept_counts(self.driver.groups)
@@ -260,6 +265,11 @@ class AutoSearch:
         self._note_trial(candidate, self.driver.records[-1])
         if rung == 1 and self._lowest == 0:
             self.proposer.rescale(float(self._scales_at(0)[0]))
+
+    def _brief(self, steps: int) -> Recovery:
+        """Return the recovery of a rung: a short training takes smaller steps."""
+        rate = self._recovery.learning_rate * min(1.0, (steps / _LONG_TRAINING) ** 0.5)
+        return with_steps(self._recovery, steps).model_copy(update={"learning_rate": rate})
 
     def _note_trial(self, candidate: Candidate, record: TrialRecord) -> None:
         measured = record.measurement

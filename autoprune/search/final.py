@@ -16,7 +16,7 @@ from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver, describe, with_steps
 from autoprune.search.lineage import prunes_further
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
@@ -235,7 +235,7 @@ class FinalPhase:
         trainer = Trainer(
             compressed.model,
             self.bench.stream,
-            recipe.recovery,
+            self._recovery_of(recipe),
             loss=self.bench.workload.loss,
             device=self.bench.device,
             training_step=self.bench.workload.training_step,
@@ -255,6 +255,11 @@ class FinalPhase:
             commit_folder(folder, checkpoint)
             self._lines[record.number] = trained
         return trained
+
+    def _recovery_of(self, recipe: Recipe) -> Recovery:
+        """Return how a network is trained: as in its trial, but for the default search, whose rungs train briefly."""
+        auto = self.bench.config.sampler == "auto"
+        return self.driver.space.default_recovery() if auto else recipe.recovery
 
     def _from_line(self, record: TrialRecord, own: Compressed) -> Compressed:
         """Return the network to continue: the trial's own, or a network of this phase that it cuts further.

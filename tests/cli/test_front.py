@@ -92,7 +92,7 @@ def test_json_is_one_object_with_the_names_of_the_contract(
     assert (best["accuracy"], best["accuracy_search"]) == (0.89, pytest.approx(0.94))
     assert (best["latency_ms"], best["latency_ratio"], best["latency_ratio_ci"]) == (6.0, 0.6, [0.58, 0.62])
     assert (best["size_bytes"], best["size_ratio"]) == (2_400_000, 0.6)
-    assert best["recipe"]["groups"] == {"a": {"ratio": 0.5, "bits": 32}}
+    assert best["recipe"]["groups"] == {"a": {"ratio": 0.5, "bits": 32, "criterion": ""}}
 
 
 @pytest.mark.parametrize(

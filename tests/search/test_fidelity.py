@@ -15,13 +15,28 @@ from tests.search.fakes import make_groups, make_measurement
 GROUPS = make_groups()
 
 
-def trial(number: int, ratio: float, rung: int, accuracy: float, **fields: object) -> TrialRecord:
+def trial(
+    number: int,
+    ratio: float,
+    rung: int,
+    accuracy: float,
+    *,
+    screened: float | None = None,
+    started_from: int | None = None,
+) -> TrialRecord:
     recipe = uniform_recipe(GROUPS, ratio, 8) if ratio else Recipe()
     measured = make_measurement(recipe, GROUPS)
     measured = measured.model_copy(update={"search": measured.search.model_copy(update={"value": accuracy})})
-    values = {"origin": "solver" if ratio else "dense", "train_steps": 50 * rung, **fields}
     return TrialRecord(
-        number=number, state="complete", rung=rung, recipe=recipe, measurement=measured, **values
+        number=number,
+        state="complete",
+        rung=rung,
+        origin="solver" if ratio else "dense",
+        started_from=started_from,
+        screened=screened,
+        recipe=recipe,
+        measurement=measured,
+        train_steps=50 * rung,
     )
 
 
