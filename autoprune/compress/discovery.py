@@ -74,6 +74,7 @@ class _Listener:
         self.found: Groups | None = None
         self.failure = ""
         self.verdicts: dict[str, str] = {}
+        self.blocks: dict[str, str] = {}
         self.done = False
 
     def listen(self, receiver: Connection, deadline: float) -> bool:
@@ -89,6 +90,8 @@ class _Listener:
                 self.found = content[0]
             elif kind == "verdict":
                 self.verdicts[content[0]] = content[1]
+            elif kind == "blocks":
+                self.blocks = content[0]
             elif kind == "failed":
                 self.failure = content[0]
             self.done = kind in ("done", "failed")
@@ -98,19 +101,17 @@ class _Listener:
         """Return the groups with what is known about each."""
         if self.found is None:
             reason = self.failure or f"the search for groups did not end: {why_unfinished}"
-            return self.fallback.model_copy(
-                update={
-                    "groups": tuple(g.model_copy(update={"reason": reason}) for g in self.fallback.groups)
-                }
-            )
+            alone = tuple(g.model_copy(update={"reason": reason}) for g in self.fallback.groups)
+            return Groups(groups=alone, input_shape=self.fallback.input_shape)
         unproved = f"surgery was not proved: {why_unfinished}"
         judged = []
         for group in self.found.groups:
             if group.prunable:
                 reason = self.verdicts.get(group.name, "" if self.done else unproved)
-                group = group.model_copy(update={"prunable": not reason, "reason": reason})
+                block = "" if reason else self.blocks.get(group.name, "")
+                group = group.model_copy(update={"prunable": not reason, "reason": reason, "block": block})
             judged.append(group)
-        return self.found.model_copy(update={"groups": tuple(judged)})
+        return Groups(groups=tuple(judged), input_shape=self.found.input_shape)
 
 
 def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: float) -> None:
@@ -119,15 +120,26 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
     torch.set_num_threads(1)
     try:
         # Imported here: the parent needs neither.
+        from autoprune.compress.blocks import removable_blocks
         from autoprune.compress.trace import trace_groups
         from autoprune.compress.verification import verify_groups
 
         shape = tuple(example.shape[1:])
         groups = Groups(groups=tuple(trace_groups(model, example[:1])), input_shape=shape)
         sender.send(("found", groups))
-        enough = deadline - _LAST_PROOF * (deadline - time.monotonic())
+        time_left_s = deadline - time.monotonic()
+        enough = deadline - _LAST_PROOF * time_left_s
+        faulty: set[str] = set()
         for name, reason in verify_groups(model, groups, example, stop=lambda: time.monotonic() > enough):
             sender.send(("verdict", name, reason))
+            if reason:
+                faulty.add(name)
+        sound = [
+            g if g.name not in faulty else g.model_copy(update={"prunable": False}) for g in groups.groups
+        ]
+        if time.monotonic() < deadline - _LAST_PROOF * time_left_s:
+            blocks = removable_blocks(model, Groups(groups=tuple(sound), input_shape=shape), example)
+            sender.send(("blocks", blocks))
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone
         text = (str(error).strip().splitlines() or [""])[0][:200]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from autoprune.compress.surgery import Plan, kept_channels
+from autoprune.compress.surgery import Plan, gone_blocks, kept_channels
 from autoprune.space.groups import Group, Groups, Member
 
 
@@ -30,6 +30,7 @@ def groups_after(dense: nn.Module, groups: Groups, plan: Plan) -> Groups:
         CompressionError: If the plan does not fit the groups.
     """
     kept = kept_channels(dense, groups, plan)
+    groups = groups.without(gone_blocks(groups, plan))
     places = {
         (layer, axis): {channel: place for place, channel in enumerate(channels)}
         for layer, sides in kept.items()

@@ -54,7 +54,7 @@ def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[Laye
 
 
 def _block_owners(groups: Groups) -> dict[str, str]:
-    return {block: g.name for g in groups.groups if (block := getattr(g, "block", ""))}
+    return {g.block: g.name for g in groups.groups if g.block}
 
 
 @torch.no_grad()

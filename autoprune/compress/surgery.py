@@ -12,6 +12,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.blocks import take_out
 from autoprune.compress.criteria import score_group
 from autoprune.compress.layers import (
     BatchNorm,
@@ -25,7 +26,7 @@ from autoprune.compress.layers import (
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.errors import CompressionError
 from autoprune.naming import unknown_name
-from autoprune.space.groups import Axis, Group, Groups
+from autoprune.space.groups import Axis, Group, Groups, is_inside
 from autoprune.space.recipe import Recipe
 
 Plan = dict[str, tuple[int, ...]]
@@ -64,7 +65,9 @@ def make_plan(
     kept = recipe.kept_counts(groups) if counts is None else counts
     for group in groups.groups:
         keep = kept[group.name]
-        if keep < group.size:
+        if keep == 0:
+            plan[group.name] = ()
+        elif keep < group.size:
             scores = score_group(model, group, recipe.criterion_of(group), statistics)
             best = torch.argsort(scores, descending=True, stable=True)[:keep]
             plan[group.name] = tuple(sorted(best.tolist()))
@@ -81,7 +84,8 @@ def kept_channels(model: nn.Module, groups: Groups, plan: Plan) -> Kept:
 
     Returns:
         For each layer that is cut, and each axis that it is cut along, the sorted indices that stay. Where
-        several groups meet in one layer (a concatenation) it is what all of them leave.
+        several groups meet in one layer (a concatenation) it is what all of them leave. Layers of blocks that
+        are taken out are not among them.
 
     Raises:
         UsageError: If the plan names an unknown group.
@@ -89,10 +93,11 @@ def kept_channels(model: nn.Module, groups: Groups, plan: Plan) -> Kept:
             unit that does not exist.
     """
     removed: dict[tuple[str, Axis], set[int]] = {}
+    blocks = gone_blocks(groups, plan)
     for name, kept_units in plan.items():
         group = _checked(groups, name, kept_units)
         gone = sorted(set(range(group.size)) - set(kept_units))
-        for member in group.members:
+        for member in (m for m in group.members if not is_inside(m.layer, blocks)):
             channels = (channel for unit in gone for channel in member.index_map[unit])
             removed.setdefault((member.layer, member.axis), set()).update(channels)
     parameters = dict(model.named_parameters())
@@ -109,13 +114,19 @@ def kept_channels(model: nn.Module, groups: Groups, plan: Plan) -> Kept:
     return kept
 
 
+def gone_blocks(groups: Groups, plan: Plan) -> tuple[str, ...]:
+    """Return the blocks that a plan takes out."""
+    return groups.removed_blocks({name: len(units) for name, units in plan.items()})
+
+
 def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
     """Return a copy of ``model`` without the units that ``plan`` drops.
 
     Args:
         model: The dense network; it is not changed.
         groups: Its groups.
-        plan: Kept units by group; groups that are not named stay whole.
+        plan: Kept units by group; groups that are not named stay whole, and one that keeps none goes with its block,
+            in whose place the identity is put.
 
     Returns:
         The smaller network, on the same device and in the same mode.
@@ -125,6 +136,8 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
     """
     kept = kept_channels(model, groups, plan)
     copy = deepcopy(model)
+    for block in gone_blocks(groups, plan):
+        take_out(copy, block)
     for name, sides in kept.items():
         owner, own = split_name(name)
         if isinstance(parameter := getattr(submodule(copy, owner), own, None), nn.Parameter):
@@ -144,6 +157,8 @@ def zero_mask(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
         CompressionError: If the plan does not fit the groups.
     """
     copy = deepcopy(model)
+    for block in gone_blocks(groups, plan):
+        take_out(copy, block)
     for name, sides in kept_channels(model, groups, plan).items():
         module = dict(copy.named_modules()).get(name)
         if isinstance(module, nn.LayerNorm):
@@ -160,11 +175,11 @@ def _checked(groups: Groups, name: str, units: Sequence[int]) -> Group:
     group = groups.by_name[name]
     if not group.prunable and len(units) < group.size:
         raise CompressionError(f"group {name!r} cannot be pruned: {group.reason}")
-    if not units:
+    if not units and not group.block:
         raise CompressionError(
             f"the plan keeps no unit of group {name!r}; at least 1 of {group.size} must stay"
         )
-    if list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size:
+    if units and (list(units) != sorted(set(units)) or units[0] < 0 or units[-1] >= group.size):
         raise CompressionError(
             f"the plan's units of group {name!r} must be sorted, distinct and in 0..{group.size - 1}, "
             f"got {tuple(units)}"

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.config import Target, usable_cores
+from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.quantize import quantize
 from autoprune.deploy.runtime import Artifact
@@ -69,6 +70,8 @@ class OnnxRuntime:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._template: Template | None = None
+        self._templates: dict[str, Template] = {}
+        self._modules: dict[str, str] = {}
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""
@@ -76,6 +79,7 @@ class OnnxRuntime:
         def fits(template: Template) -> bool:
             return self._filled(template, dense, example, wanted) is not None
 
+        self._modules = {name: type(module).__name__ for name, module in dense.named_modules()}
         with torch.no_grad():
             wanted = dense(example).numpy()
         self._template = export_template(dense, example, batch=self.target.batch, fits=fits)
@@ -134,11 +138,14 @@ class OnnxRuntime:
         """Return the candidate's float graph, compared with the network, and the network's outputs."""
         with torch.no_grad():
             wanted = model(inputs).numpy()
-        found = None if self._template is None else self._filled(self._template, model, inputs, wanted)
-        if found is not None:
-            return found, wanted
+        for template in self._templates_for(model):
+            found = self._filled(template, model, inputs, wanted)
+            if found is not None:
+                return found, wanted
         _log.info("this candidate does not fit into the dense network's graph and is exported by itself")
-        proto = export_fresh(model, inputs[:2], batch=self.target.batch).proto
+        fresh = export_fresh(model, inputs[:2], batch=self.target.batch)
+        self._templates[_topology(model)] = fresh
+        proto = fresh.proto
         error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
         if not error <= _FLOAT_PARITY:
             raise ExportError(
@@ -147,6 +154,20 @@ class OnnxRuntime:
                 "an operator of this network does something else in ONNX; please report the model",
             )
         return proto, wanted
+
+    def _templates_for(self, model: nn.Module) -> Iterator[Template]:
+        """Yield the graphs that may be the candidate's: one made before, and the dense one without its lost blocks."""
+        topology = _topology(model)
+        if topology in self._templates:
+            yield self._templates[topology]
+        if self._template is None:
+            return
+        lost = [
+            name for name, kind in self._modules.items() if kind != "Identity" and _is_identity(model, name)
+        ]
+        smaller = without_blocks(self._template, lost) if lost else self._template
+        if smaller is not None:
+            yield smaller
 
     def _filled(
         self, template: Template, model: nn.Module, inputs: Tensor, wanted: NDArray[np.float32]
@@ -185,6 +206,18 @@ class OnnxRuntime:
             operators=dict(sorted(Counter(n.op_type for n in graph.node).items())),
             not_as_asked=tuple(layer for layer in asked if layer not in running),
         )
+
+
+def _topology(model: nn.Module) -> str:
+    """Return a text that networks with the same modules share, however wide their layers are."""
+    return "|".join(f"{name}:{type(module).__name__}" for name, module in model.named_modules())
+
+
+def _is_identity(model: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(name), nn.Identity)
+    except AttributeError:  # inside of a module that is gone
+        return False
 
 
 def executed_graph(model: bytes | str, threads: int) -> onnx.GraphProto:

@@ -85,19 +85,27 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
 
 def architecture_key(recipe: Recipe, groups: Groups) -> str:
     """Return a text that is equal for recipes that train the same network: all but the bit-widths."""
+    rest = groups_left(recipe, groups)
     kept = {
         g.name: kept_count(g.size, recipe.choice(g.name).ratio, recipe.width)
-        for g in groups.groups
+        for g in rest.groups
         if g.prunable and recipe.choice(g.name).ratio > 0
     }
-    if not kept:
+    blocks = groups.removed_blocks(recipe.kept_counts(groups))
+    if not kept and not blocks:
         return "dense"
     parts = {
         "kept": kept,
+        "blocks": blocks,
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def groups_left(recipe: Recipe, groups: Groups) -> Groups:
+    """Return the groups that are still there once the recipe's blocks are taken out."""
+    return groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
 
 
 def effective_key(recipe: Recipe, groups: Groups) -> str:
@@ -105,5 +113,6 @@ def effective_key(recipe: Recipe, groups: Groups) -> str:
 
     Two ratios that keep the same count, and choices that nothing depends on, make no difference.
     """
-    bits = {g.name: recipe.choice(g.name).bits for g in groups.groups if recipe.choice(g.name).bits != 32}
+    left = groups_left(recipe, groups)
+    bits = {g.name: recipe.choice(g.name).bits for g in left.groups if recipe.choice(g.name).bits != 32}
     return architecture_key(recipe, groups) + "|" + json.dumps(bits, sort_keys=True)

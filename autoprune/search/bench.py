@@ -293,7 +293,8 @@ def training_device() -> torch.device:
 
 def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
     """Return the layers that the recipe asks to run in int8: the producers of its 8 bit groups."""
-    return [layer for g in groups.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
+    rest = groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
+    return [layer for g in rest.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
 
 
 def discover(workload: Workload, examples: Sequence[Tensor] | None = None) -> Groups:

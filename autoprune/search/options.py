@@ -103,6 +103,12 @@ class Options:
             row.append(options.nearest(kept, choice.bits))
         return np.array(row, dtype=np.int64)
 
+    def predicted_costs(self, choice: Choices) -> tuple[float, float]:
+        """Return predicted size and latency of a row of option numbers, as shares of the dense network's."""
+        kept = self.kept(choice)
+        bits = {o.group.name: o.bits[i] for o, i in zip(self.of, choice, strict=True)}
+        return self.costs.size(kept, bits), self.costs.latency(kept, bits)
+
     def kept(self, choice: Choices) -> dict[str, int]:
         """Return the kept units of every group."""
         return {o.group.name: o.kept[i] for o, i in zip(self.of, choice, strict=True)}
@@ -188,6 +194,14 @@ def make_problem(options: Sequence[GroupOptions], costs: CostModel) -> Problem:
                 more_bytes, more_latency = more_bytes.T, more_latency.T
             known = pairs.get((first, second), (np.zeros(()), np.zeros(())))
             pairs[first, second] = (known[0] + more_bytes, known[1] + more_latency)
+        if shape.block and index[shape.block] not in (own, *readers):
+            # It goes with a block of which it neither makes nor reads the group: a table over both takes it away.
+            first, second = min(own, index[shape.block]), max(own, index[shape.block])
+            gone = np.array([float(kept == 0) for kept in options[index[shape.block]].kept])
+            away = [-np.outer(table, gone) for table in (whole_bytes, whole_latency)]
+            away = away if first == own else [table.T for table in away]
+            known = pairs.get((first, second), (np.zeros(()), np.zeros(())))
+            pairs[first, second] = (known[0] + away[0], known[1] + away[1])
     return Problem(
         loss=tuple(o.loss for o in options),
         size=tuple(size),

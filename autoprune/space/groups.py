@@ -5,6 +5,7 @@ Torch-free, so that reports and studies can read it.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Literal
 
@@ -43,6 +44,7 @@ class Group(BaseModel):
         members: All layers cut together.
         prunable: Whether surgery of this group was verified on this model.
         reason: Why it is left alone; empty if ``prunable``.
+        block: Module that gives way to the identity when all units are removed; empty where some have to stay.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,6 +55,7 @@ class Group(BaseModel):
     members: tuple[Member, ...]
     prunable: bool
     reason: str = ""
+    block: str = ""
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -85,10 +88,31 @@ class Groups(BaseModel):
         """Groups by their names."""
         return {group.name: group for group in self.groups}
 
+    def removed_blocks(self, counts: Mapping[str, int]) -> tuple[str, ...]:
+        """Return the blocks that are gone where groups keep ``counts`` units; those not named are whole."""
+        return tuple(g.block for g in self.groups if g.block and counts.get(g.name, g.size) == 0)
+
+    def without(self, blocks: Collection[str]) -> Groups:
+        """Return the groups of the network without some blocks: a group that has no layer left is not there."""
+        if not blocks:
+            return self
+        rest = []
+        for group in self.groups:
+            members = tuple(m for m in group.members if not is_inside(m.layer, blocks))
+            if any(m.axis == "out" for m in members):
+                rest.append(group.model_copy(update={"members": members}))
+        # Not by model_copy, which would copy the cached names too.
+        return Groups(groups=tuple(rest), input_shape=self.input_shape)
+
     @property
     def prunable(self) -> tuple[Group, ...]:
         """The groups that can be pruned."""
         return tuple(group for group in self.groups if group.prunable)
+
+
+def is_inside(layer: str, blocks: Collection[str]) -> bool:
+    """Return whether a layer lies in one of the blocks."""
+    return any(layer.startswith(f"{block}.") for block in blocks)
 
 
 def kept_count(size: int, ratio: float, width: int) -> int:
@@ -96,13 +120,15 @@ def kept_count(size: int, ratio: float, width: int) -> int:
 
     The count is the multiple of a step nearest to ``size * (1 - ratio)`` (the smaller one at a tie). The step is
     ``width``, halved for small groups until they have at least four of them. A positive ratio always removes
-    something and never everything.
+    something and, below 1, never everything.
 
     Args:
         size: Units in the group, at least 1.
-        ratio: Share removed, in ``[0, 1)``.
+        ratio: Share removed, in ``[0, 1]``; 1 takes the group's block out.
         width: Step of kept counts that the target's kernels reward, at least 1.
     """
+    if ratio >= 1.0:
+        return 0
     if ratio <= 0.0 or size == 1:
         return size
     step = width

@@ -21,14 +21,14 @@ class GroupChoice(BaseModel):
     """What is done to one group.
 
     Attributes:
-        ratio: Share of units removed, in ``[0, 1)``.
+        ratio: Share of units removed, in ``[0, 1]``; 1 takes out the block that the group lies in.
         bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
         criterion: How this group's units are ranked; empty for the criterion of its type.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     bits: Bits = 32
     criterion: str = ""
 
@@ -111,6 +111,12 @@ class Recipe(BaseModel):
                 raise UsageError(
                     f"group {name!r} cannot be pruned: {group.reason}",
                     "set its ratio to 0; `autoprune groups` lists what can be pruned",
+                )
+            if choice.ratio >= 1.0 and not group.block:
+                raise UsageError(
+                    f"group {name!r} has ratio {choice.ratio:g}, but it lies in no block that can be taken out; "
+                    "allowed: below 1",
+                    "`autoprune groups` lists the groups that can be removed whole",
                 )
         own = (choice.criterion for choice in self.groups.values() if choice.criterion)
         for criterion in (*self.criterion.values(), *own):

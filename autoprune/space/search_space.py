@@ -20,7 +20,7 @@ from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
-Ratio = Annotated[StrictFloat, Field(ge=0.0, lt=1.0)]
+Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -39,7 +39,7 @@ class Override(BaseModel):
 
     Attributes:
         groups: Group name or pattern with ``*``, ``?`` and ``[...]``.
-        ratios: Shares removed, each in ``[0, 1)``; None leaves the space's.
+        ratios: Shares removed, each in ``[0, 1]``; None leaves the space's.
         bits: Bit-widths; None leaves the space's.
     """
 
@@ -92,7 +92,8 @@ class SearchSpace(BaseModel):
     Attributes:
         description: For people.
         width: Step of kept channel counts.
-        ratios: Shares of a group that may be removed, each in ``[0, 1)``.
+        ratios: Shares of a group that may be removed, each in ``[0, 1]``; 1 takes out the block that a group lies in,
+            and is left out for groups that lie in none.
         bits: Bit-widths that a group may get; 32 is float.
         criteria: Importance criteria for each group type.
         recovery: What is done after the cut.
@@ -161,7 +162,7 @@ class SearchSpace(BaseModel):
             (o.ratios for o in reversed(self._overrides_of(group)) if o.ratios is not None), self.ratios
         )
         by_count: dict[int, float] = {}
-        for ratio in sorted(ratios):
+        for ratio in sorted(r for r in ratios if r < 1.0 or group.block) or [0.0]:
             by_count.setdefault(kept_count(group.size, ratio, self.width), ratio)
         return tuple(by_count.values())
 
@@ -181,6 +182,12 @@ class SearchSpace(BaseModel):
             if not matched:
                 raise unknown_name(
                     "group", override.groups, groups.by_name, "`autoprune groups` lists the groups of a model"
+                )
+            if override.ratios == (1.0,) and not any(g.block for g in matched):
+                raise UsageError(
+                    f"the override of group {override.groups!r} gives ratio 1.0 alone, but {matched[0].name!r} lies in "
+                    "no block that can be taken out; allowed: ratios below 1",
+                    "`autoprune groups` lists the groups that can be removed whole",
                 )
             if override.ratios and any(override.ratios) and not any(g.prunable for g in matched):
                 raise UsageError(

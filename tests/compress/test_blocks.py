@@ -1,0 +1,124 @@
+"""Residual blocks that are taken out whole."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from autoprune.compress.blocks import removable_blocks, take_out
+from autoprune.compress.discovery import find_groups
+from autoprune.compress.lineage import groups_after
+from autoprune.compress.statistics import collect_statistics
+from autoprune.compress.surgery import Plan, kept_channels, make_plan, prune
+from autoprune.errors import CompressionError, UsageError
+from autoprune.space.groups import Groups, kept_count
+from autoprune.space.recipe import GroupChoice, Recipe
+from autoprune.workloads.cifar_resnet import cifar_resnet
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name.startswith("cifar"):
+        return cifar_resnet("cifar_resnet20").eval()
+    return getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
+
+
+def blocks_of(model: nn.Module) -> tuple[Groups, dict[str, str]]:
+    groups = find_groups(model, IMAGES)
+    return groups, {g.name: g.block for g in groups.groups if g.block}
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        (
+            "cifar_resnet20",
+            {"layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2"},
+        ),
+        ("resnet18", {"layer1.0", "layer1.1", "layer2.1", "layer3.1", "layer4.1"}),
+        ("mobilenet_v3_small", {f"features.{i}" for i in (3, 5, 6, 8, 10, 11)}),
+    ],
+)
+def test_blocks_are_those_that_add_to_their_input(name: str, blocks: set[str]) -> None:
+    _, found = blocks_of(network(name))
+    assert set(found.values()) == blocks
+
+
+class Chain(nn.Module):
+    """Two convolutions in a row that keep the shape, and a gate: neither adds its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.gate = torchvision.ops.SqueezeExcitation(3, 4)
+        self.head = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.gate(self.chain(x)))
+        return y
+
+
+def test_chains_and_gates_are_no_blocks() -> None:
+    groups, found = blocks_of(Chain().eval())
+    assert {g.name for g in groups.prunable} >= {"chain.0"}
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "mobilenet_v3_small"])
+def test_taking_a_block_out_equals_the_identity_and_goes_with_other_cuts(name: str) -> None:
+    model = network(name)
+    groups, found = blocks_of(model)
+    gone = dict(list(found.items())[::2])
+    plan: Plan = dict.fromkeys(gone, ())
+    wanted = deepcopy(model)
+    for block in gone.values():
+        take_out(wanted, block)
+    torch.testing.assert_close(prune(model, groups, plan)(IMAGES), wanted(IMAGES))
+    # The other groups, those of the residual stream among them, are cut as in the network without the blocks.
+    rest = groups.without(list(gone.values()))
+    others: Plan = {g.name: tuple(range(g.size - g.size // 4)) for g in rest.prunable}
+    cut = prune(model, groups, {**plan, **others})
+    torch.testing.assert_close(cut(IMAGES), prune(wanted, rest, others)(IMAGES))
+
+
+def test_counts_and_plans_say_none_is_left() -> None:
+    model = network("cifar_resnet20")
+    groups, _ = blocks_of(model)
+    assert kept_count(16, 1.0, 8) == 0
+    recipe = Recipe(groups={"layer1.1.conv1": GroupChoice(ratio=1.0, bits=8)})
+    plan = make_plan(model, groups, recipe, None)
+    assert plan == {"layer1.1.conv1": ()}
+    assert kept_channels(model, groups, plan) == {}
+    assert groups.removed_blocks(recipe.kept_counts(groups)) == ("layer1.1",)
+
+
+def test_a_group_without_a_block_keeps_something() -> None:
+    model = network("cifar_resnet20")
+    groups, _ = blocks_of(model)
+    with pytest.raises(CompressionError, match="keeps no unit"):
+        prune(model, groups, {"layer2.0.conv1": ()})
+    recipe = Recipe(groups={"layer2.0.conv1": GroupChoice(ratio=1.0)})
+    with pytest.raises(UsageError, match=r"'layer2.0.conv1' has ratio 1.* allowed: below 1"):
+        recipe.check(groups)
+
+
+def test_a_network_that_lost_blocks_is_cut_further() -> None:
+    model = network("cifar_resnet20")
+    groups, found = blocks_of(model)
+    first: Plan = {"layer1.1.conv1": (), "layer2.2.conv1": tuple(range(0, 32, 2))}
+    parent = prune(model, groups, first).eval()
+    left = groups_after(model, groups, first)
+    assert "layer1.1.conv1" not in left.by_name
+    assert left.by_name["layer2.2.conv1"].size == 16
+    statistics = collect_statistics(parent, left, [(IMAGES, torch.tensor([1, 2]))])
+    assert "layer2.2.conv2" in statistics.second_moment
+    second: Plan = {"layer2.2.conv1": tuple(range(8)), "layer3.1.conv1": ()}
+    both: Plan = {**first, "layer2.2.conv1": tuple(range(0, 16, 2)), "layer3.1.conv1": ()}
+    torch.testing.assert_close(prune(parent, left, second)(IMAGES), prune(model, groups, both)(IMAGES))
+    assert removable_blocks(parent, left, IMAGES) == {g: b for g, b in found.items() if b != "layer1.1"}
