@@ -1,9 +1,11 @@
-"""What the command line does besides searching: export, compress once, measure afresh, list groups."""
+"""What the command line does besides searching: export, compress once, profile, measure afresh."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +21,21 @@ from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
 from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
+from autoprune.search.cost_model import CostModel
 from autoprune.search.events import Listener, Progress, ignore
+from autoprune.search.options import Options
+from autoprune.search.profile import Profile
+from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
 from autoprune.study.store import StudyStore
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
-from autoprune.workloads.workload import TOP1, load_workload
+from autoprune.workloads.workload import TOP1, Workload, load_workload
 
 DENSE_FILE = "dense.onnx"
 
@@ -162,6 +169,43 @@ def list_groups(config: StudyConfig, listener: Listener = ignore) -> Groups:
     return discover(load_workload(config))
 
 
+def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[Profile, Options]:
+    """Measure the whole profile of a network, without a limit of time, or complete the one in the cache.
+
+    Args:
+        config: Model, data, weights, search space, target.
+        listener: Gets progress.
+    """
+    space = load_space(config.space)
+    listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
+    workload = load_workload(config)
+    listener(Progress("groups", f"finding the groups of {config.model}"))
+    groups = discover(workload)
+    space.check(groups)
+    if not workload.dense_trained:
+        workload = _with_dense(workload, config, listener)
+    bench = Bench.build(config, workload, groups, gradients=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="autoprune-dense-") as folder,
+        _trial_errors_as_export_errors(),
+        failures_as_trial_errors(),
+    ):
+        bench.dense = bench.deploy(workload.model, Recipe(), Path(folder))
+        profile = measure_profile(
+            bench, space, math.inf, lambda message: listener(Progress("profile", message))
+        )
+    return profile, Options(profile, groups, space, CostModel(profile.shapes, profile.designs))
+
+
+def _with_dense(workload: Workload, config: StudyConfig, listener: Listener) -> Workload:
+    return train_dense(
+        workload,
+        deadline=None,
+        progress=lambda message: listener(Progress("dense", message)),
+        seed=config.seed,
+    )
+
+
 def compress_once(
     config: StudyConfig,
     to: Path,
@@ -200,13 +244,9 @@ def compress_once(
     recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
     recipe.check(groups)
     if not workload.dense_trained:
-        workload = train_dense(
-            workload,
-            deadline=None,
-            progress=lambda message: listener(Progress("dense", message)),
-            seed=config.seed,
-        )
-    bench = Bench.build(config, workload, groups, gradients="taylor" in recipe.criterion.values())
+        workload = _with_dense(workload, config, listener)
+    criteria = {recipe.criterion_of(g) for g in groups.groups}
+    bench = Bench.build(config, workload, groups, gradients="taylor" in criteria)
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = temporary_folder(to.parent)
     try:

@@ -15,10 +15,13 @@ from autoprune.search.driver import Driver, Job, with_steps
 from autoprune.search.fidelity import Step, steps_between_rungs
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
+from autoprune.search.profile import Design
 from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.solver import Choices
-from autoprune.search.volume import Array, pick_greedily
+from autoprune.search.volume import Array, Volume, pick_greedily
+from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
+from autoprune.study.pareto import non_dominated
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
 
@@ -32,6 +35,8 @@ _STALLED_GAIN = 0.01
 _CHOICE_FOR_FINAL = 1.5
 # Steps from which on the learning rate of the space is right; over fewer steps a network settles at a smaller one.
 _LONG_TRAINING = 800
+# Trials after which the predictions of latency are corrected again.
+_CORRECT_EVERY = 3
 # What the final recovery is taken to leave of what the last rung lost; half of that where the network was trained on
 # the search split: cuts lose two to three times as much there as on images that it has not seen.
 _FINAL_LEFT = 0.5
@@ -100,7 +105,9 @@ class AutoSearch:
             config.objectives,
             seed=config.seed,
             use_solver=config.auto.solver,
+            canonical=options.canonical,
         )
+        self._corrected_by = 0
 
     def run(self, baselines: Iterable[Baseline]) -> None:
         """Search until the search's share of the budget is spent, or nothing more is to be gained.
@@ -111,7 +118,7 @@ class AutoSearch:
         self._replay()
         for baseline in baselines:
             choice = self.options.encode(baseline.recipe)
-            if choice.tobytes() not in self.candidates and self.driver.may_propose():
+            if self._key(choice) not in self.candidates and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0)
         while self.driver.may_propose() and self._do_next():
             pass
@@ -135,8 +142,39 @@ class AutoSearch:
                 self._evaluate(proposal, "", self.clock.monotonic() - begun_s)
                 return True
         # The time that is left is the final recovery's, once there is enough for it to choose from.
+        if self._lowest == 1:
+            return False
         enough = _CHOICE_FOR_FINAL * self.config.most_networks
-        return self._lowest == 0 and self._count(1) < enough and self._promote(0)
+        return self._fill_gap() or (self._count(1) < enough and self._promote(0))
+
+    def _fill_gap(self) -> bool:
+        """Train a recipe in a part of the costs where none was trained; return whether there was one.
+
+        The axis of costs, on a logarithmic scale from the mildest to the deepest cut of the screen's front, is cut
+        into as many parts as the final recovery may train networks.
+        """
+        scales = self._scales_at(0)
+        pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost]
+        values = np.array([c.values(0) for c in pool]).reshape(-1, 3) / scales
+        useful = [i for i, row in enumerate(values) if (row < 1.0).all() and row[0] > 0]
+        useful = [useful[i] for i in np.flatnonzero(non_dominated(values[useful] * self.proposer.counts))]
+        if len(useful) < 2:
+            return False
+        costs = np.log(np.array([c.costs for c in pool])) @ self.proposer.counts[1:]
+        low, high = costs[useful].min(), costs[useful].max()
+        parts = np.floor((costs - low) / max(high - low, 1e-9) * self.config.most_networks)
+        parts = np.clip(parts, 0, self.config.most_networks - 1)
+        covered = {float(parts[i]) for i, c in enumerate(pool) if 1 in c.lost}
+        for part in sorted(set(parts[useful]) - covered, reverse=True):
+            inside = [i for i in useful if parts[i] == part]
+            gains = Volume(
+                values[[i for i, c in enumerate(pool) if 1 in c.lost]] * self.proposer.counts
+            ).gains(values[inside] * self.proposer.counts)
+            chosen = pool[inside[int(gains.argmax())]]
+            self._train(chosen, 1)
+            chosen.lost.setdefault(1, _ALL_LOST)
+            return True
+        return False
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
@@ -207,7 +245,7 @@ class AutoSearch:
         self._take(Proposal(choice, screen.arm, screen.weights), candidate)
 
     def _take(self, proposal: Proposal, candidate: Candidate) -> None:
-        self.candidates[proposal.choice.tobytes()] = candidate
+        self.candidates[self._key(proposal.choice)] = candidate
         values = np.array(candidate.values(self._lowest))
         self.proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
 
@@ -267,6 +305,23 @@ class AutoSearch:
         self._note_trial(candidate, self.driver.records[-1])
         if rung == 1 and self._lowest == 0:
             self.proposer.rescale(float(self._scales_at(0)[0]))
+            self._correct_costs()
+
+    def _correct_costs(self) -> None:
+        """Fit the predictions of latency to the trials too, once there are some more of them."""
+        trained = [c for c in self.candidates.values() if c.trials]
+        if len(trained) < self._corrected_by + _CORRECT_EVERY:
+            return
+        self._corrected_by = len(trained)
+        self.options = self.options.corrected([_as_design(c, self.driver.groups) for c in trained])
+        for key, candidate in self.candidates.items():
+            if not candidate.trials:
+                candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))
+        costs = np.array([self.candidates[self._key(r.choice)].costs for r in self.proposer.results])
+        self.proposer.correct(self.options.problem, costs)
+
+    def _key(self, choice: Choices) -> bytes:
+        return self.options.canonical(choice).tobytes()
 
     def _brief(self, steps: int) -> Recovery:
         """Return the recovery of a rung: a short training takes smaller steps."""
@@ -318,10 +373,22 @@ class AutoSearch:
             if not record.is_trained or record.recipe is None:
                 continue
             choice = self.options.encode(record.recipe)
-            candidate = self.candidates.get(choice.tobytes())
+            candidate = self.candidates.get(self._key(choice))
             if candidate is not None:
                 self._note_trial(candidate, record)
             elif self._lowest == 1 and record.rung == 1:
                 candidate = Candidate(record.recipe, record.origin, record.label, (0.0, 0.0))
                 self._note_trial(candidate, record)
                 self._take(Proposal(choice, record.origin), candidate)
+
+
+def _as_design(candidate: Candidate, groups: Groups) -> Design:
+    """Return a trained candidate as a network whose whole was timed."""
+    size, latency = candidate.costs
+    return Design(
+        kept=candidate.recipe.kept_counts(groups),
+        bits={g.name: candidate.recipe.choice(g.name).bits for g in groups.groups},
+        layer_s={},
+        size_bytes=round(size),
+        latency_ratio=latency,
+    )

@@ -72,12 +72,18 @@ def _features(outputs: Array, inputs: Array) -> Array:
     return np.stack([np.ones_like(outputs), outputs * inputs, outputs, inputs], axis=1)
 
 
+# Places in the line: a constant, seconds of int8 layers, of float layers, elements that change their type.
+_SLOPE = {8: 1, 32: 2}
+_CROSSING = 3
+
+
 class CostModel:
     """Predicts the file's bytes and the latency, both as shares of the dense network's.
 
     Args:
         shapes: Layers of the network.
         designs: Networks that were built and timed, the dense one first.
+        results: Trials that came since, of which the whole was timed, not the layers.
 
     Attributes:
         dense_bytes: Bytes of the dense file.
@@ -86,13 +92,16 @@ class CostModel:
             latency; NaN with fewer than four designs.
     """
 
-    def __init__(self, shapes: Sequence[LayerShape], designs: Sequence[Design]) -> None:
+    def __init__(
+        self, shapes: Sequence[LayerShape], designs: Sequence[Design], results: Sequence[Design] = ()
+    ) -> None:
         self.shapes = tuple(shapes)
         self.designs = tuple(designs)
+        self.results = tuple(results)
         self.dense_bytes = designs[0].size_bytes
         self._overhead = self._fit_overhead()
         self._times = self._fit_times(self.designs)
-        self._line = self._fit_line(self.designs, self._times)
+        self._line = self._fit_line((*self.designs, *self.results), self._times)
         self.size_error = max(
             abs(self.size(d.kept, d.bits) - d.size_bytes / self.dense_bytes) for d in designs
         )
@@ -153,7 +162,7 @@ class CostModel:
 
     def latency(self, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
         """Return the predicted latency as a share of the dense network's; see :meth:`size`."""
-        return self._on_line(self._total_s(kept, bits, self._times), self._line)
+        return float(self._parts(kept, bits, self._times) @ self._line)
 
     def layer_share(
         self, shape: LayerShape, outputs: Array, inputs: Array, width: int, read_width: int | None = None
@@ -167,16 +176,15 @@ class CostModel:
             width: Its bit-width.
             read_width: Bit-width of the group that it reads; None for its own.
         """
-        seconds = self._layer_s(shape, outputs, inputs, width, self._times)
+        share: Array = self._line[_SLOPE[width]] * self._layer_s(shape, outputs, inputs, width, self._times)
         if read_width is not None and read_width != width:
-            seconds = seconds + self._line[2] * shape.read_elements * inputs
-        share: Array = self._line[1] * seconds
+            share = share + self._line[_CROSSING] * shape.read_elements * inputs
         return share
 
     @property
     def base_latency(self) -> float:
         """Share of the dense latency that no layer adds."""
-        return float(self._line[0] + self._line[1] * self._times.before_s)
+        return float(self._line[0] + self._line[_SLOPE[32]] * self._times.before_s)
 
     def _fit_times(self, designs: Sequence[Design]) -> _Times:
         by_layer: dict[tuple[str, int], LayerTimes] = {}
@@ -200,39 +208,34 @@ class CostModel:
         known = times.by_layer.get((shape.name, width)) or times.by_layer.get((shape.name, 40 - width))
         return known(outputs, inputs) if known is not None else np.zeros(len(outputs))
 
-    def _total_s(
-        self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times
-    ) -> tuple[float, float]:
-        """Return the sum of the layers' seconds, and the elements that change their type between layers."""
-        total_s, crossing = times.before_s, 0.0
+    def _parts(self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times) -> Array:
+        """Return 1, the seconds of int8 and of float layers, and the elements that change their type, ``(4,)``."""
+        parts = np.array([1.0, 0.0, times.before_s, 0.0])
         for shape in self.shapes:
             if shape.is_gone(kept):
                 continue
             width = bits.get(shape.group, 32)
             outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
-            total_s += float(self._layer_s(shape, outputs, inputs, width, times)[0])
+            parts[_SLOPE[width]] += float(self._layer_s(shape, outputs, inputs, width, times)[0])
             if shape.reads and bits.get(shape.reads[0].group, 32) != width:
-                crossing += shape.read_elements * float(inputs[0])
-        return total_s, crossing
+                parts[_CROSSING] += shape.read_elements * float(inputs[0])
+        return parts
 
     def _fit_line(self, designs: Sequence[Design], times: _Times) -> Array:
-        """Fit ``ratio = constant + slope x (seconds + crossing price x crossing elements)`` to the whole networks."""
-        totals = np.array([self._total_s(d.kept, d.bits, times) for d in designs])
-        ratios = np.array([d.latency_ratio for d in designs])
-        unit = totals[0, 0] if totals[0, 0] > 0 else 1.0
-        elements = float(max(totals[:, 1].max(), 1.0))
-        features = np.stack([np.ones(len(totals)), totals[:, 0] / unit, totals[:, 1] / elements], axis=1)
-        ridge = np.sqrt(_RIDGE) * np.eye(3)
-        # Without evidence the ratio is that of the sums, and a change of type costs what the profiler saw of it.
-        pulled = np.vstack([features, ridge])
-        solution = np.linalg.lstsq(pulled, np.concatenate([ratios, ridge @ [0.0, 1.0, 0.0]]), rcond=None)[0]
-        slope = max(float(solution[1]) / unit, 1e-12)
-        price = max(0.0, float(solution[2]) / elements) / slope
-        return np.array([float(solution[0]), slope, price])
+        """Fit what the whole networks took to their parts; nothing takes less than no time.
 
-    @staticmethod
-    def _on_line(total: tuple[float, float], line: Array) -> float:
-        return float(line[0] + line[1] * (total[0] + line[2] * total[1]))
+        The profiler slows int8 and float layers by different shares, so each kind has a slope of its own.
+        """
+        parts = np.array([self._parts(d.kept, d.bits, times) for d in designs])
+        ratios = np.array([d.latency_ratio for d in designs])
+        scale = np.array([1.0, *np.maximum(parts[:, 1:].max(axis=0), 1e-12)])
+        dense_s = max(float(parts[0, 1:3].sum()), 1e-12)
+        # Without evidence the ratio is that of the sums, and a change of type costs what the profiler saw of it.
+        usual = np.array([0.0, 1.0 / dense_s, 1.0 / dense_s, 0.0]) * scale
+        pull = np.sqrt(_RIDGE) * np.eye(4)
+        found, _ = nnls(np.vstack([parts / scale, pull]), np.concatenate([ratios, pull @ usual]))
+        line: Array = found / scale
+        return line
 
     def _left_out_error(self) -> float:
         """Predict each design but the dense one by a model that has not seen it."""
@@ -242,8 +245,8 @@ class CostModel:
         for left_out in self.designs[1:]:
             rest = [d for d in self.designs if d is not left_out]
             times = self._fit_times(rest)
-            line = self._fit_line(rest, times)
-            predicted = self._on_line(self._total_s(left_out.kept, left_out.bits, times), line)
+            line = self._fit_line((*rest, *self.results), times)
+            predicted = float(self._parts(left_out.kept, left_out.bits, times) @ line)
             errors.append(predicted - left_out.latency_ratio)
         return float(np.sqrt(np.mean(np.square(errors))))
 

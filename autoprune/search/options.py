@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autoprune.search.cost_model import CostModel
-from autoprune.search.profile import CutLoss, Profile
+from autoprune.search.profile import CutLoss, Design, Profile
 from autoprune.search.solver import Array, Choices, Pair, Problem
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
@@ -42,6 +42,8 @@ class GroupOptions:
 
     def nearest(self, kept: int, bits: int) -> int:
         """Return the option with these bits, or any, that keeps a number nearest to ``kept``."""
+        if kept == 0 and 0 in self.kept:
+            return self.kept.index(0)
         apart = [
             abs(k - kept) + (0 if b == bits else 10 * self.group.size)
             for k, b in zip(self.kept, self.bits, strict=True)
@@ -60,6 +62,7 @@ class Options:
     """
 
     def __init__(self, profile: Profile, groups: Groups, space: SearchSpace, costs: CostModel) -> None:
+        self.profile = profile
         self.groups = groups
         self.space = space
         self.costs = costs
@@ -71,6 +74,11 @@ class Options:
             group_options(g, space, by_group.get(g.name, []), profile.int8.get(g.name, 0.0), floor)
             for g in groups.groups
         )
+
+    def corrected(self, results: Sequence[Design]) -> Options:
+        """Return the options with costs that are corrected by trials."""
+        costs = CostModel(self.costs.shapes, self.costs.designs, results)
+        return Options(self.profile, self.groups, self.space, costs)
 
     @cached_property
     def problem(self) -> Problem:
@@ -102,6 +110,19 @@ class Options:
             kept = kept_count(options.group.size, choice.ratio, recipe.width)
             row.append(options.nearest(kept, choice.bits))
         return np.array(row, dtype=np.int64)
+
+    def canonical(self, choice: Choices) -> Choices:
+        """Return the row that stands for all of the same network: groups in a block that is gone count as whole."""
+        counts = self.kept(choice)
+        gone = self.groups.removed_blocks(counts)
+        if not gone:
+            return choice
+        left = {g.name for g in self.groups.without(gone).groups}
+        row = choice.copy()
+        for index, options in enumerate(self.of):
+            if options.group.name not in left and counts[options.group.name] > 0:
+                row[index] = 0
+        return row
 
     def predicted_costs(self, choice: Choices) -> tuple[float, float]:
         """Return predicted size and latency of a row of option numbers, as shares of the dense network's."""
@@ -152,7 +173,7 @@ def group_options(
             losses[kept][0] + (max(int8_growth, floor / 10) if bits == 8 else 0.0),
         )
         for kept in sorted(ratios, reverse=True)
-        for bits in space.bits_of(group)
+        for bits in (space.bits_of(group) if kept else space.bits_of(group)[:1])
     ]
     kept_units, shares, widths, criteria, growths = zip(*rows, strict=True)
     return GroupOptions(group, kept_units, shares, widths, criteria, np.array(growths))

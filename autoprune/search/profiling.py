@@ -30,13 +30,15 @@ from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.workloads.weights import state_digest
 
-_FORMAT = 1
+_FORMAT = 2
 _EXAMPLES = 256
 # The share of the time for losses; the rest goes into exported networks.
 _LOSS_SHARE = 0.6
 # Networks that are exported whatever it costs: the dense one, and what a cost model cannot do without.
 _LEAST_DESIGNS = 3
 _MOST_DESIGNS = 24
+# Share of the residual blocks that networks of mixed choices lack.
+_TAKEN_OUT = 0.3
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
@@ -296,6 +298,8 @@ def _mixed(groups: Groups, space: SearchSpace, ratios: list[float], generator: r
     choices: dict[str, GroupChoice] = {}
     for group in groups.groups:
         ratio = generator.choice(ratios) if group.prunable else 0.0
+        if 1.0 in space.ratios_of(group) and generator.random() < _TAKEN_OUT:
+            ratio = 1.0
         options = space.bits_of(group)
         # Mostly the smallest bits, as in what the search will propose.
         bits: Bits = options[0] if generator.random() < 0.75 else generator.choice(options)

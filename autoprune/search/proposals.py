@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +68,7 @@ class Proposer:
         objectives: Objectives of the study.
         seed: Seed of everything random.
         use_solver: Whether the arms that solve may be used; else moves alone propose.
+        canonical: Returns the row that stands for all rows of the same network.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class Proposer:
         *,
         seed: int,
         use_solver: bool = True,
+        canonical: Callable[[Choices], Choices] = lambda choice: choice,
     ) -> None:
         self.scales = scales
         self.objectives = tuple(objectives)
         self.seed = seed
         self.results: list[Result] = []
         self.arms = ARMS if use_solver else ("moves",)
+        self._canonical = canonical
         self._plain = problem
         self._problem = problem
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
@@ -101,7 +104,7 @@ class Proposer:
         gain = float(self._volume.gains(self.scaled(result.values[None]))[0])
         self.results.append(result)
         self._raw = np.concatenate([self._raw, result.values[None]])
-        self._seen.add(result.choice.tobytes())
+        self._seen.add(self._key(result.choice))
         if gain > 0:
             self._volume = Volume(self.scaled(self._raw))
         if result.arm in self._gained:
@@ -110,6 +113,17 @@ class Proposer:
             kept = self._gained[result.arm] * _MEMORY
             self._gained[result.arm] = kept + (1 - _MEMORY) * min(1.0, gain / unit)
         return gain
+
+    def correct(self, problem: Problem, costs: Array) -> None:
+        """Take better predictions of costs: the solver's tables, and size and latency of all results, ``(n, 2)``."""
+        self._plain = problem
+        self._raw[:, 1:] = costs
+        self._volume = Volume(self.scaled(self._raw))
+        self._fitted_to = 0
+        self._pool = None
+
+    def _key(self, choice: Choices) -> bytes:
+        return self._canonical(choice).tobytes()
 
     def rescale(self, lost: float) -> None:
         """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
@@ -177,7 +191,7 @@ class Proposer:
             best = np.argsort(-self._volume.gains(values))[:8]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
-        fresh = np.array([row.tobytes() not in self._seen for row in self._pool], dtype=bool)
+        fresh = np.array([self._key(row) not in self._seen for row in self._pool], dtype=bool)
         pool = self._pool[fresh]
         if not len(pool):
             return None
@@ -202,7 +216,7 @@ class Proposer:
         for _ in range(4):
             trial = study.ask(self._distributions())
             choice = self.solved(trial.params)
-            if choice.tobytes() not in self._seen:
+            if self._key(choice) not in self._seen:
                 return Proposal(choice, "weights", dict(trial.params))
             study.tell(trial, [float(v) for v in self.values_of(choice[None])[0]])
         return None
@@ -244,7 +258,7 @@ class Proposer:
             for _ in range(int(generator.integers(1, 4))):
                 group = int(generator.integers(len(moved)))
                 moved[group] = generator.integers(len(self._plain.loss[group]))
-            if moved.tobytes() not in self._seen:
+            if self._key(moved) not in self._seen:
                 candidates.append(moved)
         if not candidates:
             return None

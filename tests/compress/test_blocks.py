@@ -26,7 +26,8 @@ def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("cifar"):
         return cifar_resnet("cifar_resnet20").eval()
-    return getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
+    model: nn.Module = getattr(torchvision.models, name)(weights=None, num_classes=10)
+    return model.eval()
 
 
 def blocks_of(model: nn.Module) -> tuple[Groups, dict[str, str]]:

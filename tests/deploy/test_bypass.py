@@ -12,6 +12,7 @@ from torch import nn
 from autoprune.compress.blocks import take_out
 from autoprune.config import Target
 from autoprune.deploy import onnxruntime as module
+from autoprune.deploy import template
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.workloads.cifar_resnet import cifar_resnet
 
@@ -26,7 +27,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """Count what is exported by itself."""
     seen: list[nn.Module] = []
-    real = module.export_fresh
+    real = template.export_fresh
 
     def noting(model: nn.Module, *args: object, **kwargs: object) -> object:
         seen.append(model)

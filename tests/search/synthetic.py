@@ -81,9 +81,11 @@ class Synthetic:
 SCALES = np.array([0.1, 1.0, 1.0])
 
 
-def run_auto(problem: Synthetic, evaluations: int, seed: int, **settings: bool) -> list[float]:
+def run_auto(problem: Synthetic, evaluations: int, seed: int, *, use_solver: bool = True) -> list[float]:
     """Let the proposer evaluate so many choices and return the hypervolume after each."""
-    proposer = Proposer(problem.profile, SCALES, ("accuracy", "latency", "size"), seed=seed, **settings)
+    proposer = Proposer(
+        problem.profile, SCALES, ("accuracy", "latency", "size"), seed=seed, use_solver=use_solver
+    )
     found, volumes = [], []
     for _ in range(evaluations):
         proposal = proposer.propose()

@@ -163,7 +163,7 @@ def test_defaults_are_the_first_choices() -> None:
 FAULTS = {
     "width: 1.5": [":1:", "width = 1.5", "integer"],
     "width: 0": [":1:", "greater than or equal to 1"],
-    "ratios: [0.5, 1.5]": [":1:", "ratios.1 = 1.0", "less than 1"],
+    "ratios: [0.5, 1.5]": [":1:", "ratios.1 = 1.5", "less than or equal to 1"],
     "ratios: [.nan]": ["ratios.0 = nan"],
     "ratios: []": ["at least 1 item"],
     "ratios: [0.5, 0.5]": ["twice"],
