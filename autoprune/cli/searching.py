@@ -16,6 +16,7 @@ from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
 
 if TYPE_CHECKING:
+    from autoprune.api import Study
     from autoprune.config import StudyConfig
     from autoprune.space.groups import Groups
     from autoprune.space.recipe import Recipe
@@ -35,7 +36,12 @@ def search(
     ] = None,
     budget: Annotated[str | None, typer.Option(metavar="8h|90m|200trials", help="for everything")] = None,
     study: Annotated[str | None, typer.Option(metavar="NAME", help="name of the study")] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="tpe|nsga2|random", help="who proposes")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="auto|tpe|nsga2|random|grid", help="who proposes")
+    ] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
+    max_size_mb: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
+    min_accuracy: Annotated[float | None, typer.Option(metavar="X", help="search only above it")] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="only SQLite in this version")] = None,
     workers: Annotated[int, typer.Option(metavar="N", help="only 1 in this version")] = 1,
     engine: Annotated[str, typer.Option(metavar="local|ray", help="only local in this version")] = "local",
@@ -54,7 +60,8 @@ def search(
         "model": model, "data": data, "weights": weights, "space": space, "target": target, "objectives": objectives,
         "budget": budget, "study": study, "sampler": sampler, "seed": seed, "trust_code": trust_code,
     }  # fmt: skip
-    settings = gather(config, flags, overrides or ())
+    limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
+    settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
     from autoprune.space.search_space import load_space
     from autoprune.workloads.catalog import check_inputs
@@ -75,6 +82,18 @@ def search(
             show_front(open_study(settings.study_name), json=json)
         raise
     show_front(found, json=json)
+    _check_limits(found, settings)
+
+
+def _check_limits(study: Study, settings: StudyConfig) -> None:
+    """End with "no feasible point" where limits were given and no point of the front keeps them."""
+    from autoprune.study.front import dense_record, pick_points
+
+    limits = settings.limits.model_dump()
+    if any(value is not None for value in limits.values()):
+        pick_points(
+            study.points(), dense=dense_record(study.records()), objectives=study.objectives, **limits
+        )
 
 
 def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:

@@ -14,13 +14,20 @@ from autoprune.yaml_io import parse_yaml, read_yaml
 ENGINES = ("local", "ray")
 
 
-def gather(file: Path | None, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> StudyConfig:
+def gather(
+    file: Path | None,
+    flags: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    limits: Mapping[str, float | None] | None = None,
+) -> StudyConfig:
     """Validate settings from all three places; overrides win over flags, and flags over the file.
 
     Args:
         file: YAML file of settings; None for none.
         flags: Values of the options; those that are None were not given.
         overrides: Words such as ``target.threads=2``; the value is read as YAML.
+        limits: Flags that are settings of ``limits``.
 
     Raises:
         UsageError: If a word, the file or a setting cannot be used.
@@ -30,6 +37,10 @@ def gather(file: Path | None, flags: Mapping[str, Any], overrides: Iterable[str]
     if "target" in given and isinstance(values.get("target"), dict):
         given["target"] = {**values["target"], "runtime": given["target"]}
     values |= given
+    bounds = {name: value for name, value in (limits or {}).items() if value is not None}
+    if bounds:
+        before = values.get("limits")
+        values["limits"] = {**(before if isinstance(before, dict) else {}), **bounds}
     for word in overrides:
         _override(values, word)
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autoprune.errors import NoFeasiblePointError
 from autoprune.report import page
+from autoprune.report.course import course_block
 from autoprune.report.guide import facts, how_to_read
 from autoprune.report.plot import capability_range, latency_of, size_of, staircase
 from autoprune.report.view import Shown, StudyView, group_rows, interval, recipe_summary, view_of
@@ -50,6 +51,7 @@ def report_page(store: StudyStore) -> str:
             page.PLOTS,
             _chosen(),
             _table(view),
+            course_block(view),
             how_to_read(view),
             "</main>\n",
             f'<script type="application/json" id="data">{script_json(page_data(view))}</script>\n',

@@ -207,9 +207,11 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         mean = sum(row.ratio for row in cut) / len(cut)
         most = max(row.ratio for row in cut)
         parts.append(f"{len(cut)} of {len(rows)} groups pruned, {mean:.0%} on average, {most:.0%} at most")
-        parts.append(
-            "ranked by " + ", ".join(f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items()))
-        )
+        if any(row.kept == 0 for row in rows):
+            parts.append("taken out whole: " + ", ".join(row.name for row in rows if row.kept == 0))
+        own = {c.criterion for c in record.recipe.groups.values() if c.criterion}
+        kinds = [f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items())]
+        parts.append("ranked by " + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
         parts.append("nothing pruned")
     parts.append(f"{low} of {len(rows)} groups int8" if low else "float")

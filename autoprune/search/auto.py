@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,17 +10,17 @@ from autoprune.clock import Clock
 from autoprune.config import StudyConfig
 from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
-from autoprune.search.driver import Driver, Job, with_steps
+from autoprune.search.candidates import Candidate, as_design
+from autoprune.search.driver import Driver
 from autoprune.search.fidelity import Step, steps_between_rungs
+from autoprune.search.jobs import Job, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
-from autoprune.search.profile import Design
+from autoprune.search.promotion import is_hopeless, uncovered
 from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.solver import Choices
-from autoprune.search.volume import Array, Volume, pick_greedily
-from autoprune.space.groups import Groups
+from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe, Recovery
-from autoprune.study.pareto import non_dominated
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
 
@@ -45,33 +44,6 @@ _SEEN = 0.5
 _ALL_LOST = 1.0
 
 ScreenFunction = Callable[[Recipe], float]
-
-
-@dataclass
-class Candidate:
-    """A recipe on its way up the rungs.
-
-    Attributes:
-        recipe: The whole candidate, without training.
-        arm: Who proposed it.
-        label: For people; empty for proposals.
-        costs: Size and latency as shares of the dense network's: predicted, measured once it was exported.
-        lost: Capability lost against the dense network, by rung; 0 is the screen.
-        trials: Its trials by rung.
-        hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
-    """
-
-    recipe: Recipe
-    arm: str
-    label: str
-    costs: tuple[float, float]
-    lost: dict[int, float] = field(default_factory=dict)
-    trials: dict[int, TrialRecord] = field(default_factory=dict)
-    hopeless: bool = False
-
-    def values(self, rung: int) -> list[float]:
-        """Return capability lost at ``rung``, size and latency."""
-        return [self.lost[rung], *self.costs]
 
 
 class AutoSearch:
@@ -148,33 +120,17 @@ class AutoSearch:
         return self._fill_gap() or (self._count(1) < enough and self._promote(0))
 
     def _fill_gap(self) -> bool:
-        """Train a recipe in a part of the costs where none was trained; return whether there was one.
-
-        The axis of costs, on a logarithmic scale from the mildest to the deepest cut of the screen's front, is cut
-        into as many parts as the final recovery may train networks.
-        """
-        scales = self._scales_at(0)
+        """Train a recipe in a part of the costs where none was trained; return whether there was one."""
         pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost]
-        values = np.array([c.values(0) for c in pool]).reshape(-1, 3) / scales
-        useful = [i for i, row in enumerate(values) if (row < 1.0).all() and row[0] > 0]
-        useful = [useful[i] for i in np.flatnonzero(non_dominated(values[useful] * self.proposer.counts))]
-        if len(useful) < 2:
+        if not pool:
             return False
-        costs = np.log(np.array([c.costs for c in pool])) @ self.proposer.counts[1:]
-        low, high = costs[useful].min(), costs[useful].max()
-        parts = np.floor((costs - low) / max(high - low, 1e-9) * self.config.most_networks)
-        parts = np.clip(parts, 0, self.config.most_networks - 1)
-        covered = {float(parts[i]) for i, c in enumerate(pool) if 1 in c.lost}
-        for part in sorted(set(parts[useful]) - covered, reverse=True):
-            inside = [i for i in useful if parts[i] == part]
-            gains = Volume(
-                values[[i for i, c in enumerate(pool) if 1 in c.lost]] * self.proposer.counts
-            ).gains(values[inside] * self.proposer.counts)
-            chosen = pool[inside[int(gains.argmax())]]
-            self._train(chosen, 1)
-            chosen.lost.setdefault(1, _ALL_LOST)
-            return True
-        return False
+        values = np.array([c.values(0) for c in pool]) / self._scales_at(0) * self.proposer.counts
+        found = uncovered(values, [1 in c.lost for c in pool], self.config.most_networks)
+        if found is None:
+            return False
+        self._train(pool[found], 1)
+        pool[found].lost.setdefault(1, _ALL_LOST)
+        return True
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
@@ -274,14 +230,10 @@ class AutoSearch:
 
     def _is_hopeless(self, candidate: Candidate, rung: int) -> bool:
         """Return whether a trained network beats what the candidate may at best come to."""
-        hopeful = candidate.lost[rung] * self.steps()[rung].hopeful_loss
-        for other in self.candidates.values():
-            trained = other.lost.get(rung + 1)
-            if other is not candidate and trained is not None and other.trials and trained <= hopeful:
-                counted = zip(other.costs, candidate.costs, self.proposer.counts[1:], strict=True)
-                if all(theirs <= own or not counts for theirs, own, counts in counted):
-                    return True
-        return False
+        best = np.array(candidate.values(rung)) * np.array([self.steps()[rung].hopeful_loss, 1.0, 1.0])
+        others = [c.values(rung + 1) for c in self.candidates.values() if rung + 1 in c.trials]
+        counts = self.proposer.counts
+        return is_hopeless(best * counts, np.array(others).reshape(-1, 3) * counts)
 
     def _train(self, candidate: Candidate, rung: int) -> None:
         """Run a trial that takes a candidate to ``rung``."""
@@ -313,7 +265,7 @@ class AutoSearch:
         if len(trained) < self._corrected_by + _CORRECT_EVERY:
             return
         self._corrected_by = len(trained)
-        self.options = self.options.corrected([_as_design(c, self.driver.groups) for c in trained])
+        self.options = self.options.corrected([as_design(c, self.driver.groups) for c in trained])
         for key, candidate in self.candidates.items():
             if not candidate.trials:
                 candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))
@@ -380,15 +332,3 @@ class AutoSearch:
                 candidate = Candidate(record.recipe, record.origin, record.label, (0.0, 0.0))
                 self._note_trial(candidate, record)
                 self._take(Proposal(choice, record.origin), candidate)
-
-
-def _as_design(candidate: Candidate, groups: Groups) -> Design:
-    """Return a trained candidate as a network whose whole was timed."""
-    size, latency = candidate.costs
-    return Design(
-        kept=candidate.recipe.kept_counts(groups),
-        bits={g.name: candidate.recipe.choice(g.name).bits for g in groups.groups},
-        layer_s={},
-        size_bytes=round(size),
-        latency_ratio=latency,
-    )

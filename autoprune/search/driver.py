@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import optuna
 
@@ -20,9 +19,10 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
 from autoprune.search.fidelity import left_by_rung
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.selection import choose_networks
-from autoprune.search.trial import Outcome, run_trial
-from autoprune.space.recipe import Recipe, Recovery
+from autoprune.search.trial import run_trial
+from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder
 from autoprune.study.decode import Plan
@@ -34,30 +34,6 @@ MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 _MAX_RETRIES = 2
 _UNFINISHED = ("lost", "interrupted")
-
-Strategy = Callable[[Sequence[Baseline]], None]
-TrialFunction = Callable[[Recipe, Path, Path | None], Outcome]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial to run; the fields are those of :class:`~autoprune.study.records.TrialRecord`.
-
-    Attributes:
-        recipe: The candidate; None lets the study's sampler choose.
-        origin: Who proposed it.
-        label: For people.
-        rung: Training rung.
-        started_from: Trial whose recovered network is cut further or trained on; None for the dense network.
-        screened: Capability that it lost at the screen.
-    """
-
-    recipe: Recipe | None
-    origin: str
-    label: str = ""
-    rung: int = 1
-    started_from: int | None = None
-    screened: float | None = None
 
 
 class Driver:
@@ -381,11 +357,28 @@ class Driver:
 
     def networks(self, most: int) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
-        kept = {r.number for r in self.records if self.paths.artifact(r.number).is_dir()}
+        kept = {r.number for r in self._within_limits() if self.paths.artifact(r.number).is_dir()}
         left = (
             left_by_rung(self.records, len(self.space.rungs)) if self.store.sampler_name == "auto" else None
         )
         return choose_networks(self.records, self.groups, self.store.objectives, most, kept, left)
+
+    def _within_limits(self) -> list[TrialRecord]:
+        """Return the trials that keep the user's limits of size and latency; all of them where none does."""
+        limits = self.bench.config.limits
+        size, latency = limits.max_size_mb or math.inf, limits.max_latency_ms or math.inf
+        within = [
+            r
+            for r in self.records
+            if r.measurement is not None
+            and r.measurement.size_bytes <= size * 1e6
+            and r.measurement.latency.ratio * self._dense_ms() <= latency
+        ]
+        return within if any(r.is_trained for r in within) else self.records
+
+    def _dense_ms(self) -> float:
+        record = self._dense_record()
+        return record.measurement.latency.latency_ms if record and record.measurement else 0.0
 
     # -- what is shown -----------------------------------------------------------------------
 
@@ -405,17 +398,3 @@ class Driver:
             left_s=self.keeper.left_s,
             last=last,
         )
-
-
-def describe(number: int, measurement: Measurement) -> str:
-    """Return one line on a measured trial."""
-    score = measurement.report or measurement.search
-    return (
-        f"#{number} {score.name} {score.value:.4f}  latency x{measurement.latency.ratio:.3f}"
-        f"  size x{measurement.size_ratio:.3f}"
-    )
-
-
-def with_steps(recovery: Recovery, steps: int) -> Recovery:
-    """Return ``recovery`` with another number of fine-tuning steps."""
-    return Recovery.model_validate({**recovery.model_dump(), "finetune_steps": steps})

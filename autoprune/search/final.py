@@ -13,7 +13,8 @@ from autoprune.errors import TrialError
 from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency
 from autoprune.search.bench import RECIPE_FILE, Bench
-from autoprune.search.driver import Driver, describe, with_steps
+from autoprune.search.driver import Driver
+from autoprune.search.jobs import describe, with_steps
 from autoprune.search.lineage import prunes_further
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
 from autoprune.space.recipe import Recipe, Recovery

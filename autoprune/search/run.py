@@ -15,10 +15,11 @@ from autoprune.search.baselines import Baseline
 from autoprune.search.bench import WEIGHTS_FILE, Bench, discover
 from autoprune.search.budget import Timekeeper
 from autoprune.search.cost_model import CostModel
-from autoprune.search.driver import Driver, Strategy
+from autoprune.search.driver import Driver
 from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.jobs import Strategy
 from autoprune.search.options import Options
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import failures_as_trial_errors

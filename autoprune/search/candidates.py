@@ -1,0 +1,49 @@
+"""Candidates: recipes on their way up the rungs of the default search. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from autoprune.search.profile import Design
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
+from autoprune.study.records import TrialRecord
+
+
+@dataclass
+class Candidate:
+    """A recipe on its way up the rungs.
+
+    Attributes:
+        recipe: The whole candidate, without training.
+        arm: Who proposed it.
+        label: For people; empty for proposals.
+        costs: Size and latency as shares of the dense network's: predicted, measured once it was exported.
+        lost: Capability lost against the dense network, by rung; 0 is the screen.
+        trials: Its trials by rung.
+        hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
+    """
+
+    recipe: Recipe
+    arm: str
+    label: str
+    costs: tuple[float, float]
+    lost: dict[int, float] = field(default_factory=dict)
+    trials: dict[int, TrialRecord] = field(default_factory=dict)
+    hopeless: bool = False
+
+    def values(self, rung: int) -> list[float]:
+        """Return capability lost at ``rung``, size and latency."""
+        return [self.lost[rung], *self.costs]
+
+
+def as_design(candidate: Candidate, groups: Groups) -> Design:
+    """Return a trained candidate as a network whose whole was timed."""
+    size, latency = candidate.costs
+    return Design(
+        kept=candidate.recipe.kept_counts(groups),
+        bits={g.name: candidate.recipe.choice(g.name).bits for g in groups.groups},
+        layer_s={},
+        size_bytes=round(size),
+        latency_ratio=latency,
+    )

@@ -1,0 +1,50 @@
+"""Jobs: what a driver is given to run, and the words for what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoprune.measure.record import Measurement
+from autoprune.search.baselines import Baseline
+from autoprune.search.trial import Outcome
+from autoprune.space.recipe import Recipe, Recovery
+
+Strategy = Callable[[Sequence[Baseline]], None]
+TrialFunction = Callable[[Recipe, Path, Path | None], Outcome]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run; the fields are those of :class:`~autoprune.study.records.TrialRecord`.
+
+    Attributes:
+        recipe: The candidate; None lets the study's sampler choose.
+        origin: Who proposed it.
+        label: For people.
+        rung: Training rung.
+        started_from: Trial whose recovered network is cut further or trained on; None for the dense network.
+        screened: Capability that it lost at the screen.
+    """
+
+    recipe: Recipe | None
+    origin: str
+    label: str = ""
+    rung: int = 1
+    started_from: int | None = None
+    screened: float | None = None
+
+
+def describe(number: int, measurement: Measurement) -> str:
+    """Return one line on a measured trial."""
+    score = measurement.report or measurement.search
+    return (
+        f"#{number} {score.name} {score.value:.4f}  latency x{measurement.latency.ratio:.3f}"
+        f"  size x{measurement.size_ratio:.3f}"
+    )
+
+
+def with_steps(recovery: Recovery, steps: int) -> Recovery:
+    """Return ``recovery`` with another number of fine-tuning steps."""
+    return Recovery.model_validate({**recovery.model_dump(), "finetune_steps": steps})

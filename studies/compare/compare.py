@@ -1,0 +1,308 @@
+"""Runs the comparison that runs.yaml defines, and writes its tables and its picture from the records of the runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+
+from autoprune.study.front import volume_of  # noqa: E402
+from autoprune.study.records import TrialRecord  # noqa: E402
+from autoprune.study.screens import Screen  # noqa: E402
+from autoprune.yaml_io import read_yaml  # noqa: E402
+
+OBJECTIVES = ("accuracy", "latency", "size")
+# Shares of the dense file at which the points lost are told.
+SHARES = (0.23, 0.165, 0.115, 0.10)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search of the comparison.
+
+    Attributes:
+        kind: ``runs``, ``quarter`` or ``ablations``.
+        name: Name in the tables.
+        seed: Its seed.
+        budget: Its budget.
+        settings: Settings beyond the common ones.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    budget: str
+    settings: dict[str, Any]
+
+    @property
+    def study(self) -> str:
+        """Name of its study and of its record files."""
+        return re.sub(r"[^a-z0-9]+", "_", f"{self.name} {self.budget} {self.seed}".lower())
+
+    @property
+    def records(self) -> Path:
+        """The file that keeps its records."""
+        return HERE / "records" / f"{self.study}.json"
+
+
+def planned() -> Iterator[Run]:
+    """Yield the runs, those of the first seed first, so that an unfinished comparison compares like with like."""
+    values = read_yaml(HERE / "runs.yaml").values
+    for seed in values["seeds"]:
+        for name, settings in values["runs"].items():
+            yield Run("runs", name, seed, values["budget"], settings)
+        yield Run("quarter", "auto", seed, values["quarter"], {})
+        for name, settings in values["ablations"].items():
+            yield Run("ablations", name, seed, values["budget"], settings)
+
+
+def run_missing(data: str, weights: str, only: str | None) -> None:
+    """Run what has no records yet, one after the other, each with an empty cache."""
+    model = read_yaml(HERE / "runs.yaml").values["model"]
+    for run in planned():
+        if run.records.is_file() or (only is not None and not re.search(only, run.study)):
+            continue
+        print(f"{run.study}: {run.budget}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="autoprune-compare-") as cache:
+            words = [f"{name}={json.dumps(value)}" for name, value in run.settings.items()]
+            command = [
+                sys.executable, "-m", "autoprune", "search", "--model", model, "--data", data, "--weights", weights,
+                "--budget", run.budget, "--seed", str(run.seed), "--study", run.study, "--fresh", "--quiet", *words,
+            ]  # fmt: skip
+            folders = {"AUTOPRUNE_STUDIES": str(HERE / "runs"), "AUTOPRUNE_CACHE": cache}
+            environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT)}
+            subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+        keep_records(run)
+
+
+def keep_records(run: Run) -> None:
+    """Write what the tables need of a finished study into one file."""
+    os.environ["AUTOPRUNE_STUDIES"] = str(HERE / "runs")
+    from autoprune.study.screens import read_screens
+    from autoprune.study.store import StudyStore
+
+    store = StudyStore.open(run.study)
+    if store.phase != "done":
+        raise SystemExit(f"study {run.study} did not end; run the command again")
+    content = {
+        "run": vars(run),
+        "spent_s": store.spent_s,
+        "environment": json.loads(store.paths.environment.read_text(encoding="utf-8")),
+        "screens": [screen.model_dump(mode="json") for screen in read_screens(store.paths)],
+        "trials": [record.model_dump(mode="json") for record in store.records()],
+    }
+    for entry in content["environment"]:  # where the data lie on the machine is nobody's business
+        entry["settings"] = {k: v for k, v in entry["settings"].items() if k not in ("data", "weights")}
+    run.records.parent.mkdir(exist_ok=True)
+    run.records.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, on the report split."""
+
+    run: Run
+    trials: list[TrialRecord]
+    screens: list[Screen]
+    spent_s: float
+    host: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Run) -> Outcome:
+        """Read a run's records."""
+        content = json.loads(run.records.read_text(encoding="utf-8"))
+        return cls(
+            run,
+            [TrialRecord.model_validate(trial) for trial in content["trials"]],
+            [Screen.model_validate(screen) for screen in content["screens"]],
+            content["spent_s"],
+            content["environment"][-1]["host"],
+        )
+
+    @property
+    def finals(self) -> list[TrialRecord]:
+        """The points of the final phase."""
+        return [t for t in self.trials if t.fidelity == "final" and t.measurement is not None]
+
+    @property
+    def dense(self) -> float:
+        """The dense network's capability on the report split."""
+        report = next(t.measurement.report for t in self.finals if t.label == "dense" and t.measurement)
+        if report is None:
+            raise SystemExit(f"{self.run.study}: the dense network was not measured on the report split")
+        return report.value
+
+    def volume(self) -> float:
+        """Return the hypervolume of the final points below (10 points lost, dense latency, dense size)."""
+        return volume_of(
+            [t.measurement for t in self.finals if t.measurement], OBJECTIVES, self.dense, on_search=False
+        )
+
+    def lost_at(self, share: float) -> float:
+        """Return the least points lost by a final point of at most ``share`` of the dense bytes; NaN if there is none."""
+        lost = [
+            100 * (self.dense - t.measurement.report.value)
+            for t in self.finals
+            if t.measurement and t.measurement.report and t.measurement.size_ratio <= share
+        ]
+        return min(lost, default=float("nan"))
+
+    def row(self) -> dict[str, Any]:
+        """Return the run's line of the table."""
+        fastest = min(t.measurement.latency.ratio for t in self.finals if t.measurement)
+        return {
+            "search": self.run.name + (" (a quarter of the time)" if self.run.kind == "quarter" else ""),
+            "seed": self.run.seed,
+            "budget": self.run.budget,
+            "hypervolume": self.volume(),
+            **{f"points lost at {share:g}": self.lost_at(share) for share in SHARES},
+            "least latency": fastest,
+            "screened": len(self.screens),
+            "trained": sum(t.is_trained for t in self.trials),
+            "spent, s": self.spent_s,
+        }
+
+
+def report() -> None:
+    """Write README.md, front.csv and front.png from the records that there are."""
+    outcomes = [Outcome.read(run) for run in planned() if run.records.is_file()]
+    if not outcomes:
+        raise SystemExit("there are no records yet; begin with: compare.py run --data D --weights F")
+    table = pd.DataFrame([{"kind": o.run.kind, **o.row()} for o in outcomes])
+    table.to_csv(HERE / "runs.csv", index=False, float_format="%.5g")
+    draw(outcomes)
+    missing = [run.study for run in planned() if not run.records.is_file()]
+    (HERE / "README.md").write_text(readme(table, outcomes, missing), encoding="utf-8")
+
+
+def readme(table: pd.DataFrame, outcomes: list[Outcome], missing: list[str]) -> str:
+    """Return the page of results."""
+    runs = table[table["kind"] == "runs"]
+    means = runs.groupby("search")["hypervolume"].mean()
+    blind = means.drop("auto", errors="ignore")
+    lines = [
+        "# The default search against plain samplers, and its parts",
+        "",
+        "Generated by `python studies/compare/compare.py report` from `records/`; `runs.yaml` defines the runs. All figures",
+        "are of the exported files: capability on the report split, latency measured interleaved with the dense network.",
+        "Hypervolume is that below 10 points lost, the dense latency and the dense size, each axis scaled to 1. The plain",
+        "samplers get the same trials, baselines and final recovery, without profile, screening, rungs and lineage.",
+        "",
+        markdown(table.drop(columns=["kind"])),
+        "",
+    ]
+    if "auto" in means and len(blind):
+        best = str(blind.idxmax())
+        lines += [f"The best plain sampler is {best}, with a mean hypervolume of {blind[best]:.4f}; the default search has "
+                  f"{means['auto']:.4f}, {means['auto'] / blind[best] - 1:+.1%}."]  # fmt: skip
+        quarter = table[table["kind"] == "quarter"]["hypervolume"]
+        if len(quarter):
+            verdict = "reaches" if quarter.mean() >= blind[best] else "does not reach"
+            lines += [
+                f"In a quarter of the time the default search has {quarter.mean():.4f}: it {verdict} the other's end."
+            ]
+    ablations = table[table["kind"] == "ablations"]
+    if len(ablations) and "auto" in means:
+        lines += [
+            "",
+            "## What each part is worth",
+            "",
+            "| without | mean hypervolume | the part's worth |",
+            "|---|---|---|",
+        ]
+        for name, value in ablations.groupby("search")["hypervolume"].mean().items():
+            worth = means["auto"] - value
+            lines.append(
+                f"| {str(name).removeprefix('no ')} | {value:.4f} | {worth:+.4f} ({worth / value:+.1%}) |"
+            )
+    lines += [
+        "",
+        "![fronts](front.png)",
+        "",
+        f"Measured on {outcomes[0].host.get('processor', 'an unknown processor')}.",
+    ]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table in Markdown."""
+    rows = [list(table.columns), ["---"] * len(table.columns)]
+    for _, row in table.iterrows():
+        rows.append([_shown(value) for value in row])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+    return str(value)
+
+
+def draw(outcomes: list[Outcome]) -> None:
+    """Draw points lost against size and latency, one colour for each search, and volumes as bars."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    by_size, by_latency, bars = figure.subplots(1, 3)
+    names = list(dict.fromkeys(o.run.name for o in outcomes if o.run.kind == "runs"))
+    colours = {name: f"C{index}" for index, name in enumerate(names)}
+    for outcome in (o for o in outcomes if o.run.kind == "runs"):
+        points = [(t.measurement, t.measurement.report) for t in outcome.finals if t.measurement]
+        lost = [100 * (outcome.dense - report.value) for _, report in points if report]
+        first = outcome.run.seed == min(o.run.seed for o in outcomes)
+        for axis, shares in (
+            (by_size, [m.size_ratio for m, _ in points]),
+            (by_latency, [m.latency.ratio for m, _ in points]),
+        ):
+            label = outcome.run.name if first else None
+            axis.plot(
+                shares, lost, "o", color=colours[outcome.run.name], alpha=0.7, markersize=5, label=label
+            )
+    for axis, name in ((by_size, "size"), (by_latency, "latency")):
+        axis.set_xlabel(f"{name}, share of the dense network's")
+        axis.set_ylabel("points of accuracy lost")
+        axis.set_ylim(10, -1)
+        axis.grid(alpha=0.3)
+    by_size.legend()
+    labels = [f"{o.run.name}{' ¼' if o.run.kind == 'quarter' else ''} ({o.run.seed})" for o in outcomes]
+    bars.barh(labels[::-1], [o.volume() for o in outcomes][::-1], color="C0")
+    bars.set_xlabel("hypervolume of the final front")
+    figure.savefig(HERE / "front.png")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="run what is missing")
+    run.add_argument("--data", required=True)
+    run.add_argument("--weights", required=True)
+    run.add_argument("--only", help="only studies whose name matches this expression")
+    verbs.add_parser("report", help="write the tables and the picture")
+    given = parser.parse_args()
+    if given.verb == "run":
+        run_missing(given.data, given.weights, given.only)
+    report()
+
+
+if __name__ == "__main__":
+    main()

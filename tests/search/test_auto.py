@@ -1,0 +1,251 @@
+"""The default search on synthetic trials: rungs, promotion, lineage, resume, and its switches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from autoprune.config import AutoSearch as Switches
+from autoprune.config import Budget, Limits, StudyConfig
+from autoprune.errors import TrialError
+from autoprune.search.auto import AutoSearch
+from autoprune.search.baselines import Baseline, effective_key
+from autoprune.search.cost_model import CostModel
+from autoprune.search.lineage import prunes_further
+from autoprune.search.options import Options
+from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
+from autoprune.space.shapes import AxisUse, LayerShape
+from autoprune.study.records import TrialRecord
+from autoprune.study.screens import read_screens
+from tests.search.fakes import Scene, make_measurement, make_scene
+
+
+@pytest.fixture(autouse=True)
+def studies_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+
+
+def config(name: str, **fields: object) -> StudyConfig:
+    return StudyConfig.model_validate(
+        {"model": "fake", "data": "fake", "study": name, "sampler": "auto", "front_points": 4, **fields}
+    )
+
+
+def make_options(scene: Scene) -> Options:
+    """Return options whose predicted costs are about those of the fake trials."""
+    groups: Groups = scene.driver.groups
+    space = scene.driver.space
+    cuts = [
+        CutLoss(group=g.name, kept=k, criterion="activation", growth=(1 - k / g.size) ** 2, measured=True)
+        for g in groups.prunable
+        for k in range(0, g.size, 4)
+    ]
+    shapes = tuple(
+        LayerShape(
+            name=g.name,
+            group=g.name,
+            weights=9 * g.size * g.size,
+            outputs=g.size,
+            inputs=g.size,
+            makes=(AxisUse(group=g.name, share=1 / g.size, units=g.size),),
+            reads=(),
+            read_elements=100,
+        )
+        for g in groups.groups
+    )
+    designs = []
+    for bits in (32, 8):
+        size = sum(s.weights * bits / 8 for s in shapes) + 6000
+        designs.append(
+            Design(
+                kept={g.name: g.size for g in groups.groups},
+                bits=dict.fromkeys((g.name for g in groups.groups), bits),
+                layer_s={s.name: s.weights * bits * 1e-9 for s in shapes},
+                size_bytes=round(size),
+                latency_ratio=0.5 + bits / 64,
+            )
+        )
+    profile = Profile(dense_loss=0.2, examples=100, cuts=tuple(cuts), designs=tuple(designs), shapes=shapes)
+    return Options(profile, groups, space, CostModel(shapes, designs))
+
+
+@dataclass
+class FakeScreen:
+    """Loses what the fake trials lose and more, and takes a second."""
+
+    scene: Scene
+    fail_at: int | None = None
+    seen: list[Recipe] = field(default_factory=list)
+
+    def __call__(self, recipe: Recipe) -> float:
+        self.seen.append(recipe)
+        self.scene.clock.advance(1.0)
+        if len(self.seen) == self.fail_at:
+            raise TrialError("nan", "the score is nan")
+        groups = self.scene.driver.groups
+        return 3 * (0.9 - make_measurement(recipe, groups).search.value)
+
+
+def run(scene: Scene, screen: FakeScreen | None = None) -> FakeScreen:
+    """Run the default search on a scene and release its study."""
+    screen = screen or FakeScreen(scene)
+
+    def strategy(baselines: Sequence[Baseline]) -> None:
+        AutoSearch(scene.driver, make_options(scene), screen, scene.driver.bench.config, scene.clock).run(
+            baselines
+        )
+
+    try:
+        scene.driver.search(lambda: 0.0, strategy)
+    finally:
+        scene.store.release()
+    return screen
+
+
+def searched(name: str, seconds: float = 900.0, **fields: object) -> tuple[Scene, FakeScreen]:
+    scene = make_scene(name, budget=Budget(seconds=seconds), config=config(name, **fields), duration_s=5.0)
+    return scene, run(scene)
+
+
+def trained(scene: Scene) -> list[TrialRecord]:
+    return [r for r in scene.store.records() if r.is_trained]
+
+
+def test_many_are_screened_few_are_trained_and_fewer_for_longer() -> None:
+    scene, screen = searched("rungs")
+    records = scene.store.records()
+    assert [r.label for r in records[:2]] == ["dense", "int8"]
+    by_rung = {rung: [r for r in trained(scene) if r.rung == rung] for rung in (1, 2)}
+    assert len(screen.seen) == len(read_screens(scene.store.paths)) >= 40
+    assert 2 * len(by_rung[2]) <= len(by_rung[1]) <= 0.5 * len(screen.seen)
+    assert by_rung[2]
+    # Uniform ratios are looked at like everything else, not trained for being there.
+    labels = [s.label for s in read_screens(scene.store.paths)]
+    assert sum(label.startswith("uniform") for label in labels) == 8
+    assert all(r.screened is not None for r in by_rung[1])
+
+
+def test_a_higher_rung_goes_on_with_the_very_network() -> None:
+    scene, _ = searched("higher")
+    by_number = {r.number: r for r in scene.store.records()}
+    for record in trained(scene):
+        assert record.recipe is not None
+        if record.rung == 2:
+            assert record.started_from is not None
+            before = by_number[record.started_from]
+            assert before.rung == 1
+            assert before.recipe is not None
+            assert before.recipe.kept_counts(scene.driver.groups) == record.recipe.kept_counts(
+                scene.driver.groups
+            )
+            assert record.recipe.recovery.finetune_steps == 150
+        else:
+            assert record.recipe.recovery.finetune_steps == 50
+
+
+def test_deeper_cuts_start_from_trained_networks() -> None:
+    scene, _ = searched("line")
+    groups = scene.driver.groups
+    by_number = {r.number: r for r in scene.store.records()}
+    started = [r for r in trained(scene) if r.rung == 1 and r.started_from is not None]
+    assert started
+    for record in started:
+        parent = by_number[record.started_from or 0]
+        assert record.recipe is not None
+        assert parent.recipe is not None
+        assert prunes_further(record.recipe.kept_counts(groups), parent.recipe.kept_counts(groups))
+
+
+def test_lineage_can_be_switched_off() -> None:
+    scene, _ = searched("alone", auto={"lineage": False})
+    assert trained(scene)
+    assert all(r.started_from is None for r in trained(scene) if r.rung == 1)
+
+
+def test_screening_can_be_switched_off() -> None:
+    scene, screen = searched("unscreened", auto={"screening": False})
+    assert screen.seen == []
+    assert len([r for r in trained(scene) if r.rung == 1]) > 10
+
+
+def test_the_solver_can_be_switched_off() -> None:
+    scene, _ = searched("unsolved", auto={"solver": False})
+    assert {s.arm for s in read_screens(scene.store.paths)} == {"baseline", "moves"}
+
+
+def test_no_candidate_is_evaluated_twice() -> None:
+    scene, screen = searched("once")
+    groups = scene.driver.groups
+    keys = [effective_key(recipe, groups) for recipe in screen.seen]
+    assert len(set(keys)) == len(keys)
+    trials = [(r.rung, effective_key(r.recipe, groups)) for r in trained(scene) if r.recipe]
+    assert len(set(trials)) == len(trials)
+
+
+def test_an_ended_run_is_taken_up_where_it_ended() -> None:
+    first, before = searched("parts", 150.0)
+    early = len(trained(first))
+    again = make_scene("parts", budget=Budget(seconds=900.0), config=config("parts"), duration_s=5.0)
+    after = run(again)
+    groups = again.driver.groups
+    keys = [effective_key(r, groups) for r in (*before.seen, *after.seen)]
+    assert len(set(keys)) == len(keys) == len(read_screens(again.store.paths))
+    assert len(trained(again)) > early
+
+
+def test_a_torn_line_of_the_screens_is_left_out() -> None:
+    scene, screen = searched("torn", 150.0)
+    with scene.store.paths.screens.open("ab") as file:
+        file.write(b'{"recipe": {"gro')
+    assert len(read_screens(scene.store.paths)) == len(screen.seen)
+    again = make_scene("torn", budget=Budget(seconds=900.0), config=config("torn"), duration_s=5.0)
+    more = run(again)
+    assert len(read_screens(again.store.paths)) == len(screen.seen) + len(more.seen) > len(screen.seen)
+
+
+def test_a_screen_that_fails_is_recorded_and_the_search_goes_on() -> None:
+    scene = make_scene("fails", budget=Budget(seconds=900.0), config=config("fails"), duration_s=5.0)
+    screen = run(scene, FakeScreen(scene, fail_at=12))
+    failed = [r for r in scene.store.records() if r.state == "failed"]
+    assert [(r.failure_kind, r.rung) for r in failed] == [("nan", 0)]
+    assert len(screen.seen) > 40
+
+
+def test_what_lies_beyond_a_limit_is_not_trained() -> None:
+    free, _ = searched("free")
+    limits = {"max_size_mb": 0.2}
+    bound, _ = searched("bound", limits=limits)
+    sizes = {
+        name: [r.measurement.size_ratio for r in trained(s) if r.measurement]
+        for name, s in (("free", free), ("bound", bound))
+    }
+    assert max(sizes["free"]) > 0.2
+    # The prediction of a size is not exact for these fakes.
+    assert max(sizes["bound"]) <= 0.25
+    assert len(sizes["bound"]) >= 4
+
+
+def test_the_budget_is_kept() -> None:
+    scene, _ = searched("budget", 600.0)
+    assert scene.clock.now_s <= 0.4 * 600.0
+    few = make_scene("few", budget=Budget(trials=5), config=config("few"), duration_s=5.0)
+    run(few)
+    assert len([r for r in trained(few) if r.origin != "baseline"]) <= 5
+
+
+def test_limits_and_switches_belong_to_the_settings() -> None:
+    settings = config("settings", limits={"max_latency_ms": 3.0})
+    assert settings.limits == Limits(max_latency_ms=3.0)
+    assert settings.auto == Switches()
+    assert settings.identity()["limits"]["max_latency_ms"] == 3.0
+    assert settings.has_lineage
+    assert not config("plain", sampler="tpe").has_lineage
+    assert (
+        config("plain", sampler="tpe", front_points=None).most_networks
+        < config("auto", front_points=None).most_networks
+    )
