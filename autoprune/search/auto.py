@@ -12,7 +12,7 @@ from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
 from autoprune.search.candidates import Candidate, as_design
 from autoprune.search.driver import Driver
-from autoprune.search.fidelity import Step, steps_between_rungs
+from autoprune.search.fidelity import Step, left_by_rung, steps_between_rungs
 from autoprune.search.jobs import Job, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
@@ -36,10 +36,6 @@ _CHOICE_FOR_FINAL = 1.5
 _LONG_TRAINING = 800
 # Trials after which the predictions of latency are corrected again.
 _CORRECT_EVERY = 3
-# What the final recovery is taken to leave of what the last rung lost; half of that where the network was trained on
-# the search split: cuts lose two to three times as much there as on images that it has not seen.
-_FINAL_LEFT = 0.5
-_SEEN = 0.5
 # A result of no use: all was lost.
 _ALL_LOST = 1.0
 
@@ -69,7 +65,6 @@ class AutoSearch:
         self._screen = screen
         self._recovery = with_steps(driver.space.default_recovery(), 0)
         self._screen_s: list[float] = []
-        self._split_seen = driver.store.notes().get("search_split_seen") == "yes"
         self._scales = self._volume_scales()
         self.proposer = Proposer(
             options.problem,
@@ -92,6 +87,10 @@ class AutoSearch:
             choice = self.options.encode(baseline.recipe)
             if self._key(choice) not in self.candidates and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0)
+        if self.config.auto.solver:
+            for choice in self.proposer.anchors(self.config.most_networks):
+                if self._key(choice) not in self.candidates and self.driver.may_propose():
+                    self._evaluate(Proposal(choice, "solver"), "", 0.0)
         while self.driver.may_propose() and self._do_next():
             pass
 
@@ -124,8 +123,10 @@ class AutoSearch:
         pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost]
         if not pool:
             return False
-        values = np.array([c.values(0) for c in pool]) / self._scales_at(0) * self.proposer.counts
-        found = uncovered(values, [1 in c.lost for c in pool], self.config.most_networks)
+        values = np.array([c.values(0) for c in pool]) / self._scales_at(0)
+        counted = values[:, self.proposer.counts > 0]
+        parts = -(-self.config.most_networks // (counted.shape[1] - 1))
+        found = uncovered(counted, [1 in c.lost for c in pool], parts)
         if found is None:
             return False
         self._train(pool[found], 1)
@@ -311,9 +312,7 @@ class AutoSearch:
 
     def _scales_at(self, rung: int) -> Array:
         """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""
-        left = _FINAL_LEFT * (_SEEN if self._split_seen else 1.0)
-        for step in self.steps()[rung:]:
-            left *= step.kept_loss
+        left = left_by_rung(self.driver.records, len(self.rungs))[rung]
         scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
         return scales
 

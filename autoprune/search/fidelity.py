@@ -14,6 +14,8 @@ from autoprune.study.records import TrialRecord
 # Until results say more: a rung takes back this share of what the rung before had lost, counted as two results.
 _USUAL_KEPT = 0.5
 _USUAL_WEIGHT = 2.0
+# What the final recovery is taken to leave of what the last rung lost.
+FINAL_LEFT = 0.5
 # Shares of a rung's results that the next one gets: with ranks that agree perfectly, and not at all.
 _PROMOTED = (0.08, 0.5)
 _PROMOTED_AT_FIRST = 0.15
@@ -90,9 +92,9 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
 
 
 def left_by_rung(records: Sequence[TrialRecord], rungs: int) -> dict[int, float]:
-    """Return for each rung the share of its results' loss that the last rung is expected to leave.
+    """Return for each rung the share of its results' loss that the final recovery is expected to leave.
 
     With it results of several rungs are brought to one fidelity.
     """
     steps = steps_between_rungs(records, rungs)
-    return {rung: math.prod(step.kept_loss for step in steps[rung:]) for rung in range(rungs)}
+    return {rung: FINAL_LEFT * math.prod(step.kept_loss for step in steps[rung:]) for rung in range(rungs)}

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoprune.search.volume import Array, Volume
-from autoprune.study.pareto import non_dominated
+from autoprune.study.pareto import Array, non_dominated
+
+# A trained candidate covers a part of an axis if it lost at most this much more than the best at its cost.
+_AS_GOOD = 1.3
 
 
 def is_hopeless(hopeful: Array, trained: Array) -> bool:
@@ -20,30 +22,70 @@ def is_hopeless(hopeful: Array, trained: Array) -> bool:
     return bool((trained <= hopeful).all(axis=1).any())
 
 
-def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
-    """Return a candidate from a part of the costs where none was trained; None if every part has one.
+def cover(values: Array, parts: int) -> list[int]:
+    """Choose rows so that every axis of costs is covered from the mildest to the deepest.
 
-    The axis of costs is the mean of their logarithms, from the mildest to the deepest candidate of the front that has
-    any volume. It is cut into equal parts; the mildest empty one gives the candidate that adds most.
+    Whoever has a limit on one cost alone asks for the best capability at that cost, whatever the others are. So each
+    axis has its own front, of capability lost against that cost; its logarithm is cut into equal parts, and each part
+    gives the row that is nearest to its middle.
 
     Args:
-        values: Capability lost, size and latency as shares of where the volume ends, ``(n, 3)``; an objective that
-            does not count is 0.
-        trained: Whether each went on before.
-        parts: Number of parts.
+        values: Capability lost and costs, positive, ``(n, 1 + axes)``.
+        parts: Parts of each axis.
+
+    Returns:
+        Different rows; the first parts of all axes come first.
     """
+    chosen: list[list[int]] = []
+    for axis in range(1, values.shape[1]):
+        own: list[int] = []
+        for rows in _axis_parts(values, axis, parts):
+            if rows:
+                logs = np.log(values[rows, axis])
+                own.append(rows[int(np.abs(logs - (logs.min() + logs.max()) / 2).argmin())])
+        chosen.append(own)
+    in_turn = [own[place] for place in range(parts) for own in chosen if place < len(own)]
+    return list(dict.fromkeys(in_turn))
+
+
+def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
+    """Return a candidate from a part of an axis of costs where nothing as good was trained; None if there is none.
+
+    Args:
+        values: Capability lost and costs, as shares of where the volume ends, ``(n, 1 + axes)``.
+        trained: Whether each went on before.
+        parts: Parts of each axis; see :func:`cover`.
+    """
+    known = np.array(trained, dtype=bool)
     useful = np.flatnonzero((values < 1.0).all(axis=1) & (values[:, 0] > 0))
-    useful = useful[non_dominated(values[useful])] if len(useful) else useful
     if len(useful) < 2:
         return None
-    costs = np.log(np.where(values[:, 1:] > 0, values[:, 1:], 1.0)).sum(axis=1)
-    low, high = costs[useful].min(), costs[useful].max()
-    part = np.clip(np.floor((costs - low) / max(high - low, 1e-9) * parts), 0, parts - 1)
-    known = np.array(trained, dtype=bool)
-    covered = {float(p) for p in part[known]}
-    empty = sorted({float(p) for p in part[useful]} - covered, reverse=True)
-    if not empty:
-        return None
-    inside = useful[part[useful] == empty[0]]
-    gains = Volume(values[known]).gains(values[inside])
-    return int(inside[int(gains.argmax())])
+    inside = values[useful]
+    for axis in range(1, values.shape[1]):
+        for rows in _axis_parts(inside, axis, parts):
+            if not rows:
+                continue
+            costs = inside[rows, axis]
+            near = known & (values[:, axis] >= costs.min()) & (values[:, axis] <= costs.max())
+            if any(row[0] <= _AS_GOOD * _front_lost(inside, axis, row[axis]) for row in values[near]):
+                continue
+            fresh = [row for row in rows if not known[useful[row]]]
+            if fresh:
+                return int(useful[min(fresh, key=lambda row: float(inside[row, 0] * inside[row, axis]))])
+    return None
+
+
+def _axis_parts(values: Array, axis: int, parts: int) -> list[list[int]]:
+    """Cut the front of capability lost against one cost into parts, the mildest first; a part may be empty."""
+    front = np.flatnonzero(non_dominated(values[:, [0, axis]]))
+    if not len(front):
+        return []
+    costs = np.log(values[front, axis])
+    low, high = costs.min(), costs.max()
+    part = np.clip(np.floor((high - costs) / max(high - low, 1e-9) * parts), 0, parts - 1)
+    return [[int(row) for row in front[part == number]] for number in range(parts)]
+
+
+def _front_lost(values: Array, axis: int, cost: float) -> float:
+    """Return the least that is lost at this cost or below."""
+    return float(values[values[:, axis] <= cost, 0].min())

@@ -12,6 +12,7 @@ import optuna
 from numpy.typing import NDArray
 
 from autoprune.search.loss_model import LossModel
+from autoprune.search.promotion import cover
 from autoprune.search.solver import Choices, Problem, neighbours_of, solve, sweep, weight_range
 from autoprune.search.volume import Array, Volume
 
@@ -175,6 +176,22 @@ class Proposer:
             if found is not None:
                 return found
         return None
+
+    def anchors(self, parts: int) -> list[Choices]:
+        """Return solutions that cover each cost alone, from the mildest to the deepest that has any volume.
+
+        Args:
+            parts: Solutions for each axis.
+        """
+        found: list[Choices] = []
+        for objective in (o for o in self.objectives if o != "accuracy"):
+            solutions = sweep(self._problem, objectives=("accuracy", objective), weights=4 * parts)
+            values = self.values_of(solutions)
+            inside = (values < 1.0).all(axis=1) & (values[:, 0] > 0)
+            axis = ["accuracy", "size", "latency"].index(objective)
+            rows = cover(values[inside][:, [0, axis]], parts) if inside.any() else []
+            found += [solutions[inside][row] for row in rows]
+        return found
 
     def _by_arm(self, arm: str, generator: np.random.Generator) -> Proposal | None:
         if arm == "solver":

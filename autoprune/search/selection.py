@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
+from autoprune.search.promotion import cover
 from autoprune.space.groups import Groups
+from autoprune.study.front import WORST_DROP
 from autoprune.study.pareto import hypervolume, non_dominated
 from autoprune.study.records import TrialRecord, superseded
 
@@ -29,9 +31,8 @@ def choose_networks(
     """Choose up to ``most`` pruned networks that cover the whole front.
 
     Trials that differ only in bit-widths share one network, which is trained once for all of them. Networks
-    on the search's front come first; if there are fewer than ``most``, the next non-dominated layers fill up.
-    Among them the axis of costs is cut into equal parts on a logarithmic scale, and each part gives the network
-    that adds most hypervolume, so that the training covers the axis instead of one corner.
+    that cover every axis of costs come first (:func:`~autoprune.search.promotion.cover`), so that the training covers
+    the axes instead of one corner; what then adds most hypervolume fills up.
 
     Args:
         records: Trials of the study.
@@ -40,7 +41,8 @@ def choose_networks(
         most: Largest number of networks.
         available: Trials whose artifacts are kept; all of them if not given.
         left: For each rung the share of its loss that more training is expected to leave, which brings results of
-            several rungs to one fidelity; 1 where not given.
+            several rungs to one fidelity; 1 where not given. With it, networks that are expected to end beyond the
+            volume's end get no training while there are others.
 
     Returns:
         For each network its trials that are worth an artifact, the leading one first; networks ordered from the
@@ -50,9 +52,7 @@ def choose_networks(
     pool = [r for r in records if r.is_measured_search and r.recipe is not None and r.number not in later]
     if not pool or most < 1:
         return []
-    dense = max(
-        (r.measurement.search.value for r in pool if r.origin == "dense" and r.measurement), default=0.0
-    )
+    dense = next((r.measurement.search.value for r in pool if r.origin == "dense" and r.measurement), None)
     values = np.array(
         [
             _costs(r.measurement, objectives, dense, (left or {}).get(r.rung, 1.0) if r.is_trained else 1.0)
@@ -67,27 +67,48 @@ def choose_networks(
         if recipe is not None and recipe.prunes and (available is None or pool[index].number in available):
             by_network[architecture_key(recipe, groups)].append(int(index))
     leaders = [indices[0] for indices in by_network.values()]
-    chosen: list[int] = []
-    for rank in sorted({int(ranks[i]) for i in leaders}):
-        layer = [i for i in leaders if ranks[i] == rank]
-        room = most - len(chosen)
-        if room <= 0:
-            break
-        chosen += layer if len(layer) <= room else [layer[i] for i in _spread_out(values[layer], room)]
+    if left is not None and dense is not None:
+        worst = WORST_DROP * max(1.0, abs(dense))
+        leaders = [i for i in leaders if values[i, 0] < worst] or leaders
     networks = []
-    for leader in sorted(chosen, key=lambda i: -float(values[i, 1:].sum())):
+    for leader in sorted(
+        _chosen(values, ranks, leaders, most), key=lambda i: -float(np.log(values[i, 1:]).sum())
+    ):
         recipe = pool[leader].recipe
         members = by_network[architecture_key(recipe, groups)] if recipe is not None else []
         networks.append([pool[i] for i in members if i == leader or ranks[i] == 0])
     return networks
 
 
-def _costs(measurement: Measurement, objectives: Sequence[str], dense: float, left: float) -> list[float]:
-    by_name = {
-        "accuracy": (dense - measurement.search.value) * left,
-        "latency": float(np.log(measurement.latency.ratio)),
-        "size": float(np.log(measurement.size_ratio)),
-    }
+def _chosen(
+    values: NDArray[np.float64], ranks: NDArray[np.int64], leaders: list[int], most: int
+) -> list[int]:
+    """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume."""
+    if not leaders:
+        return []
+    chosen: list[int] = []
+    for parts in range(1, most + 1):
+        covering = cover(values[leaders], parts)
+        if len(covering) <= most:
+            chosen = [leaders[row] for row in covering]
+    for rank in sorted({int(ranks[i]) for i in leaders}):
+        layer = [i for i in leaders if ranks[i] == rank and i not in chosen]
+        scaled, reference = _unit(values[leaders])
+        place = {leader: row for row, leader in enumerate(leaders)}
+        while layer and len(chosen) < most:
+            known = [place[i] for i in chosen]
+            best = max(layer, key=lambda i: hypervolume(scaled[[*known, place[i]]], reference))
+            chosen.append(best)
+            layer.remove(best)
+    return chosen
+
+
+def _costs(
+    measurement: Measurement, objectives: Sequence[str], dense: float | None, left: float
+) -> list[float]:
+    # Without a dense network only differences count.
+    lost = (1.0 if dense is None else dense) - measurement.search.value
+    by_name = {"accuracy": lost * left, "latency": measurement.latency.ratio, "size": measurement.size_ratio}
     return [by_name[name] for name in ("accuracy", *(o for o in objectives if o != "accuracy"))]
 
 
@@ -101,28 +122,6 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
         ranks[front if len(front) else rest] = rank
         rank += 1
     return ranks
-
-
-def _spread_out(values: NDArray[np.float64], room: int) -> list[int]:
-    """Choose ``room`` rows: one from each part of the axis of costs, then by hypervolume where parts are empty."""
-    scaled, reference = _unit(values)
-    place = scaled[:, 1:].mean(axis=1)
-    span = np.ptp(place)
-    parts = np.minimum(room - 1, ((place - place.min()) / (span or 1.0) * room).astype(int))
-    chosen: list[int] = []
-    for part in range(room):
-        chosen = _add_best(scaled, reference, chosen, [int(i) for i in np.flatnonzero(parts == part)])
-    while len(chosen) < room:
-        chosen = _add_best(scaled, reference, chosen, [i for i in range(len(values)) if i not in chosen])
-    return chosen
-
-
-def _add_best(
-    scaled: NDArray[np.float64], reference: NDArray[np.float64], chosen: list[int], candidates: list[int]
-) -> list[int]:
-    if not candidates:
-        return chosen
-    return [*chosen, max(candidates, key=lambda i: hypervolume(scaled[[*chosen, i]], reference))]
 
 
 def _unit(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

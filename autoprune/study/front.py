@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # A tenth lost is where the volume of a front ends; latency and size end at the dense network's.
-_WORST_DROP = 0.1
+WORST_DROP = 0.1
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def volume_of(
     """
     if not measurements:
         return 0.0
-    scale = _WORST_DROP * max(1.0, abs(dense))
+    scale = WORST_DROP * max(1.0, abs(dense))
     values: Array = np.array([costs(m, objectives, on_search=on_search) for m in measurements])
     # A capability above the dense network's adds nothing beyond it, so that the volume stays within [0, 1].
     values[:, 0] = np.maximum(0.0, (values[:, 0] + dense) / scale)

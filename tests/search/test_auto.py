@@ -218,16 +218,20 @@ def test_a_screen_that_fails_is_recorded_and_the_search_goes_on() -> None:
 
 def test_what_lies_beyond_a_limit_is_not_trained() -> None:
     free, _ = searched("free")
-    limits = {"max_size_mb": 0.2}
-    bound, _ = searched("bound", limits=limits)
-    sizes = {
-        name: [r.measurement.size_ratio for r in trained(s) if r.measurement]
-        for name, s in (("free", free), ("bound", bound))
-    }
-    assert max(sizes["free"]) > 0.2
-    # The prediction of a size is not exact for these fakes.
-    assert max(sizes["bound"]) <= 0.25
-    assert len(sizes["bound"]) >= 4
+    bound, _ = searched("bound", limits={"max_size_mb": 0.2})
+    predicted = {}
+    for scene in (free, bound):
+        sizes = {
+            s.recipe.model_dump_json(include={"groups"}): s.size_ratio
+            for s in read_screens(scene.store.paths)
+        }
+        keys = [
+            r.recipe.model_dump_json(include={"groups"}) for r in trained(scene) if r.rung == 1 and r.recipe
+        ]
+        predicted[scene.store.paths.name] = [sizes[key] for key in keys]
+    assert max(predicted["free"]) > 0.2
+    assert max(predicted["bound"]) <= 0.2
+    assert len(predicted["bound"]) >= 4
 
 
 def test_the_budget_is_kept() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoprune.search.promotion import is_hopeless, uncovered
+from autoprune.search.promotion import cover, is_hopeless, uncovered
 
 
 def test_only_what_is_beaten_everywhere_is_hopeless() -> None:
@@ -29,13 +29,32 @@ def test_parts_are_filled_from_the_mildest_on_until_all_have_one() -> None:
     while (found := uncovered(values, trained, 4)) is not None:
         trained[found] = True
         chosen.append(found)
-    assert len(chosen) == 4
     assert [c // 3 for c in chosen] == [0, 1, 2, 3]
 
 
-def test_of_one_part_the_candidate_that_adds_most_is_taken() -> None:
-    values = np.array([[0.05, 0.8, 0.8], [0.9, 0.1, 0.1], [0.6, 0.12, 0.105]])
-    assert uncovered(values, [True, False, False], 2) == 2
+def two_axes() -> np.ndarray:
+    """Return rows that are small and slow, and rows that are fast and large."""
+    small, fast = front(6), front(6)
+    small[:, 2] = 0.85
+    fast[:, 1] = 0.85
+    return np.concatenate([small, fast])
+
+
+def test_every_axis_has_parts_of_its_own() -> None:
+    values = two_axes()
+    chosen = cover(values, 3)
+    assert sorted(row // 6 for row in chosen) == [0, 0, 0, 1, 1, 1]
+    # What is small does not cover what is fast.
+    assert uncovered(values, [row < 6 for row in range(12)], 3) in range(6, 12)
+    assert uncovered(values, [True] * 12, 3) is None
+
+
+def test_a_network_that_lost_far_more_covers_nothing() -> None:
+    good = front(4)
+    bad = good.copy()
+    bad[:, 0] = 0.95
+    values = np.concatenate([good, bad])
+    assert uncovered(values, [False] * 4 + [True] * 4, 2) in range(4)
 
 
 @pytest.mark.parametrize("value", [[1.2, 0.5, 0.5], [0.0, 0.5, 0.5], [0.5, 1.5, 0.5]])
@@ -46,3 +65,4 @@ def test_what_has_no_volume_or_loses_nothing_fills_no_gap(value: list[float]) ->
 def test_dominated_candidates_fill_no_gap() -> None:
     values = np.concatenate([front(6), front(6) + 0.05])
     assert uncovered(values, [True] * 6 + [False] * 6, 6) is None
+    assert set(cover(values, 6)) == set(range(6))
