@@ -110,9 +110,9 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_latency_ms: Annotated[float, Field(gt=0.0)] | None = None
-    max_size_mb: Annotated[float, Field(gt=0.0)] | None = None
-    min_accuracy: float | None = None
+    max_latency_ms: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    max_size_mb: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    min_accuracy: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
 class AutoSearch(BaseModel):

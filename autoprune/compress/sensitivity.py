@@ -58,6 +58,8 @@ class SensitivityMeter:
         self.device = device
         self._scores: dict[tuple[str, str], Tensor] = {}
         self.dense_loss = self._loss_of(dense)
+        # BatchNorm statistics of a few hundred examples change the loss by themselves, which is no cut's doing.
+        self._unpruned_loss = self._refreshed_loss(deepcopy(dense)) if recovery.batchnorm else self.dense_loss
 
     def of_cut(self, group: str, kept: int, criterion: str) -> float:
         """Return the growth of the loss when ``group`` keeps ``kept`` units, ranked by ``criterion``."""
@@ -67,9 +69,8 @@ class SensitivityMeter:
             solve_following_layers(
                 self.dense, model, self.groups, plan, self.statistics, refreshed=self.recovery.batchnorm
             )
-        if self.recovery.batchnorm:
-            refresh_batchnorm(model.to(self.device), [inputs for inputs, _ in self.batches])
-        return self._loss_of(model) - self.dense_loss
+        found = self._refreshed_loss(model) if self.recovery.batchnorm else self._loss_of(model)
+        return found - self._unpruned_loss
 
     def of_int8(self, group: str) -> float:
         """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
@@ -117,6 +118,10 @@ class SensitivityMeter:
             if m.axis == "out" and (m.layer, "out") in self.statistics.products
         ]
         return torch.stack(found).sum(dim=0) if found else None
+
+    def _refreshed_loss(self, model: nn.Module) -> float:
+        refresh_batchnorm(model.to(self.device), [inputs for inputs, _ in self.batches])
+        return self._loss_of(model)
 
     @torch.no_grad()
     def _loss_of(self, model: nn.Module) -> float:

@@ -1,0 +1,74 @@
+"""How a default search went, told from its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprune.report.course import course_block, course_lines, course_of
+from autoprune.report.view import view_of
+from autoprune.study.screens import Screen, append_screens
+from tests.report.studies import FakeStore, make_study, recipe
+
+
+def study(tmp_path: Path, sampler: str) -> FakeStore:
+    store = make_study(tmp_path / "study")
+    assert isinstance(store, FakeStore)
+    settings = {**store.settings(), "sampler": sampler}
+    store.settings = lambda: settings  # type: ignore[method-assign]
+    screens = [
+        Screen(
+            recipe=recipe(0.1 * i), arm="solver" if i % 2 else "moves", lost=0.02 * i, size_ratio=0.5,
+            latency_ratio=0.5, duration_s=1.0, ended_s=10.0 + 1.01 * i,
+        )
+        for i in range(1, 10)
+    ]  # fmt: skip
+    append_screens(store.paths, screens)
+    for number, record in enumerate(store.trials):
+        if record.is_trained:
+            store.trials[number] = record.model_copy(update={"screened": 0.1 + 0.01 * number})
+    return store
+
+
+def test_plain_samplers_have_no_course(tmp_path: Path) -> None:
+    view = view_of(study(tmp_path, "tpe"))  # type: ignore[arg-type]
+    assert course_of(view) is None
+    assert course_block(view) == ""
+
+
+def test_the_course_tells_counts_ranks_and_arms(tmp_path: Path) -> None:
+    view = view_of(study(tmp_path, "auto"))  # type: ignore[arg-type]
+    course = course_of(view)
+    assert course is not None
+    lines = dict(course_lines(course))
+    trained = sum(r.is_trained for r in view.records)
+    assert lines["Fidelity"].startswith("9 recipes screened")
+    assert f"{trained} trained to rung 1" in lines["Fidelity"]
+    assert "moves 4 screened" in lines["Who proposed"]
+    assert "solver 5 screened" in lines["Who proposed"]
+    assert f"over {trained} recipes" in lines["Rank correlation of what is lost"]
+    assert lines["Profile"] == "No profile was kept with this study."
+    assert "How the search went" in course_block(view)
+
+
+def test_engine_overhead_is_what_lies_between(tmp_path: Path) -> None:
+    store = study(tmp_path, "auto")
+    store.trials = [r for r in store.trials if not r.is_trained]
+    screens = [
+        Screen(
+            recipe=recipe(0.5),
+            arm="solver",
+            lost=0.1,
+            size_ratio=0.5,
+            latency_ratio=0.5,
+            duration_s=2.0,
+            ended_s=500 + 2.1 * i,
+        )
+        for i in range(20)
+    ]
+    store.paths.screens.unlink()
+    append_screens(store.paths, screens)
+    course = course_of(view_of(store))  # type: ignore[arg-type]
+    assert course is not None
+    assert course.overhead == pytest.approx(0.05)

@@ -1,0 +1,159 @@
+"""The profile of a small real network: what is measured, what is estimated, and what is kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from autoprune.compress.sensitivity import SensitivityMeter
+from autoprune.config import make_config
+from autoprune.measure.node_times import layer_seconds
+from autoprune.report.profile_view import heat_map, profile_json, profile_rows, write_heat_map
+from autoprune.search.bench import MODEL_FILE, Bench, discover
+from autoprune.search.cost_model import CostModel
+from autoprune.search.designs import design_recipes
+from autoprune.search.options import Options
+from autoprune.search.profiling import measure_profile, profile_key
+from autoprune.space.recipe import Recipe, uniform_recipe
+from autoprune.space.search_space import SearchSpace
+from autoprune.workloads.workload import workload_from_objects
+
+SPACE = SearchSpace(ratios=(0.0, 0.5, 0.75, 1.0), criteria={"conv": ("l2", "activation"), "linear": ("l2",)})
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(x + self.bn2(self.conv2(y)))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), Block(16, 32), Block(16, 16),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(400, 1, 12, 12, generator=generator)
+    labels = (images.mean((1, 2, 3)) * 12).clamp(-1, 1).round().long() + 1
+    data = (TensorDataset(images[:300], labels[:300]), TensorDataset(images[300:], labels[300:]))
+    config = make_config({"model": "Sequential", "data": "given", "study": "own", "calibration_examples": 64})
+    workload = workload_from_objects(network().eval(), data, config=config)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AUTOPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    made = Bench.build(config, workload, discover(workload))
+    folder = tmp_path_factory.mktemp("dense")
+    made.dense = made.deploy(workload.model, Recipe(), folder)
+    patch.undo()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path / "cache"))
+
+
+def test_with_time_everything_is_measured_and_kept(bench: Bench) -> None:
+    told: list[str] = []
+    profile = measure_profile(bench, SPACE, math.inf, told.append)
+    assert profile.cuts
+    assert all(cut.measured for cut in profile.cuts)
+    # Each width of each group by each criterion, the removal of both blocks among them.
+    assert {(c.group, c.kept) for c in profile.cuts} >= {("3.conv1", 0), ("3.conv1", 16), ("4.conv1", 0)}
+    assert set(profile.int8) == {g.name for g in bench.groups.groups}
+    assert len(profile.designs) == len(design_recipes(bench.groups, SPACE, 0))
+    assert told
+    again = measure_profile(bench, SPACE, 0.0, told.append)
+    assert again.cuts == profile.cuts
+    assert again.designs == profile.designs
+
+
+def test_without_time_losses_are_estimated_and_few_networks_timed_until_there_is_time(bench: Bench) -> None:
+    little = measure_profile(bench, SPACE, 0.0, lambda _: None)
+    assert not any(cut.measured for cut in little.cuts)
+    assert len(little.designs) == 3
+    assert all(math.isfinite(cut.growth) for cut in little.cuts)
+    rest = measure_profile(bench, SPACE, math.inf, lambda _: None)
+    assert all(cut.measured for cut in rest.cuts)
+    assert rest.designs[:3] == little.designs
+    assert rest.seconds > little.seconds
+
+
+def test_a_damaged_profile_is_measured_anew(bench: Bench, tmp_path: Path) -> None:
+    place = tmp_path / "cache" / "profiles" / f"{profile_key(bench, SPACE)}.json"
+    place.parent.mkdir(parents=True)
+    place.write_text('{"dense_loss": "no"')
+    assert measure_profile(bench, SPACE, 0.0, lambda _: None).designs
+
+
+def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Bench) -> None:
+    meter = SensitivityMeter(
+        bench.workload.model,
+        bench.groups,
+        bench.statistics,
+        bench.calibration,
+        loss=bench.workload.loss,
+        recovery=SPACE.default_recovery(),
+        device=bench.device,
+    )
+    kept = [32, 24, 16, 8, 0]
+    losses = [meter.of_cut("3.conv1", count, "l2") for count in kept]
+    assert losses[0] == 0.0  # nothing is cut, and new BatchNorm statistics do not count as a cut's doing
+    assert losses[-1] == max(losses)
+    guesses = [meter.estimate("3.conv1", count, "l2") for count in kept]
+    assert guesses[0] == 0.0
+    assert guesses == sorted(guesses)
+    assert abs(meter.of_int8("3.conv1")) < 0.05
+    assert meter.dense.get_parameter("3.conv1.weight").shape[0] == 32
+
+
+def test_rows_and_heat_map_tell_what_the_options_hold(bench: Bench, tmp_path: Path) -> None:
+    profile = measure_profile(bench, SPACE, math.inf, lambda _: None)
+    options = Options(profile, bench.groups, SPACE, CostModel(profile.shapes, profile.designs))
+    rows = profile_rows(profile, options)
+    row = next(r for r in rows if r.group == "3.conv1")
+    whole = next(cell for cell in row.cells if cell.kept == 0)
+    assert whole.ratio == 1.0
+    half = next(cell for cell in row.cells if cell.kept == 16)
+    assert whole.size > half.size > 0
+    # 16 of 32 inner channels: half of two convolutions of 16 x 32 x 9 weights in int8.
+    dense = profile.designs[0].size_bytes
+    assert half.size == pytest.approx(2 * 16 * 16 * 9 / dense, rel=0.15)
+    content = profile_json(profile, options, rows)
+    assert content["losses_estimated"] == 0
+    assert len(content["groups"]) == len(rows)
+    figure = heat_map(profile, rows)
+    assert [axis.get_title() for axis in figure.axes][:3] == [
+        "loss on calibration data grows by (log10)", "saves of the dense file, %", "saves of the dense latency, %",
+    ]  # fmt: skip
+    write_heat_map(profile, rows, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_the_profiler_s_seconds_are_told_by_layer(bench: Bench, bits: int, tmp_path: Path) -> None:
+    recipe = uniform_recipe(bench.groups, 0.0, 8 if bits == 8 else 32)
+    bench.deploy(bench.workload.model, recipe, tmp_path)
+    layers = [layer for g in bench.groups.groups for layer in g.producers]
+    [seconds] = layer_seconds([tmp_path / MODEL_FILE], layers, bench.config.target, (1, 12, 12))
+    assert set(seconds) - {""} == set(layers)
+    assert all(value >= 0 for value in seconds.values())
+    assert seconds["3.conv2"] > seconds["7"]
