@@ -3,7 +3,6 @@
 References:
     [Molchanov2019] Importance Estimation for Neural Network Pruning, CVPR 2019.
     [Theis2018] Faster gaze prediction with dense networks and Fisher pruning, arXiv 1801.05787.
-    [Jacob2018] Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from autoprune.compress.criteria import score_group
 from autoprune.compress.finetune import Loss
 from autoprune.compress.importance import pool_units
-from autoprune.compress.layers import Conv, submodule
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
+from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.compress.surgery import prune
 from autoprune.space.groups import Group, Groups
@@ -57,7 +56,7 @@ class SensitivityMeter:
         self.recovery = recovery
         self.device = device
         self._scores: dict[tuple[str, str], Tensor] = {}
-        self.dense_loss = self._loss_of(dense)
+        self.dense_loss = self._loss_of(deepcopy(dense))
         # BatchNorm statistics of a few hundred examples change the loss by themselves, which is no cut's doing.
         self._unpruned_loss = self._refreshed_loss(deepcopy(dense)) if recovery.batchnorm else self.dense_loss
 
@@ -74,18 +73,7 @@ class SensitivityMeter:
 
     def of_int8(self, group: str) -> float:
         """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
-        model = deepcopy(self.dense)
-        handles = []
-        for layer in self.groups.by_name[group].producers:
-            module = submodule(model, layer)
-            if isinstance(module, Conv | nn.Linear):
-                axis = 1 if isinstance(module, Conv) and module.transposed else 0
-                module.weight = nn.Parameter(round_weight(module.weight.detach(), axis))
-                handles.append(module.register_forward_pre_hook(_round_inputs))
-        growth = self._loss_of(model) - self.dense_loss
-        for handle in handles:
-            handle.remove()
-        return growth
+        return self._loss_of(rounded(self.dense, self.groups.by_name[group].producers)) - self.dense_loss
 
     def estimate(self, group: str, kept: int, criterion: str) -> float:
         """Estimate :meth:`of_cut` from one backward pass that was taken for all groups at once.
@@ -132,26 +120,3 @@ class SensitivityMeter:
             total += float(self.loss(outputs, targets.to(self.device))) * len(inputs)
             seen += len(inputs)
         return total / seen
-
-
-def round_weight(weight: Tensor, axis: int) -> Tensor:
-    """Round a weight to signed 8 bits with one symmetric scale for each output channel [Jacob2018]_.
-
-    Args:
-        weight: ``(out, in, *kernel)``, or transposed.
-        axis: Dimension of the output channels.
-
-    Returns:
-        The values that the integers stand for, of the same shape.
-    """
-    others = [dim for dim in range(weight.dim()) if dim != axis]
-    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round().clamp(-127, 127) * scale
-
-
-def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Round a layer's inputs to unsigned 8 bits over the range of the batch."""
-    inputs = arguments[0]
-    low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
-    scale = ((high - low) / 255).clamp_min(1e-12)
-    return ((inputs - low) / scale).round().clamp(0, 255) * scale + low, *arguments[1:]

@@ -18,6 +18,7 @@ from autoprune.compress.discovery import find_groups
 from autoprune.compress.finetune import TeacherStream
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
@@ -37,7 +38,7 @@ RECIPE_FILE = "recipe.json"
 
 # Networks whose weights are kept in memory so that a recipe that differs in bits alone is not trained again.
 _REMEMBERED_NETWORKS = 8
-_REMEMBERED_ANCESTORS = 3
+_REMEMBERED_ANCESTORS = 2
 _SCREEN_BATCH = 250
 
 
@@ -222,7 +223,7 @@ class Bench:
     def screened(self, recipe: Recipe, examples: int | None) -> Capability:
         """Score the network of ``recipe`` after closed-form recovery alone, on the first examples of the search split.
 
-        The network itself is run, in float; nothing is exported.
+        The network itself is run, with 8 bits simulated where the recipe asks for them; nothing is exported.
 
         Args:
             recipe: The candidate.
@@ -231,12 +232,11 @@ class Bench:
         recovery = Recovery.model_validate({**recipe.recovery.model_dump(), "finetune_steps": 0})
         network = self.compressed(recipe.model_copy(update={"recovery": recovery})).model
         outputs, targets = [], []
-        model = network.to(self.device)
+        model = rounded(network, int8_layers(recipe, self.groups)).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
                 outputs.append(model(inputs.to(self.device)).float().cpu())
                 targets.append(target)
-        model.to("cpu")
         return score(torch.cat(outputs), torch.cat(targets), self.workload.metric)
 
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:

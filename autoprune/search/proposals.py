@@ -25,6 +25,8 @@ _STAGES = 4
 # The sampler over weights is told the latest results; more of them make it slow, not better.
 _TOLD = 150
 _TRIES = 24
+# Solutions whose neighbours are candidates too.
+_NEAR = 4
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class Proposer:
         if self._pool is None:
             solutions = sweep(self._problem, objectives=self.objectives)
             values = self.values_of(solutions)
-            best = np.argsort(-self._volume.gains(values))[:8]
+            best = np.argsort(-self._volume.gains(values))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
         fresh = np.array([self._key(row) not in self._seen for row in self._pool], dtype=bool)

@@ -11,6 +11,9 @@ from autoprune.study.pareto import non_dominated
 
 Array = NDArray[np.float64]
 
+# Candidates whose gains are computed together, to bound memory.
+_AT_ONCE = 256
+
 
 class Volume:
     """The region that a set of points dominates below the reference ``(1, 1, 1)``.
@@ -46,10 +49,16 @@ class Volume:
             candidates: ``(m, 3)``.
         """
         candidates = np.clip(candidates, 0.0, None)
-        high = _overlaps(self._rows, candidates[:, 1])
-        wide = _overlaps(self._columns, candidates[:, 2])
-        won = np.maximum(0.0, self._floor[None] - candidates[:, 0][:, None, None])
-        gains: Array = np.einsum("mi,mij,mj->m", high, won, wide)
+        gains = np.zeros(len(candidates))
+        # Most candidates are dominated, which is cheap to see.
+        beaten = np.any(np.all(self.front[None] <= candidates[:, None], axis=2), axis=1)
+        hopeful = np.flatnonzero(np.all(candidates < 1.0, axis=1) & ~beaten)
+        for start in range(0, len(hopeful), _AT_ONCE):
+            some = hopeful[start : start + _AT_ONCE]
+            high = _overlaps(self._rows, candidates[some, 1])
+            wide = _overlaps(self._columns, candidates[some, 2])
+            won = np.maximum(0.0, self._floor[None] - candidates[some, 0][:, None, None])
+            gains[some] = ((won @ wide[:, :, None])[:, :, 0] * high).sum(axis=1)
         return gains
 
 

@@ -1,0 +1,57 @@
+"""8 bits simulated in float: what rounding does to a network, before any runtime computes in integers.
+
+References:
+    [Jacob2018] Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.layers import Conv
+
+
+def rounded(model: nn.Module, layers: Collection[str]) -> nn.Module:
+    """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits.
+
+    Weights are signed with one scale for each output channel, inputs unsigned with one for the tensor, as the
+    deployment's are [Jacob2018]_; its input ranges come from calibration, here from each batch.
+
+    Args:
+        model: A network; it is not changed.
+        layers: Names of convolution and linear layers; names that the network lacks are left out.
+    """
+    copy = deepcopy(model)
+    for name, module in copy.named_modules():
+        if name in layers and isinstance(module, Conv | nn.Linear):
+            axis = 1 if isinstance(module, Conv) and module.transposed else 0
+            module.weight = nn.Parameter(round_weight(module.weight.detach(), axis))
+            module.register_forward_pre_hook(_round_inputs)
+    return copy
+
+
+def round_weight(weight: Tensor, axis: int) -> Tensor:
+    """Round a weight to signed 8 bits with one symmetric scale for each output channel [Jacob2018]_.
+
+    Args:
+        weight: ``(out, in, *kernel)``, or transposed.
+        axis: Dimension of the output channels.
+
+    Returns:
+        The values that the integers stand for, of the same shape.
+    """
+    others = [dim for dim in range(weight.dim()) if dim != axis]
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(1e-12) / 127
+    return (weight / scale).round().clamp(-127, 127) * scale
+
+
+def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Round a layer's inputs to unsigned 8 bits over the range of the batch."""
+    inputs = arguments[0]
+    low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
+    scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((inputs - low) / scale).round().clamp(0, 255) * scale + low, *arguments[1:]
