@@ -10,7 +10,7 @@ from autoprune.clock import Clock
 from autoprune.config import StudyConfig
 from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
-from autoprune.search.candidates import Candidate, as_design
+from autoprune.search.candidates import Candidate, as_timed
 from autoprune.search.driver import Driver
 from autoprune.search.fidelity import Step, left_by_rung, steps_between_rungs
 from autoprune.search.jobs import Job, with_steps
@@ -36,6 +36,8 @@ _CHOICE_FOR_FINAL = 1.5
 _LONG_TRAINING = 800
 # Trials after which the predictions of latency are corrected again.
 _CORRECT_EVERY = 3
+# Screens for one line of progress.
+_TOLD_EVERY = 10
 # A result of no use: all was lost.
 _ALL_LOST = 1.0
 
@@ -169,7 +171,8 @@ class AutoSearch:
                 self._take(proposal, candidate)
             return
         begun_s = self.clock.monotonic()
-        self.driver.say(f"screening {len(self.proposer.results) + 1}")
+        if len(self.proposer.results) % _TOLD_EVERY == 0:
+            self.driver.say(f"screening, {len(self.proposer.results)} recipes so far")
         try:
             lost = self._screen(recipe)
         except TrialError as error:
@@ -266,7 +269,7 @@ class AutoSearch:
         if len(trained) < self._corrected_by + _CORRECT_EVERY:
             return
         self._corrected_by = len(trained)
-        self.options = self.options.corrected([as_design(c, self.driver.groups) for c in trained])
+        self.options = self.options.corrected([as_timed(c, self.driver.groups) for c in trained])
         for key, candidate in self.candidates.items():
             if not candidate.trials:
                 candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autoprune.search.profile import Design
+from autoprune.search.profile import Timed
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
@@ -37,13 +37,10 @@ class Candidate:
         return [self.lost[rung], *self.costs]
 
 
-def as_design(candidate: Candidate, groups: Groups) -> Design:
+def as_timed(candidate: Candidate, groups: Groups) -> Timed:
     """Return a trained candidate as a network whose whole was timed."""
-    size, latency = candidate.costs
-    return Design(
+    return Timed(
         kept=candidate.recipe.kept_counts(groups),
         bits={g.name: candidate.recipe.choice(g.name).bits for g in groups.groups},
-        layer_s={},
-        size_bytes=round(size),
-        latency_ratio=latency,
+        latency_ratio=candidate.costs[1],
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from autoprune.search.profile import Design
+from autoprune.search.profile import Design, Timed
 from autoprune.space.shapes import LayerShape
 
 Array = NDArray[np.float64]
@@ -93,7 +93,7 @@ class CostModel:
     """
 
     def __init__(
-        self, shapes: Sequence[LayerShape], designs: Sequence[Design], results: Sequence[Design] = ()
+        self, shapes: Sequence[LayerShape], designs: Sequence[Design], results: Sequence[Timed] = ()
     ) -> None:
         self.shapes = tuple(shapes)
         self.designs = tuple(designs)
@@ -221,7 +221,7 @@ class CostModel:
                 parts[_CROSSING] += shape.read_elements * float(inputs[0])
         return parts
 
-    def _fit_line(self, designs: Sequence[Design], times: _Times) -> Array:
+    def _fit_line(self, designs: Sequence[Timed], times: _Times) -> Array:
         """Fit what the whole networks took to their parts; nothing takes less than no time.
 
         The profiler slows int8 and float layers by different shares, so each kind has a slope of its own.

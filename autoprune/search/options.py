@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autoprune.search.cost_model import CostModel
-from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.profile import CutLoss, Profile, Timed
 from autoprune.search.solver import Array, Choices, Pair, Problem
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
@@ -75,7 +75,7 @@ class Options:
             for g in groups.groups
         )
 
-    def corrected(self, results: Sequence[Design]) -> Options:
+    def corrected(self, results: Sequence[Timed]) -> Options:
         """Return the options with costs that are corrected by trials."""
         costs = CostModel(self.costs.shapes, self.costs.designs, results)
         return Options(self.profile, self.groups, self.space, costs)

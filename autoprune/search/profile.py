@@ -27,14 +27,12 @@ class CutLoss(BaseModel):
     measured: bool
 
 
-class Design(BaseModel):
-    """One exported network that was timed layer by layer and as a whole.
+class Timed(BaseModel):
+    """One exported network that was timed as a whole.
 
     Attributes:
         kept: Kept units by group; groups that are not named are whole.
         bits: Bit-width by group; 32 where not named.
-        layer_s: Seconds of each layer in one inference.
-        size_bytes: Bytes of the file.
         latency_ratio: Latency of the whole against the dense network's.
     """
 
@@ -42,9 +40,19 @@ class Design(BaseModel):
 
     kept: dict[str, int]
     bits: dict[str, int]
+    latency_ratio: float
+
+
+class Design(Timed):
+    """One that was timed layer by layer too.
+
+    Attributes:
+        layer_s: Seconds of each layer in one inference.
+        size_bytes: Bytes of the file.
+    """
+
     layer_s: dict[str, float]
     size_bytes: int
-    latency_ratio: float
 
 
 class Profile(BaseModel):

@@ -297,6 +297,8 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
         "origin": record.origin,
         "fidelity": record.fidelity,
         "parent": record.parent,
+        "started_from": record.started_from,
+        "rung": record.rung,
         "accuracy": measured.report.value if measured.report else None,
         "accuracy_ci": measured.report.ci if measured.report else None,
         "accuracy_search": measured.search.value,

@@ -36,7 +36,7 @@ class Run:
     """One search of the comparison.
 
     Attributes:
-        kind: ``runs``, ``quarter`` or ``ablations``.
+        kind: ``runs``, ``quarter``, ``long`` or ``ablations``.
         name: Name in the tables.
         seed: Its seed.
         budget: Its budget.
@@ -67,6 +67,8 @@ def planned() -> Iterator[Run]:
         for name, settings in values["runs"].items():
             yield Run("runs", name, seed, values["budget"], settings)
         yield Run("quarter", "auto", seed, values["quarter"], {})
+    yield Run("long", "auto", values["seeds"][0], values["long"], {})
+    for seed in values["ablation_seeds"]:
         for name, settings in values["ablations"].items():
             yield Run("ablations", name, seed, values["budget"], settings)
 

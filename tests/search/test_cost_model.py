@@ -7,7 +7,7 @@ import pytest
 
 from autoprune.search.cost_model import CostModel, LayerTimes
 from autoprune.search.options import Options
-from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace
@@ -141,7 +141,7 @@ def test_results_of_trials_correct_the_latency() -> None:
     results = []
     for _ in range(12):
         design = true_design(random_recipe(groups, rng), groups)
-        results.append(design.model_copy(update={"layer_s": {}, "latency_ratio": design.latency_ratio + 0.1}))
+        results.append(Timed(kept=design.kept, bits=design.bits, latency_ratio=design.latency_ratio + 0.1))
     corrected = CostModel(model.shapes, model.designs, results)
 
     def error(of: CostModel) -> float:
