@@ -62,10 +62,13 @@ class AutoSearch:
         self.options = options
         self.config = config
         self.clock = clock
-        self.rungs = driver.space.rungs
+        default = driver.space.default_recovery()
+        # A space that trains nothing needs no rung above the first export.
+        self.rungs = driver.space.rungs if default.finetune_steps else driver.space.rungs[:2]
+        self._trains = default.finetune_steps > 0
         self.candidates: dict[bytes, Candidate] = {}
         self._screen = screen
-        self._recovery = with_steps(driver.space.default_recovery(), 0)
+        self._recovery = with_steps(default, 0)
         self._screen_s: list[float] = []
         self._scales = self._volume_scales()
         self.proposer = Proposer(
@@ -164,11 +167,8 @@ class AutoSearch:
         candidate = Candidate(recipe, proposal.arm, label, costs)
         if self._lowest == 1:
             self._train(candidate, 1)
-            if 1 in candidate.lost:
-                self._take(proposal, candidate)
-            else:  # it failed, and must not be proposed again
-                candidate.lost[1] = _ALL_LOST
-                self._take(proposal, candidate)
+            candidate.lost.setdefault(1, _ALL_LOST)  # one that failed must not be proposed again
+            self._take(proposal, candidate)
             return
         begun_s = self.clock.monotonic()
         if len(self.proposer.results) % _TOLD_EVERY == 0:
@@ -242,6 +242,8 @@ class AutoSearch:
     def _train(self, candidate: Candidate, rung: int) -> None:
         """Run a trial that takes a candidate to ``rung``."""
         earlier = candidate.trials.get(rung - 1)
+        if earlier is not None and not self.driver.has_artifact(earlier):
+            earlier = None  # it was not worth keeping then: all steps are taken anew
         steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
         recipe = candidate.recipe.model_copy(update={"recovery": self._brief(steps)})
         start = earlier
@@ -281,6 +283,8 @@ class AutoSearch:
 
     def _brief(self, steps: int) -> Recovery:
         """Return the recovery of a rung: a short training takes smaller steps."""
+        if not self._trains:
+            return self._recovery
         rate = self._recovery.learning_rate * min(1.0, (steps / _LONG_TRAINING) ** 0.5)
         return with_steps(self._recovery, steps).model_copy(update={"learning_rate": rate})
 

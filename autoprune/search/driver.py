@@ -110,6 +110,10 @@ class Driver:
         if self.store.sampler_name == "grid":
             self._run_grid()
             return
+        self.propose_by_sampler()
+
+    def propose_by_sampler(self) -> None:
+        """Let the study's sampler propose until the search's share of the budget is spent."""
         repeats = 0
         while self.may_propose() and repeats < _MAX_REPEATS_IN_A_ROW:
             repeats = repeats + 1 if self.trial(Job(None, self.store.sampler_name)) else 0

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.compress.shapes import layer_shapes
 from autoprune.compress.surgery import prune
+from autoprune.errors import TrialError
 from autoprune.measure.cost import size_bytes
 from autoprune.measure.latency import PROFILE_PROTOCOL, measure_front
 from autoprune.measure.node_times import layer_seconds
@@ -211,8 +212,11 @@ def _with_designs(
     profile: Profile, bench: Bench, space: SearchSpace, left_s: Callable[[], float], say: Say
 ) -> Profile:
     """Export and time networks that cover widths and bits, as many as there is time for."""
+    known = [(design.kept, design.bits) for design in profile.designs]
     plans = design_recipes(bench.groups, space, bench.config.seed)
-    fresh = plans[len(profile.designs) :]
+    fresh = [
+        recipe for recipe in plans if (recipe.kept_counts(bench.groups), _bits(recipe, bench)) not in known
+    ]
     if bench.dense is None:
         raise RuntimeError("a profile needs the dense artifact, which trial 0 builds")
     folder = Path(tempfile.mkdtemp(prefix="autoprune-profile-"))
@@ -228,7 +232,12 @@ def _with_designs(
             say(f"profile: exporting network {number + 1} of {len(fresh)}")
             path = folder / f"{number}"
             path.mkdir()
-            built.append((recipe, _export(bench, recipe, path)))
+            try:
+                built.append((recipe, _export(bench, recipe, path)))
+            except TrialError as error:
+                if not recipe.groups:  # without the dense network there is nothing to compare with
+                    raise
+                _log.warning("a network of the profile is left out: %s", error)
             slowest_s = max(slowest_s, time.perf_counter() - begun)
         if not built:
             return profile
@@ -251,6 +260,10 @@ def _export(bench: Bench, recipe: Recipe, folder: Path) -> Path:
     return folder / MODEL_FILE
 
 
+def _bits(recipe: Recipe, bench: Bench) -> dict[str, int]:
+    return {g.name: recipe.choice(g.name).bits for g in bench.groups.groups}
+
+
 def _timed(bench: Bench, profile: Profile, built: list[tuple[Recipe, Path]]) -> list[Design]:
     if bench.dense is None:
         raise RuntimeError("a profile needs the dense artifact, which trial 0 builds")
@@ -262,7 +275,7 @@ def _timed(bench: Bench, profile: Profile, built: list[tuple[Recipe, Path]]) -> 
     return [
         Design(
             kept=recipe.kept_counts(bench.groups),
-            bits={g.name: recipe.choice(g.name).bits for g in bench.groups.groups},
+            bits=_bits(recipe, bench),
             layer_s=seconds,
             size_bytes=size_bytes(path),
             latency_ratio=latency.ratio,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
-from autoprune.errors import UsageError
+from autoprune.errors import TrialError, UsageError
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
 from autoprune.search.auto import AutoSearch
@@ -169,8 +169,14 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
         allowed_s = _PROFILE_TRIALS_S if budget_s is None else _PROFILE_SHARE * budget_s
         if left_s is not None:
             allowed_s = min(allowed_s, _PROFILE_SHARE * 2 * left_s)
-        with failures_as_trial_errors():
-            profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
+        try:
+            with failures_as_trial_errors():
+                profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
+        except TrialError as error:
+            driver.store.note("profile_failure", f"{error.kind}: {error.reason}")
+            driver.say(f"no profile ({error.kind}: {error.reason}); TPE proposes instead")
+            driver.propose_by_sampler()
+            return
         write_text_atomic(driver.paths.profile, profile.model_dump_json())
         if driver.interrupt():
             return

@@ -79,8 +79,18 @@ class TrialRecord(BaseModel):
 def superseded(records: Sequence[TrialRecord]) -> set[int]:
     """Return the trials whose very recipe went on to a higher rung, which counts instead of them."""
     rungs = {r.number: r.rung for r in records}
-    return {
-        r.started_from
-        for r in records
-        if r.is_trained and r.started_from is not None and r.rung > rungs.get(r.started_from, 0)
-    }
+    found: set[int] = set()
+    for record in records:
+        if not record.is_trained or record.rung < 2:
+            continue
+        if record.started_from is not None and rungs.get(record.started_from, record.rung) < record.rung:
+            found.add(record.started_from)
+        else:  # it was trained anew, because the lower rung's network was not kept
+            found |= {r.number for r in records if r.rung < record.rung and _same_cuts(r, record)}
+    return found
+
+
+def _same_cuts(one: TrialRecord, other: TrialRecord) -> bool:
+    if not one.is_trained or one.recipe is None or other.recipe is None:
+        return False
+    return one.recipe.groups == other.recipe.groups and one.recipe.criterion == other.recipe.criterion

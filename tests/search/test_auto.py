@@ -253,3 +253,23 @@ def test_limits_and_switches_belong_to_the_settings() -> None:
         config("plain", sampler="tpe", front_points=None).most_networks
         < config("auto", front_points=None).most_networks
     )
+
+
+def test_a_space_without_training_trains_nothing(tmp_path: Path) -> None:
+    space = tmp_path / "untrained.yaml"
+    space.write_text("recovery: {finetune_steps: 0}\n", encoding="utf-8")
+    scene, _ = searched("untrained", space=str(space))
+    assert trained(scene)
+    assert {r.rung for r in trained(scene)} == {1}
+    assert {r.train_steps for r in trained(scene)} == {0}
+
+
+def test_a_network_that_was_not_kept_is_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene("gone", budget=Budget(seconds=900.0), config=config("gone"), duration_s=5.0)
+    monkeypatch.setattr(scene.driver, "has_artifact", lambda record: False)
+    run(scene)
+    second = [r for r in trained(scene) if r.rung == 2]
+    assert second
+    assert all(
+        r.started_from is None and r.recipe and r.recipe.recovery.finetune_steps == 200 for r in second
+    )

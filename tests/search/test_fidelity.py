@@ -95,3 +95,8 @@ def test_the_parent_is_the_one_with_most_training_then_the_nearest() -> None:
     assert found is not None
     assert found.number == 3
     assert find_parent(counts, records, GROUPS, lambda record: False) is None
+
+
+def test_a_recipe_that_was_trained_anew_supersedes_its_lower_rung() -> None:
+    records = [trial(1, 0.3, 1, 0.8), trial(2, 0.5, 1, 0.7), trial(3, 0.5, 2, 0.75)]
+    assert superseded(records) == {2}
