@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autoprune.cli.main import main
-from autoprune.config import make_config
+from autoprune.config import Limits, StudyConfig, make_config
 from autoprune.measure.record import Capability, Executed, Latency, Measurement
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import GroupChoice, Recipe
@@ -191,3 +191,24 @@ def test_an_interrupted_search_shows_what_there_is_and_exits_130(
     assert "interrupted; the same command again resumes" in shown.err
     assert main([*words, "unborn"]) == 130
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("limit", "code"), [("0.001", 3), ("1.0", 0)])
+def test_a_search_whose_limits_no_point_keeps_says_so(
+    study: str, limit: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from autoprune import api
+
+    given: list[Limits] = []
+
+    def found(config: StudyConfig, **_: object) -> api.Study:
+        given.append(config.limits)
+        return api.open_study(study)
+
+    monkeypatch.setattr(api, "run_search", found)
+    words = ["search", "--model", "cifar_resnet20", "--data", "digits", "--max-size-mb", limit, "--quiet"]
+    assert main(words) == code
+    assert given == [Limits(max_size_mb=float(limit))]
+    shown = capsys.readouterr()
+    assert "dense" in shown.out
+    assert ("size_mb: asked at most 0.001" in shown.err) == (code == 3)
