@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -78,6 +78,7 @@ class AutoSearch:
             seed=config.seed,
             use_solver=config.auto.solver,
             canonical=options.canonical,
+            capped_loss=config.limits.min_accuracy is not None,
         )
         self._corrected_by = 0
 
@@ -128,8 +129,7 @@ class AutoSearch:
         pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost]
         if not pool:
             return False
-        values = np.array([c.values(0) for c in pool]) / self._scales_at(0)
-        counted = values[:, self.proposer.counts > 0]
+        counted = self._scaled(pool, 0)[:, self.proposer.counts > 0]
         parts = -(-self.config.most_networks // (counted.shape[1] - 1))
         found = uncovered(counted, [1 in c.lost for c in pool], parts)
         if found is None:
@@ -215,12 +215,9 @@ class AutoSearch:
         waiting = [
             c for c in at_rung if rung + 1 not in c.lost and not c.hopeless and (rung == 0 or c.recipe.prunes)
         ]
-        scales = self._scales_at(rung)
-        counts = self.proposer.counts
-        known = np.array([c.values(rung) for c in at_rung if rung + 1 in c.lost]).reshape(-1, 3)
+        known = self._scaled([c for c in at_rung if rung + 1 in c.lost], rung)
         while waiting:
-            values = np.array([c.values(rung) for c in waiting])
-            best = pick_greedily(known / scales * counts, values / scales * counts, 1)
+            best = pick_greedily(known, self._scaled(waiting, rung), 1)
             if not best:
                 return False
             chosen = waiting.pop(best[0])
@@ -301,6 +298,11 @@ class AutoSearch:
     def steps(self) -> list[Step]:
         """Return how each rung's results relate to the next one's so far."""
         return steps_between_rungs(self.driver.records, len(self.rungs))
+
+    def _scaled(self, candidates: Sequence[Candidate], rung: int) -> Array:
+        """Return results of ``rung`` as shares of where the volume ends, ``(n, 3)``."""
+        values = np.array([c.values(rung) for c in candidates]).reshape(-1, 3)
+        return self.proposer.scaled(values, float(self._scales_at(rung)[0]))
 
     def _volume_scales(self) -> Array:
         """Return where the volume of the final front ends: a tenth lost and the dense costs, or the user's caps."""

@@ -51,6 +51,10 @@ class LossModel:
         lost: Array = self.scale * np.maximum(total, 0.0) ** self.power
         return lost
 
+    def total(self, lost: float) -> float:
+        """Return the sum of corrected losses that loses this much capability."""
+        return float((lost / self.scale) ** (1.0 / self.power))
+
     @classmethod
     def fit(cls, losses: Array, lost: Array) -> LossModel:
         """Fit to results of one fidelity.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoprune.search.loss_model import LossModel
 from autoprune.search.promotion import cover
-from autoprune.search.solver import Choices, Problem, neighbours_of, solve, sweep, weight_range
+from autoprune.search.solver import Choices, Problem, neighbours_of, solve, solve_capped, sweep, weight_range
 from autoprune.search.volume import Array, Volume
 
 ARMS = ("solver", "weights", "moves")
@@ -25,6 +25,11 @@ _STAGES = 4
 # The sampler over weights is told the latest results; more of them make it slow, not better.
 _TOLD = 150
 _TRIES = 24
+# Where the volume ends as a multiple of a hard cap, and the value of what exceeds the cap.
+_BEYOND_CAP = 1.25
+_OUTSIDE = 2.0
+# Shares of a hard cap that are solved for.
+_MARGINS = (1.0, 0.97, 0.9)
 # Solutions whose neighbours are candidates too.
 _NEAR = 4
 
@@ -72,6 +77,7 @@ class Proposer:
         seed: Seed of everything random.
         use_solver: Whether the arms that solve may be used; else moves alone propose.
         canonical: Returns the row that stands for all rows of the same network.
+        capped_loss: Whether the user capped the capability that may be lost.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Proposer:
         seed: int,
         use_solver: bool = True,
         canonical: Callable[[Choices], Choices] = lambda choice: choice,
+        capped_loss: bool = False,
     ) -> None:
         self.scales = scales
         self.objectives = tuple(objectives)
@@ -90,6 +97,7 @@ class Proposer:
         self.results: list[Result] = []
         self.arms = ARMS if use_solver else ("moves",)
         self._canonical = canonical
+        self.capped_loss = capped_loss
         self._plain = problem
         self._problem = problem
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
@@ -159,9 +167,20 @@ class Proposer:
         lost = self.model.lost(predicted[:, 0])
         return self.scaled(np.stack([lost, predicted[:, 1], predicted[:, 2]], axis=1))
 
-    def scaled(self, values: Array) -> Array:
-        """Return capability lost, size and latency as shares of where the volume ends."""
-        scaled: Array = values / self.scales * self.counts
+    def scaled(self, values: Array, lost: float | None = None) -> Array:
+        """Return capability lost, size and latency as shares of where the volume ends.
+
+        The volume ends a little beyond a cap, or the best network that just keeps it would have none; what exceeds
+        the cap has none.
+
+        Args:
+            values: ``(n, 3)``.
+            lost: Where the volume ends in capability lost, for results of another fidelity.
+        """
+        ends = self.scales if lost is None else np.array([lost, *self.scales[1:]])
+        capped = np.array([self.capped_loss, self.scales[1] < 1.0, self.scales[2] < 1.0])
+        scaled: Array = values / (ends * np.where(capped, _BEYOND_CAP, 1.0)) * self.counts
+        scaled[(values > ends) & capped & (self.counts > 0)] = _OUTSIDE
         return scaled
 
     # -- proposing ---------------------------------------------------------------------------
@@ -205,7 +224,7 @@ class Proposer:
     def _by_solver(self) -> Proposal | None:
         """Of the solutions for all weightings and their neighbours, take the largest predicted gain."""
         if self._pool is None:
-            solutions = sweep(self._problem, objectives=self.objectives)
+            solutions = np.concatenate([sweep(self._problem, objectives=self.objectives), *self._at_caps()])
             values = self.values_of(solutions)
             best = np.argsort(-self._volume.gains(values))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
@@ -217,6 +236,32 @@ class Proposer:
         gains = self._volume.gains(self.values_of(pool))
         best_row = int(gains.argmax())
         return Proposal(pool[best_row], "solver") if gains[best_row] > 0 else None
+
+    def _at_caps(self) -> list[Choices]:
+        """Solve for the user's hard caps, and a little below them because predictions have errors.
+
+        Returns:
+            Rows ``(1, groups)``.
+        """
+        found = []
+        _, size, latency = self.scales
+        if min(size, latency) < 1.0:
+            found = [
+                solve_capped(self._problem, max_size=size * margin, max_latency=latency * margin)
+                for margin in _MARGINS
+            ]
+        if self.capped_loss:
+            found += [
+                solve_capped(
+                    self._problem,
+                    max_size=size,
+                    max_latency=latency,
+                    max_loss=self.model.total(self.scales[0] * margin),
+                    objectives=self.objectives,
+                )
+                for margin in _MARGINS
+            ]
+        return [choice[None] for choice in found if choice is not None]
 
     def _by_weights(self, generator: np.random.Generator) -> Proposal | None:
         """Let Optuna choose weight, trade, trust in 8 bits and factors of the stages, and solve for those."""

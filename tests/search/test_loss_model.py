@@ -20,6 +20,7 @@ def test_a_law_is_found_again() -> None:
     model = LossModel.fit(losses, lost)
     assert model.lost(losses.sum(axis=1)) == pytest.approx(lost, rel=0.15)
     assert model.power == pytest.approx(0.7, abs=0.07)
+    assert model.lost(np.array([model.total(0.05)])) == pytest.approx([0.05])
 
 
 def test_a_right_profile_is_not_corrected() -> None:

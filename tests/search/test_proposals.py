@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from autoprune.search.proposals import ARMS, Proposer, Result
+from autoprune.search.solver import solve_capped
 from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna
 
 OBJECTIVES = ("accuracy", "latency", "size")
@@ -91,3 +92,20 @@ def test_with_two_objectives_the_third_has_no_say(problem: Synthetic) -> None:
         values = problem.values(proposal.choice[None])[0]
         proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
         assert "latency_share" not in proposal.weights
+
+
+@pytest.mark.parametrize("capped_loss", [False, True])
+def test_hard_caps_are_solved_for(problem: Synthetic, capped_loss: bool) -> None:
+    caps = np.array([0.03 if capped_loss else 0.1, 0.3, 0.45])
+    proposer = Proposer(problem.profile, caps, OBJECTIVES, seed=0, capped_loss=capped_loss)
+    for _ in range(40):
+        proposal = proposer.propose()
+        assert proposal is not None
+        values = problem.values(proposal.choice[None])[0]
+        proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+    results = np.stack([r.values for r in proposer.results])
+    within = (results[:, 1:] <= caps[1:]).all(axis=1)
+    assert within.mean() > 0.5
+    best = solve_capped(problem.truth, max_size=caps[1], max_latency=caps[2])
+    assert best is not None
+    assert results[within, 0].min() < 2.5 * problem.values(best[None])[0, 0]
