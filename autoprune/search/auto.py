@@ -12,7 +12,7 @@ from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
 from autoprune.search.candidates import Candidate, as_timed
 from autoprune.search.driver import Driver
-from autoprune.search.fidelity import Step, left_by_rung, steps_between_rungs
+from autoprune.search.fidelity import Step, steps_between_rungs
 from autoprune.search.jobs import Job, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
@@ -321,7 +321,7 @@ class AutoSearch:
 
     def _scales_at(self, rung: int) -> Array:
         """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""
-        left = left_by_rung(self.driver.records, len(self.rungs))[rung]
+        left = self.driver.left_by_rung()[rung]
         scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
         return scales
 

@@ -362,9 +362,7 @@ class Driver:
     def networks(self, most: int) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
         kept = {r.number for r in self._within_limits() if self.paths.artifact(r.number).is_dir()}
-        left = (
-            left_by_rung(self.records, len(self.space.rungs)) if self.store.sampler_name == "auto" else None
-        )
+        left = self.left_by_rung() if self.store.sampler_name == "auto" else None
         return choose_networks(self.records, self.groups, self.store.objectives, most, kept, left)
 
     def _within_limits(self) -> list[TrialRecord]:
@@ -383,6 +381,11 @@ class Driver:
     def _dense_ms(self) -> float:
         record = self._dense_record()
         return record.measurement.latency.latency_ms if record and record.measurement else 0.0
+
+    def left_by_rung(self) -> dict[int, float]:
+        """Return the share of each rung's loss that is expected to be left in the end."""
+        seen = self.store.notes().get("search_split_seen") == "yes"
+        return left_by_rung(self.records, len(self.space.rungs), seen=seen)
 
     # -- what is shown -----------------------------------------------------------------------
 

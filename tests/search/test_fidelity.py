@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autoprune.search.fidelity import FINAL_LEFT, Step, left_by_rung, steps_between_rungs
+from autoprune.search.fidelity import FINAL_LEFT, SEEN_SPLIT, Step, left_by_rung, steps_between_rungs
 from autoprune.search.lineage import find_parent, prunes_further
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study.records import TrialRecord, superseded
@@ -68,9 +68,10 @@ def test_rungs_are_related_over_the_recipes_that_have_both() -> None:
     ]
     first, second = steps_between_rungs(records, 3)
     assert (first.pairs, second.pairs) == (2, 1)
-    left = left_by_rung(records, 3)
+    left = left_by_rung(records, 3, seen=False)
     assert left[2] == FINAL_LEFT
     assert left[0] == pytest.approx(first.kept_loss * second.kept_loss * FINAL_LEFT)
+    assert left_by_rung(records, 3, seen=True)[0] == pytest.approx(left[0] * SEEN_SPLIT)
     assert superseded(records) == {2}
 
 
