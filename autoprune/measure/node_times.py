@@ -11,9 +11,10 @@ from autoprune.config import Target
 from autoprune.deploy.onnxruntime import executed_graph, executed_layers
 from autoprune.measure.latency import run_worker
 
-# The runtime's profiler writes a line for every node of every run, so it is not let run for long.
-_RUN_S = 0.15
-_WARM_UP_S = 0.05
+# The runtime's profiler writes a line for every node of every run, so it is not let run for long. The first runs are
+# slow, and are among those that the trimmed mean leaves out.
+_RUNS = 150
+_RUN_S = 0.5
 
 
 def layer_seconds(
@@ -46,8 +47,7 @@ def layer_seconds(
         "threads": target.threads,
         "batch": target.batch,
         "input_shape": list(input_shape),
-        "warmup_s": _WARM_UP_S,
-        "block_s": _WARM_UP_S,
+        "runs": _RUNS,
         "limit_s": _RUN_S,
     }
     found = []

@@ -44,7 +44,7 @@ def test_twenty_kills_lose_double_and_tear_nothing(tmp_path: Path, program: list
         "--study",
         "killed",
     ]
-    words += ["--space", "quick", "--budget", "12trials", "front_points=2"]
+    words += ["--space", "quick", "--budget", "12trials", "front_points=2", "final_share=0.2"]
     environment = {**os.environ, "AUTOPRUNE_STUDIES": str(studies_root())}
     moments = random.Random(0)
     acknowledged: dict[int, str] = {}
