@@ -233,9 +233,12 @@ def _print_groups(found: Groups) -> None:
             len(g.producers),
             len(g.consumers),
             "yes" if g.prunable else f"no: {g.reason}",
+            g.block or "-",
         )
         for g in found.groups
     ]
     print_table(
-        ["group", "type", "units", "made by", "read by", "prunable"], rows, ["units", "made by", "read by"]
+        ["group", "type", "units", "made by", "read by", "prunable", "ratio 1 removes"],
+        rows,
+        ["units", "made by", "read by"],
     )

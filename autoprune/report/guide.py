@@ -6,6 +6,9 @@ from html import escape
 
 from autoprune.report.view import Shown, StudyView, duration, host_text, target_text
 
+# What counts as hardly any loss of capability.
+_CLOSE = 0.01
+
 
 def facts(view: StudyView) -> list[tuple[str, str, str]]:
     """Return the page's key facts as ``(name, value, note)``, plain text."""
@@ -16,18 +19,18 @@ def facts(view: StudyView) -> list[tuple[str, str, str]]:
         note = f"{dense.latency.latency_ms:.3f} ms, {dense.size_bytes / 1e6:.3f} MB"
         found.append((f"dense {before.name}", f"{before.value:.4f}", note))
         close = [
-            s for s in view.shown if s.point.on_front and before.value - s.point.capability.value <= 0.01
+            s for s in view.shown if s.point.on_front and before.value - s.point.capability.value <= _CLOSE
         ]
         if close:
             fastest = min(close, key=lambda s: s.point.measurement.latency.ratio)
             measured = fastest.point.measurement
             note = f"{fastest.name} at {measured.latency.ratio:.3f} of the dense latency"
-            found.append(("fastest within 0.01", f"{1 / measured.latency.ratio:.2f}× faster", note))
+            found.append((f"fastest within {_CLOSE:g}", f"{1 / measured.latency.ratio:.2f}× faster", note))
             smallest = min(close, key=lambda s: s.point.measurement.size_ratio)
             ratio = smallest.point.measurement.size_ratio
             found.append(
                 (
-                    "smallest within 0.01",
+                    f"smallest within {_CLOSE:g}",
                     f"{1 / ratio:.2f}× smaller",
                     f"{smallest.name} at {ratio:.3f} of the file",
                 )

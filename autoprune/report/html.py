@@ -128,7 +128,7 @@ def _first_choice(view: StudyView) -> int | None:
     if not points:
         return view.shown[0].record.number if view.shown else None
     try:
-        return pick_points(points, knee=True, dense=view.dense)[0].record.number
+        return pick_points(points, knee=True, dense=view.dense, objectives=view.objectives)[0].record.number
     except NoFeasiblePointError:
         return points[0].record.number
 

@@ -75,6 +75,11 @@ class StudyView:
         return self.paths.name
 
     @property
+    def objectives(self) -> tuple[str, ...]:
+        """What the front is of; all three where not recorded."""
+        return tuple(self.settings.get("objectives") or ("accuracy", "latency", "size"))
+
+    @property
     def has_final(self) -> bool:
         """Whether the front's figures come from the final measurement, on the report split."""
         return any(r.fidelity == "final" and r.state == "complete" for r in self.records)
@@ -105,7 +110,7 @@ class StudyView:
     def failures(self) -> dict[str, int]:
         """Return the number of failed trials by kind, and of failed final recoveries as ``final: kind``."""
         kinds = Counter(r.failure_kind or "unknown" for r in self.records if r.state == "failed")
-        final = (text for key, text in self.notes.items() if key.startswith("final_failure:"))
+        final = (text for key, text in self.notes.items() if key.startswith("final_failure:") and text)
         kinds.update(f"final: {text.partition(':')[0]}" for text in final)
         return dict(sorted(kinds.items()))
 

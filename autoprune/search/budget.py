@@ -56,6 +56,13 @@ class Timekeeper:
         """Seconds until everything has to be over; None where the budget counts trials."""
         return None if self._budget.seconds is None else self._budget.seconds - self.spent_s
 
+    @property
+    def final_s(self) -> float | None:
+        """Seconds kept for the final phase at least; None where the budget counts trials."""
+        if self._budget.seconds is None:
+            return None
+        return (self._budget.seconds - self._divided_s) * self._final_share
+
     def search_left_s(self) -> float | None:
         """Return the seconds until proposals have to end; None where the budget counts trials."""
         if self._budget.seconds is None:
@@ -86,15 +93,14 @@ class Timekeeper:
         share = self._final_share / (1.0 - self._final_share)
         return begun + (begun - self._divided_s) * share - self.spent_s
 
-    def fits_search(self, durations_s: Sequence[float], reserve_s: float = 0.0) -> bool:
+    def fits_search(self, durations_s: Sequence[float]) -> bool:
         """Return whether one more trial is expected to end before proposals have to.
 
         Args:
             durations_s: Durations of finished trials; the last eight are looked at.
-            reserve_s: Seconds to leave unused.
         """
         left = self.search_left_s()
-        return left is None or left - reserve_s >= expected_s(durations_s)
+        return left is None or left >= expected_s(durations_s)
 
     def fits_at_all(self, durations_s: Sequence[float], reserve_s: float) -> bool:
         """Return whether one more trial is expected to end with ``reserve_s`` of the whole budget left."""

@@ -17,7 +17,7 @@ from autoprune.search.baselines import Baseline, baselines, effective_key, grid_
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
-from autoprune.search.fidelity import left_by_rung
+from autoprune.search.fidelity import final_left, left_by_rung
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.selection import choose_networks
@@ -350,6 +350,11 @@ class Driver:
         """Read the records anew after another part of the search wrote some."""
         self.records = self.store.records()
 
+    def forget_final_failure(self, record: TrialRecord) -> None:
+        """Forget a loss of an earlier final phase: this one tries again."""
+        if self.store.notes().get(f"final_failure:{record.number}"):
+            self.store.note(f"final_failure:{record.number}", "")
+
     def note_final_failure(self, record: TrialRecord, error: TrialError) -> None:
         """Record that the final phase lost the point that continued ``record``."""
         self.store.note(f"final_failure:{record.number}", f"{error.kind}: {error.reason}")
@@ -385,7 +390,19 @@ class Driver:
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""
         seen = self.store.notes().get("search_split_seen") == "yes"
-        return left_by_rung(self.records, len(self.space.rungs), seen=seen)
+        final = final_left(self._final_steps(), self.space.rungs[-1].steps)
+        return left_by_rung(self.records, len(self.space.rungs), final=final, seen=seen)
+
+    def _final_steps(self) -> float | None:
+        """Return the steps that a network of the final recovery may count on; None before the first training."""
+        step_s = self.bench.timings.step_s()
+        final_s = self.keeper.final_s
+        if final_s is None or step_s <= 0:
+            return None
+        config = self.bench.config
+        # Half of a line is behind a network on average; without lines each has its own share.
+        share = 0.5 if config.has_lineage else 1.0 / max(1, config.most_networks)
+        return share * final_s / step_s
 
     # -- what is shown -----------------------------------------------------------------------
 

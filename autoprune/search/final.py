@@ -84,6 +84,8 @@ class FinalPhase:
         """Recover the chosen networks and record every point of the front, measured in one session."""
         self._most_free = self._affordable_free()
         networks = self._networks()
+        for record in [*self._free(), *self._kept_from_earlier(), *(r for members in networks for r in members)]:
+            self.driver.forget_final_failure(record)
         recovered = self._recover(networks)
         if self.driver.interrupt():
             return

@@ -147,10 +147,6 @@ class SearchSpace(BaseModel):
         """Return the recovery made of every first choice, which the baselines use."""
         return self.recovery.default()
 
-    def uses(self, criterion: str) -> bool:
-        """Return whether any group type may be ranked by ``criterion``."""
-        return any(criterion in names for names in self.criteria.values())
-
     def ratios_of(self, group: Group) -> tuple[float, ...]:
         """Return the ratios that make a difference for ``group``, from the smallest on.
 

@@ -80,15 +80,6 @@ def verify(folder: Path) -> None:
         )
 
 
-def is_whole(folder: Path) -> bool:
-    """Return whether ``folder`` is a committed artifact whose files are as they were."""
-    try:
-        verify(folder)
-    except StorageError:
-        return False
-    return True
-
-
 def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:
     """Remove the artifacts of trials that are not in ``keep``; final artifacts stay."""
     kept = {paths.artifact(number).name for number in keep}

@@ -181,7 +181,7 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
         FrontPoint(
             record=r,
             on_front=r.number in on_front,
-            tie_with=_ties(r, members) if r.number in on_front else (),
+            tie_with=_ties(r, members, store.objectives) if r.number in on_front else (),
             baseline=r.number in marked or r.parent in marked,
         )
         for r in measured
@@ -194,7 +194,8 @@ def front_points(store: StudyStore) -> list[FrontPoint]:
     return sorted(points, key=lambda p: (-p.capability.value, p.measurement.latency.ratio, p.record.number))
 
 
-def _ties(record: TrialRecord, members: Sequence[TrialRecord]) -> tuple[int, ...]:
+def _ties(record: TrialRecord, members: Sequence[TrialRecord], objectives: Sequence[str]) -> tuple[int, ...]:
+    """Return the other members that no interval of an objective tells apart from ``record``; bytes have none."""
     own = record.measurement
     found = []
     for other in members:
@@ -204,7 +205,10 @@ def _ties(record: TrialRecord, members: Sequence[TrialRecord]) -> tuple[int, ...
         same_capability = indistinguishable(
             (own.report or own.search).ci, (theirs.report or theirs.search).ci
         )
-        if same_capability and indistinguishable(own.latency.ratio_ci, theirs.latency.ratio_ci):
+        same_latency = "latency" not in objectives or indistinguishable(
+            own.latency.ratio_ci, theirs.latency.ratio_ci
+        )
+        if same_capability and same_latency:
             found.append(other.number)
     return tuple(found)
 

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from autoprune.search.fidelity import FINAL_LEFT, SEEN_SPLIT, Step, left_by_rung, steps_between_rungs
+from autoprune.search.fidelity import (
+    FINAL_LEFT,
+    SEEN_SPLIT,
+    Step,
+    final_left,
+    left_by_rung,
+    steps_between_rungs,
+)
 from autoprune.search.lineage import find_parent, prunes_further
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study.records import TrialRecord, superseded
@@ -68,11 +75,17 @@ def test_rungs_are_related_over_the_recipes_that_have_both() -> None:
     ]
     first, second = steps_between_rungs(records, 3)
     assert (first.pairs, second.pairs) == (2, 1)
-    left = left_by_rung(records, 3, seen=False)
-    assert left[2] == FINAL_LEFT
-    assert left[0] == pytest.approx(first.kept_loss * second.kept_loss * FINAL_LEFT)
-    assert left_by_rung(records, 3, seen=True)[0] == pytest.approx(left[0] * SEEN_SPLIT)
+    left = left_by_rung(records, 3, final=0.4, seen=False)
+    assert left[2] == 0.4
+    assert left[0] == pytest.approx(first.kept_loss * second.kept_loss * 0.4)
+    assert left_by_rung(records, 3, final=0.4, seen=True)[0] == pytest.approx(left[0] * SEEN_SPLIT)
     assert superseded(records) == {2}
+
+
+def test_a_longer_final_recovery_leaves_less() -> None:
+    assert final_left(None, 200) == FINAL_LEFT
+    assert final_left(10, 200) == 1.0
+    assert final_left(20_000, 200) < final_left(2_000, 200) < 1.0
 
 
 def test_a_recipe_that_starts_from_another_one_supersedes_nothing() -> None:
