@@ -25,18 +25,23 @@ def print_text(text: str) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], numeric: Sequence[str] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numeric: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> None:
     """Print a table that neither wraps nor cuts where the output is no terminal.
 
     Args:
         columns: Headings.
         rows: Cells, one row after the other.
-        numeric: Columns aligned to the right.
+        numeric: Columns aligned to the right, which do not wrap.
+        whole: Other columns that do not wrap on a narrow terminal.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left", no_wrap=column in numeric)
+        right = column in numeric
+        table.add_column(column, justify="right" if right else "left", no_wrap=right or column in whole)
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console().print(table)

@@ -9,14 +9,16 @@ import typer
 
 from autoprune.cli import options
 from autoprune.cli.live import live_view
-from autoprune.cli.output import print_json, print_pairs, print_table
+from autoprune.cli.output import print_json, print_pairs, print_table, print_text
 from autoprune.cli.settings import gather
 from autoprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from autoprune.report.profile_view import Row
+    from autoprune.report.profile_view import Cell, Row
 
 _SHOWN = (0.25, 0.5, 0.75)
+# A width stands under a heading no farther from it than this.
+_NEAR = 0.13
 
 
 def profile(
@@ -68,16 +70,26 @@ def profile(
 
 def _print_rows(rows: list[Row]) -> None:
     bits = min((row.bits for row in rows), default=32)
-    columns = ["group", "units", f"{bits} bits: loss", "saves latency"]
-    for ratio in _SHOWN:
-        columns += [f"-{ratio:.0%}: loss", "saves size", "saves latency"]
-    cells = []
+    columns = ["group", "units", f"{bits} bits", *(f"-{ratio:.0%}" for ratio in _SHOWN), "whole block", "is"]
+    lines = []
     for row in rows:
-        line = [row.group, str(row.units), f"{row.bits_loss:+.4f}", f"{row.bits_latency:+.1%}"]
+        cells = [_figures(row.bits_loss, row.bits_size, row.bits_latency)]
         for ratio in _SHOWN:
-            near = min(row.cells, key=lambda cell: abs(cell.ratio - ratio), default=None)
-            line += (
-                [f"{near.loss:+.4f}", f"{near.size:+.1%}", f"{near.latency:+.1%}"] if near else ["", "", ""]
+            near = min(
+                (c for c in row.cells if c.kept), key=lambda cell: abs(cell.ratio - ratio), default=None
             )
-        cells.append([*line, row.verdict])
-    print_table([*columns, "is"], cells, columns[1:])
+            cells.append(_cell(near) if near and abs(near.ratio - ratio) <= _NEAR else "")
+        gone = next((cell for cell in row.cells if not cell.kept), None)
+        lines.append([row.group, str(row.units), *cells, _cell(gone) if gone else "", row.verdict])
+    print_text(
+        "each choice: growth of the loss, share of the dense file saved, share of the dense latency saved"
+    )
+    print_table(columns, lines, ["units"], whole=["group", "is"])
+
+
+def _cell(cell: Cell) -> str:
+    return _figures(cell.loss, cell.size, cell.latency)
+
+
+def _figures(loss: float, size: float, latency: float) -> str:
+    return f"{loss:+.4f} {size:.1%} {latency:.1%}"

@@ -192,7 +192,8 @@ def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise UsageError(describe_faults(str(path), error, document.line)) from None
-    for criterion in recipe.criterion.values():
+    own = (choice.criterion for choice in recipe.groups.values() if choice.criterion)
+    for criterion in (*recipe.criterion.values(), *own):
         _check_criterion(criterion)
     return recipe
 

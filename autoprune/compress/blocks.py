@@ -44,11 +44,13 @@ def removable_blocks(model: nn.Module, groups: Groups, example: Tensor) -> dict[
         Name of the block by the name of the group; of several groups in one block only the first has it.
     """
     calls = _calls(model, example)
+    with torch.no_grad():
+        before = [t.shape for t in flat_outputs(deepcopy(model).eval()(example))]
     found: dict[str, str] = {}
     for group in groups.prunable:
         block = _block_of(model, group, calls)
         nested = any(f"{block}.".startswith(f"{b}.") or b.startswith(f"{block}.") for b in found.values())
-        if block and not nested and _runs_without(model, block, example):
+        if block and not nested and _runs_without(model, block, example, before):
             found[group.name] = block
     return found
 
@@ -84,24 +86,21 @@ def _is_residual(model: nn.Module, name: str, group: Group, inputs: Tensor) -> b
     # Positive, so that an activation after the addition lets it pass.
     large = (1.0 + torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0))) * _LARGE
     try:
-        outputs = block(large.to(inputs))
+        outputs = block(large.to(inputs).clone())  # a block that writes into its input is no identity
     except Exception:  # whatever a module raises on inputs that it was not made for
         return False
     return float((outputs - large).abs().max()) <= _NEAR * _LARGE
 
 
 @torch.no_grad()
-def _runs_without(model: nn.Module, block: str, example: Tensor) -> bool:
+def _runs_without(model: nn.Module, block: str, example: Tensor, before: list[torch.Size]) -> bool:
     copy = deepcopy(model).eval()
-    before = flat_outputs(copy(example))
     take_out(copy, block)
     try:
         after = flat_outputs(copy(example))
     except Exception:  # the network asks something of the block that the identity lacks
         return False
-    return [t.shape for t in before] == [t.shape for t in after] and all(
-        bool(torch.isfinite(t).all()) for t in after
-    )
+    return before == [t.shape for t in after] and all(bool(torch.isfinite(t).all()) for t in after)
 
 
 @torch.no_grad()

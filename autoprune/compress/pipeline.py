@@ -78,12 +78,13 @@ def compress(
         CompressionError: If statistics are missing, or the stream has another batch size.
         TrialError: If training diverges or memory is used up.
     """
+    prunes = recipe.prunes
     # A network that was cut before may have lost groups with their blocks.
     recipe = recipe.model_copy(
         update={"groups": {n: c for n, c in recipe.groups.items() if counts is None or n in groups.by_name}}
     )
     recipe.check(groups)
-    if not recipe.prunes:
+    if not prunes:
         return Compressed(model=dense.eval(), plan={}, train_steps=0, solved=[])
     recovery = recipe.recovery
     if batch_size != stream.batch_size:

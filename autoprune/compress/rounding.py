@@ -19,7 +19,8 @@ def rounded(model: nn.Module, layers: Collection[str]) -> nn.Module:
     """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits.
 
     Weights are signed with one scale for each output channel, inputs unsigned with one for the tensor, as the
-    deployment's are [Jacob2018]_; its input ranges come from calibration, here from each batch.
+    deployment's are [Jacob2018]_; its input ranges come from calibration, here from each batch. The input projections
+    of ``nn.MultiheadAttention``, which are no layers of their own, stay in float here.
 
     Args:
         model: A network; it is not changed.
@@ -54,4 +55,5 @@ def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Te
     inputs = arguments[0]
     low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
     scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)
-    return ((inputs - low) / scale).round().clamp(0, 255) * scale + low, *arguments[1:]
+    zero = (-low / scale).round()  # an integer, so that 0 stays 0
+    return (((inputs / scale).round() + zero).clamp(0, 255) - zero) * scale, *arguments[1:]

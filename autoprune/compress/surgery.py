@@ -157,8 +157,6 @@ def zero_mask(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
         CompressionError: If the plan does not fit the groups.
     """
     copy = deepcopy(model)
-    for block in gone_blocks(groups, plan):
-        take_out(copy, block)
     for name, sides in kept_channels(model, groups, plan).items():
         module = dict(copy.named_modules()).get(name)
         if isinstance(module, nn.LayerNorm):

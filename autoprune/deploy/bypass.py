@@ -43,10 +43,11 @@ def without_blocks(template: Template, blocks: Collection[str]) -> Template | No
 def _bypass(graph: onnx.GraphProto, block: str) -> bool:
     """Let whatever reads the block's sum read the shortcut; the sum is the first of something inside and outside."""
     inside: set[str] = set()
+    constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         layer = is_layer(node) and layer_of(node.name).startswith(f"{block}.")
         from_inside = [name for name in node.input if name in inside]
-        outside = [name for name in node.input if name not in inside]
+        outside = [name for name in node.input if name not in inside and name not in constants]
         if node.op_type == "Add" and from_inside and len(outside) == 1 and not layer:
             result = node.output[0]
             readers = [n for n in graph.node if result in n.input]

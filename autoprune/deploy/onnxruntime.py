@@ -48,6 +48,8 @@ _CALIBRATION_EXAMPLES = 256
 _CALIBRATION_ELEMENTS = 64 * 3 * 64 * 64
 # onnxruntime's fusions keep the name of a layer's node, or add one of these to it.
 _FUSED = re.compile(r"(_token_\d+|_nchwc|_quant|/MatMulAddFusion)+$")
+# Graphs of networks that the dense one does not fit, kept for the next candidate alike.
+_KEPT_TEMPLATES = 8
 _log = logging.getLogger(__name__)
 _INT8_OPERATORS = {
     "QLinearConv",
@@ -145,6 +147,8 @@ class OnnxRuntime:
         _log.info("this candidate does not fit into the dense network's graph and is exported by itself")
         fresh = export_fresh(model, inputs[:2], batch=self.target.batch)
         self._templates[_topology(model)] = fresh
+        while len(self._templates) > _KEPT_TEMPLATES:
+            del self._templates[next(iter(self._templates))]
         proto = fresh.proto
         error = relative_error(self._run(proto.SerializeToString(), inputs), wanted)
         if not error <= _FLOAT_PARITY:

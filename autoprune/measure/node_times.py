@@ -11,8 +11,7 @@ from autoprune.config import Target
 from autoprune.deploy.onnxruntime import executed_graph, executed_layers
 from autoprune.measure.latency import run_worker
 
-# The runtime's profiler writes a line for every node of every run, so it is not let run for long. The first runs are
-# slow, and are among those that the trimmed mean leaves out.
+# The runtime's profiler writes a line for every node of every run, so it is not let run for long.
 _RUNS = 150
 _RUN_S = 0.5
 

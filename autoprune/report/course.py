@@ -7,11 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from html import escape
 
-from autoprune.naming import StudyPaths
 from autoprune.report.view import StudyView
 from autoprune.search.cost_model import CostModel
 from autoprune.search.fidelity import Step, steps_between_rungs
-from autoprune.search.profile import Profile
+from autoprune.search.profile import Profile, read_profile
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, read_screens
 
@@ -28,6 +27,7 @@ class Course:
         overhead: Share of the search's time that went into anything but profile, screens and trials; None if it
             cannot be told.
         profile: What was measured first; None if the study has none.
+        profile_failure: Why there is none; empty if it was not tried or did not fail.
     """
 
     screens: tuple[Screen, ...]
@@ -36,6 +36,7 @@ class Course:
     to_final: Step
     overhead: float | None
     profile: Profile | None
+    profile_failure: str
 
 
 def course_of(view: StudyView) -> Course | None:
@@ -55,7 +56,8 @@ def course_of(view: StudyView) -> Course | None:
         steps=tuple(steps_between_rungs(records, rungs)),
         to_final=_to_final(records),
         overhead=_overhead(records, screens),
-        profile=_profile(view.paths),
+        profile=read_profile(view.paths.profile),
+        profile_failure=view.notes.get("profile_failure", ""),
     )
 
 
@@ -78,7 +80,11 @@ def _overhead(records: tuple[TrialRecord, ...], screens: tuple[Screen, ...]) -> 
     """Return what lies between the ends of screens and trials beyond their own seconds, as a share of these."""
     done = sorted(
         [(s.ended_s, s.duration_s) for s in screens]
-        + [(r.ended_s, r.duration_s) for r in records if r.is_trained and r.ended_s > 0]
+        + [
+            (r.ended_s, r.duration_s)
+            for r in records
+            if r.fidelity == "search" and r.ended_s > 0 and r.repeat_of is None and r.rung > 0
+        ]
     )
     if len(done) < 10:
         return None
@@ -87,19 +93,14 @@ def _overhead(records: tuple[TrialRecord, ...], screens: tuple[Screen, ...]) -> 
     return max(0.0, between_s) / busy_s if busy_s > 0 else None
 
 
-def _profile(paths: StudyPaths) -> Profile | None:
-    try:
-        return Profile.model_validate_json(paths.profile.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def course_lines(course: Course) -> list[tuple[str, str]]:
     """Return names and sentences that tell the course."""
-    lines = [("Profile", _profile_text(course.profile))]
-    counts = [f"{len(course.screens)} recipes screened (closed-form recovery, nothing exported)"]
+    lines = [("Profile", _profile_text(course))]
+    counts = []
+    if course.screens:
+        counts.append(f"{len(course.screens)} recipes screened (closed-form recovery, nothing exported)")
     counts += [f"{len(found)} trained to rung {rung}" for rung, found in course.trained.items()]
-    lines.append(("Fidelity", ", ".join(counts) + "."))
+    lines.append(("Fidelity", (", ".join(counts) or "Nothing was screened or trained") + "."))
     relations = [
         f"{'the screen' if rung == 0 else f'rung {rung}'} to rung {rung + 1}: {_step_text(step)}"
         for rung, step in enumerate(course.steps)
@@ -108,15 +109,18 @@ def course_lines(course: Course) -> list[tuple[str, str]]:
     lines.append(("Rank correlation of what is lost", "; ".join(relations) + "."))
     arms = Counter(s.arm for s in course.screens)
     promoted = Counter(r.origin for found in course.trained.values() for r in found if r.rung == 1)
-    told = [f"{arm} {count} screened, {promoted[arm]} trained" for arm, count in sorted(arms.items())]
-    lines.append(("Who proposed", "; ".join(told) + "."))
+    told = [f"{arm} {arms[arm]} screened, {promoted[arm]} trained" for arm in sorted({*arms, *promoted})]
+    lines.append(("Who proposed", ("; ".join(told) or "No recipe was proposed") + "."))
     if course.overhead is not None:
         text = f"{course.overhead:.2%} of the time of screens and trials went into deciding and recording."
         lines.append(("Engine overhead", text))
     return lines
 
 
-def _profile_text(profile: Profile | None) -> str:
+def _profile_text(course: Course) -> str:
+    profile = course.profile
+    if course.profile_failure:
+        return f"It could not be measured ({course.profile_failure}); TPE proposed, as in a study with --sampler tpe."
     if profile is None or len(profile.designs) < 1:
         return "No profile was kept with this study."
     measured = sum(cut.measured for cut in profile.cuts)
@@ -136,7 +140,9 @@ def _profile_text(profile: Profile | None) -> str:
 def _step_text(step: Step) -> str:
     if math.isnan(step.correlation):
         return f"too few pairs ({step.pairs})"
-    return f"{step.correlation:+.2f} over {step.pairs} recipes, {step.kept_loss:.0%} of the loss left"
+    if math.isnan(step.seen_loss):
+        return f"{step.correlation:+.2f} over {step.pairs} recipes"
+    return f"{step.correlation:+.2f} over {step.pairs} recipes, {step.seen_loss:.0%} of the loss left"
 
 
 def course_block(view: StudyView) -> str:

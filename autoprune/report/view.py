@@ -175,7 +175,7 @@ class GroupRow:
 
     Attributes:
         name: The group.
-        ratio: Share that the recipe asks to remove.
+        ratio: Share that the recipe asks to remove; 1 for a group that goes with a block.
         kept: Units that stay; None where the group's size is unknown.
         size: Units of the dense network; None where unknown.
         bits: 8 or 32.
@@ -192,11 +192,14 @@ def group_rows(recipe: Recipe, groups: Groups | None) -> list[GroupRow]:
     """Return one row for each group, in the model's order where the groups are known."""
     if groups is None:
         return [GroupRow(name, c.ratio, None, None, c.bits) for name, c in sorted(recipe.groups.items())]
+    gone = groups.removed_blocks(recipe.kept_counts(groups))
+    left = {group.name for group in groups.without(gone).groups}
     rows = []
     for group in groups.groups:
         choice = recipe.choice(group.name)
-        kept = kept_count(group.size, choice.ratio, recipe.width)
-        rows.append(GroupRow(group.name, choice.ratio, kept, group.size, choice.bits))
+        kept = kept_count(group.size, choice.ratio, recipe.width) if group.name in left else 0
+        ratio = choice.ratio if group.name in left else 1.0
+        rows.append(GroupRow(group.name, ratio, kept, group.size, choice.bits))
     return rows
 
 
@@ -206,20 +209,22 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         return "no recipe"
     rows = group_rows(record.recipe, groups)
     cut = [row for row in rows if row.ratio > 0]
-    low = sum(row.bits < 32 for row in rows)
+    low = sum(row.bits < 32 and row.kept != 0 for row in rows)
     parts = []
     if cut:
         mean = sum(row.ratio for row in cut) / len(cut)
         most = max(row.ratio for row in cut)
         parts.append(f"{len(cut)} of {len(rows)} groups pruned, {mean:.0%} on average, {most:.0%} at most")
-        if any(row.kept == 0 for row in rows):
-            parts.append("taken out whole: " + ", ".join(row.name for row in rows if row.kept == 0))
+        gone = () if groups is None else groups.removed_blocks(record.recipe.kept_counts(groups))
+        if gone:
+            parts.append("blocks taken out: " + ", ".join(gone))
         own = {c.criterion for c in record.recipe.groups.values() if c.criterion}
         kinds = [f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items())]
         parts.append("ranked by " + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
         parts.append("nothing pruned")
-    parts.append(f"{low} of {len(rows)} groups int8" if low else "float")
+    left = sum(row.kept != 0 for row in rows)
+    parts.append(f"{low} of {left} groups int8" if low else "float")
     parts.append(f"{record.train_steps} training steps")
     return "; ".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -11,13 +12,19 @@ from autoprune.config import StudyConfig
 from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
 from autoprune.search.candidates import Candidate, as_timed
-from autoprune.search.driver import Driver
+from autoprune.search.driver import (
+    MAX_FAILURES_IN_A_ROW,
+    MAX_RETRIES,
+    UNFINISHED,
+    Driver,
+    too_many_failures,
+)
 from autoprune.search.fidelity import Step, steps_between_rungs
 from autoprune.search.jobs import Job, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
 from autoprune.search.promotion import is_hopeless, uncovered
-from autoprune.search.proposals import Proposal, Proposer, Result
+from autoprune.search.proposals import ALL_LOST, Proposal, Proposer, Result
 from autoprune.search.solver import Choices
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe, Recovery
@@ -38,8 +45,6 @@ _LONG_TRAINING = 800
 _CORRECT_EVERY = 3
 # Screens for one line of progress.
 _TOLD_EVERY = 10
-# A result of no use: all was lost.
-_ALL_LOST = 1.0
 
 ScreenFunction = Callable[[Recipe], float]
 
@@ -81,6 +86,8 @@ class AutoSearch:
             capped_loss=config.limits.min_accuracy is not None,
         )
         self._corrected_by = 0
+        self._failed_screens = 0
+        self._prunes = any(kept < o.group.size for o in options.of for kept in o.kept)
 
     def run(self, baselines: Iterable[Baseline]) -> None:
         """Search until the search's share of the budget is spent, or nothing more is to be gained.
@@ -88,11 +95,12 @@ class AutoSearch:
         Args:
             baselines: Recipes to begin with.
         """
+        self._take_free()
         self._replay()
         for baseline in baselines:
             choice = self.options.encode(baseline.recipe)
             if self._key(choice) not in self.candidates and self.driver.may_propose():
-                self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0)
+                self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
             for choice in self.proposer.anchors(self.config.most_networks):
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
@@ -126,17 +134,25 @@ class AutoSearch:
 
     def _fill_gap(self) -> bool:
         """Train a recipe in a part of the costs where none was trained; return whether there was one."""
-        pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost]
-        if not pool:
-            return False
-        counted = self._scaled(pool, 0)[:, self.proposer.counts > 0]
-        parts = -(-self.config.most_networks // (counted.shape[1] - 1))
-        found = uncovered(counted, [1 in c.lost for c in pool], parts)
-        if found is None:
-            return False
-        self._train(pool[found], 1)
-        pool[found].lost.setdefault(1, _ALL_LOST)
-        return True
+        while True:
+            pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost and not c.hopeless]
+            scaled = self._scaled(pool, 0)
+            within = np.flatnonzero(
+                (scaled < 1.0).all(axis=1)
+            )  # what exceeds another axis' cap covers nothing
+            pool = [pool[row] for row in within]
+            counted = scaled[within][:, self.proposer.counts > 0]
+            if not pool or counted.shape[1] < 2:
+                return False
+            parts = -(-self.config.most_networks // (counted.shape[1] - 1))
+            found = uncovered(counted, [1 in c.lost for c in pool], parts)
+            if found is None or not self.driver.fits(self.rungs[1].steps):
+                return False
+            if not self._is_hopeless(pool[found], 0):
+                self._train(pool[found], 1)
+                pool[found].lost.setdefault(1, ALL_LOST)
+                return True
+            pool[found].hopeless = True
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
@@ -145,7 +161,11 @@ class AutoSearch:
         return self._count(rung + 1) < int(self.steps()[rung].promoted_share * self._count(rung))
 
     def _count(self, rung: int) -> int:
-        return sum(rung in c.lost and (rung == 0 or c.recipe.prunes) for c in self.candidates.values())
+        return sum(rung in c.lost and (rung == 0 or self._counts(c)) for c in self.candidates.values())
+
+    def _counts(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is one that trainings are for; where nothing can be cut, all are."""
+        return candidate.recipe.prunes or not self._prunes
 
     def _first_screens(self) -> int:
         left_s = self.driver.keeper.search_left_s()
@@ -160,14 +180,18 @@ class AutoSearch:
 
     # -- screening and training --------------------------------------------------------------
 
-    def _evaluate(self, proposal: Proposal, label: str, proposal_s: float) -> None:
-        """Screen a proposal; train it at once where screening is switched off."""
+    def _evaluate(
+        self, proposal: Proposal, label: str, proposal_s: float, given: Recipe | None = None
+    ) -> None:
+        """Screen a proposal, or the recipe that it stands for; train it at once where screening is switched off."""
         recipe = self.options.recipe(proposal.choice, self._recovery)
+        if given is not None:
+            recipe = given.model_copy(update={"recovery": self._recovery})
         costs = self.options.predicted_costs(proposal.choice)
         candidate = Candidate(recipe, proposal.arm, label, costs)
         if self._lowest == 1:
             self._train(candidate, 1)
-            candidate.lost.setdefault(1, _ALL_LOST)  # one that failed must not be proposed again
+            candidate.lost.setdefault(1, ALL_LOST)  # one that failed must not be proposed again
             self._take(proposal, candidate)
             return
         begun_s = self.clock.monotonic()
@@ -175,9 +199,13 @@ class AutoSearch:
             self.driver.say(f"screening, {len(self.proposer.results)} recipes so far")
         try:
             lost = self._screen(recipe)
+            self._failed_screens = 0
         except TrialError as error:
             self.driver.record_failure(recipe, proposal.arm, label, error, self.clock.monotonic() - begun_s)
-            lost = _ALL_LOST
+            lost = ALL_LOST
+            self._failed_screens += 1
+            if self._failed_screens == MAX_FAILURES_IN_A_ROW:
+                raise too_many_failures("screens", error) from error
         screen = Screen(
             recipe=recipe,
             arm=proposal.arm,
@@ -213,7 +241,7 @@ class AutoSearch:
         """Train the candidate of ``rung`` that adds most to those that were promoted; return whether there was one."""
         at_rung = [c for c in self.candidates.values() if rung in c.lost]
         waiting = [
-            c for c in at_rung if rung + 1 not in c.lost and not c.hopeless and (rung == 0 or c.recipe.prunes)
+            c for c in at_rung if rung + 1 not in c.lost and not c.hopeless and (rung == 0 or self._counts(c))
         ]
         known = self._scaled([c for c in at_rung if rung + 1 in c.lost], rung)
         while waiting:
@@ -224,8 +252,10 @@ class AutoSearch:
             if self._is_hopeless(chosen, rung):
                 chosen.hopeless = True
                 continue
+            if not self.driver.fits(self.rungs[rung + 1].steps):
+                return False
             self._train(chosen, rung + 1)
-            chosen.lost.setdefault(rung + 1, _ALL_LOST)
+            chosen.lost.setdefault(rung + 1, ALL_LOST)
             return True
         return False
 
@@ -329,14 +359,44 @@ class AutoSearch:
         """Take up what earlier runs of the study screened and trained."""
         for screen in read_screens(self.driver.paths):
             self._take_screen(self.options.encode(screen.recipe), screen)
+        tries: Counter[bytes] = Counter()
         for record in self.driver.records:
-            if not record.is_trained or record.recipe is None:
+            if record.fidelity != "search" or record.rung < 1 or record.recipe is None:
                 continue
             choice = self.options.encode(record.recipe)
-            candidate = self.candidates.get(self._key(choice))
-            if candidate is not None:
-                self._note_trial(candidate, record)
-            elif self._lowest == 1 and record.rung == 1:
-                candidate = Candidate(record.recipe, record.origin, record.label, (0.0, 0.0))
-                self._note_trial(candidate, record)
+            key = self._key(choice)
+            candidate = self.candidates.get(key)
+            if candidate is None:
+                if self._lowest == 0 or record.rung > 1:
+                    continue
+                costs = self.options.predicted_costs(choice)
+                candidate = Candidate(record.recipe, record.origin, record.label, costs)
+            tries[key] += record.failure_kind in UNFINISHED
+            self._note_trial(candidate, record)
+            if record.state == "failed" and (
+                record.failure_kind not in UNFINISHED or tries[key] > MAX_RETRIES
+            ):
+                candidate.lost.setdefault(record.rung, ALL_LOST)
+            if key not in self.candidates and 1 in candidate.lost:
+                self._take(Proposal(choice, record.origin), candidate)
+
+    def _take_free(self) -> None:
+        """Take up what needs no training, the dense network and int8 alone, so that nothing is done that they beat."""
+        for record in self.driver.records:
+            measured = record.measurement
+            if not record.is_measured_search or measured is None or record.recipe is None:
+                continue
+            if record.recipe.prunes or record.origin not in ("dense", "baseline"):
+                continue
+            lost = max(0.0, self.driver.dense_measurement().search.value - measured.search.value)
+            candidate = Candidate(
+                record.recipe,
+                record.origin,
+                record.label,
+                (measured.size_ratio, measured.latency.ratio),
+                dict.fromkeys(range(self._lowest, len(self.rungs)), lost),
+                dict.fromkeys(range(1, len(self.rungs)), record),
+            )
+            choice = self.options.encode(record.recipe)
+            if self._key(choice) not in self.candidates:
                 self._take(Proposal(choice, record.origin), candidate)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +84,13 @@ class CostModel:
     Args:
         shapes: Layers of the network.
         designs: Networks that were built and timed, the dense one first.
-        results: Trials that came since, of which the whole was timed, not the layers.
+        results: Trials that came since, of which the whole was timed, not the layers. They are used if that predicts
+            those among them better that were left out.
 
     Attributes:
         dense_bytes: Bytes of the dense file.
         size_error: Largest error of a predicted size over the designs, as a share of the dense file.
-        latency_error: Root mean square error of latency for designs that were left out, as a share of the dense
-            latency; NaN with fewer than four designs.
+        is_corrected: Whether the results changed the predictions of latency.
     """
 
     def __init__(
@@ -101,11 +102,10 @@ class CostModel:
         self.dense_bytes = designs[0].size_bytes
         self._overhead = self._fit_overhead()
         self._times = self._fit_times(self.designs)
-        self._line = self._fit_line((*self.designs, *self.results), self._times)
+        self._line = self._corrected_line()
         self.size_error = max(
             abs(self.size(d.kept, d.bits) - d.size_bytes / self.dense_bytes) for d in designs
         )
-        self.latency_error = self._left_out_error()
 
     # -- bytes -------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class CostModel:
         return float(self._parts(kept, bits, self._times) @ self._line)
 
     def layer_share(
-        self, shape: LayerShape, outputs: Array, inputs: Array, width: int, read_width: int | None = None
+        self, shape: LayerShape, outputs: Array, inputs: Array, width: int, converted: Array | float = 0.0
     ) -> Array:
         """Return what a layer adds to the latency, as shares of the dense network's.
 
@@ -174,11 +174,12 @@ class CostModel:
             outputs: Shares of its outputs that stay, ``(n,)``.
             inputs: Shares of its inputs that stay, ``(n,)``.
             width: Its bit-width.
-            read_width: Bit-width of the group that it reads; None for its own.
+            converted: Share of its dense inputs that changes its type, ``(n,)``.
         """
-        share: Array = self._line[_SLOPE[width]] * self._layer_s(shape, outputs, inputs, width, self._times)
-        if read_width is not None and read_width != width:
-            share = share + self._line[_CROSSING] * shape.read_elements * inputs
+        seconds = self._layer_s(shape, outputs, inputs, width, self._times)
+        share: Array = (
+            self._line[_SLOPE[width]] * seconds + self._line[_CROSSING] * shape.read_elements * converted
+        )
         return share
 
     @property
@@ -217,35 +218,43 @@ class CostModel:
             width = bits.get(shape.group, 32)
             outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
             parts[_SLOPE[width]] += float(self._layer_s(shape, outputs, inputs, width, times)[0])
-            if shape.reads and bits.get(shape.reads[0].group, 32) != width:
-                parts[_CROSSING] += shape.read_elements * float(inputs[0])
+            parts[_CROSSING] += shape.read_elements * shape.converted_share(kept, bits, width)
         return parts
 
-    def _fit_line(self, designs: Sequence[Timed], times: _Times) -> Array:
-        """Fit what the whole networks took to their parts; nothing takes less than no time.
+    def _rows(self, timed: Sequence[Timed], times: _Times) -> tuple[Array, Array]:
+        """Return the parts of networks, ``(n, 4)``, and their latencies, ``(n,)``."""
+        parts = [self._parts(t.kept, t.bits, times) for t in timed]
+        return np.array(parts).reshape(-1, 4), np.array([t.latency_ratio for t in timed])
 
-        The profiler slows int8 and float layers by different shares, so each kind has a slope of its own.
+    def _corrected_line(self) -> Array:
+        """Fit the line to designs and results, if that predicts left-out results better."""
+        parts, ratios = self._rows(self.designs, self._times)
+        plain = _fit_line(parts, ratios)
+        self.is_corrected = False
+        if len(self.results) < 2:
+            return plain
+        more, found = self._rows(self.results, self._times)
+        all_parts, all_ratios = np.concatenate([parts, more]), np.concatenate([ratios, found])
+        left_out = []
+        for row in range(len(parts), len(all_parts)):
+            line = _fit_line(np.delete(all_parts, row, axis=0), np.delete(all_ratios, row))
+            left_out.append(float(all_parts[row] @ line - all_ratios[row]))
+        self.is_corrected = float(np.square(left_out).mean()) < float(np.square(more @ plain - found).mean())
+        return _fit_line(all_parts, all_ratios) if self.is_corrected else plain
+
+    @cached_property
+    def latency_error(self) -> float:
+        """Root mean square error of latency for designs that were left out, as a share of the dense latency.
+
+        NaN with fewer than four designs.
         """
-        parts = np.array([self._parts(d.kept, d.bits, times) for d in designs])
-        ratios = np.array([d.latency_ratio for d in designs])
-        scale = np.array([1.0, *np.maximum(parts[:, 1:].max(axis=0), 1e-12)])
-        dense_s = max(float(parts[0, 1:3].sum()), 1e-12)
-        # Without evidence the ratio is that of the sums, and a change of type costs what the profiler saw of it.
-        usual = np.array([0.0, 1.0 / dense_s, 1.0 / dense_s, 0.0]) * scale
-        pull = np.sqrt(_RIDGE) * np.eye(4)
-        found, _ = nnls(np.vstack([parts / scale, pull]), np.concatenate([ratios, pull @ usual]))
-        line: Array = found / scale
-        return line
-
-    def _left_out_error(self) -> float:
-        """Predict each design but the dense one by a model that has not seen it."""
         if len(self.designs) < 4:
             return float("nan")
         errors = []
         for left_out in self.designs[1:]:
             rest = [d for d in self.designs if d is not left_out]
             times = self._fit_times(rest)
-            line = self._fit_line((*rest, *self.results), times)
+            line = _fit_line(*self._rows(rest, times))
             predicted = float(self._parts(left_out.kept, left_out.bits, times) @ line)
             errors.append(predicted - left_out.latency_ratio)
         return float(np.sqrt(np.mean(np.square(errors))))
@@ -255,3 +264,22 @@ class CostModel:
 class _Times:
     by_layer: dict[tuple[str, int], LayerTimes]
     before_s: float
+
+
+def _fit_line(parts: Array, ratios: Array) -> Array:
+    """Fit what whole networks took to their parts; nothing takes less than no time.
+
+    The profiler slows int8 and float layers by different shares, so each kind has a slope of its own.
+
+    Args:
+        parts: Parts of networks, the dense one first, ``(n, 4)``.
+        ratios: Their latencies as shares of the dense network's, ``(n,)``.
+    """
+    scale = np.array([1.0, *np.maximum(parts[:, 1:].max(axis=0), 1e-12)])
+    dense_s = max(float(parts[0, 1:3].sum()), 1e-12)
+    # Without evidence the ratio is that of the sums, and a change of type costs what the profiler saw of it.
+    usual = np.array([0.0, 1.0 / dense_s, 1.0 / dense_s, 0.0]) * scale
+    pull = np.sqrt(_RIDGE) * np.eye(4)
+    found, _ = nnls(np.vstack([parts / scale, pull]), np.concatenate([ratios, pull @ usual]))
+    line: Array = found / scale
+    return line

@@ -32,8 +32,16 @@ from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
-_MAX_RETRIES = 2
-_UNFINISHED = ("lost", "interrupted")
+MAX_RETRIES = 2
+UNFINISHED = ("lost", "interrupted")
+
+
+def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
+    """Return the error that ends a search in which ``what``, a plural, failed too often in a row."""
+    return TooManyFailuresError(
+        f"{MAX_FAILURES_IN_A_ROW} {what} in a row failed alike ({error.kind}): {error.reason}",
+        "the finished trials are kept; mend the cause and run the same command again",
+    )
 
 
 class Driver:
@@ -120,7 +128,7 @@ class Driver:
 
     def _run_grid(self) -> None:
         """Try every uniform recipe of the space once, in an order that the seed gives."""
-        done = sum(r.origin == "grid" and r.failure_kind not in _UNFINISHED for r in self.records)
+        done = sum(r.origin == "grid" and r.failure_kind not in UNFINISHED for r in self.records)
         for recipe in grid_recipes(self.space, self.groups, self.bench.config.seed)[done:]:
             if not self.may_propose():
                 return
@@ -166,17 +174,17 @@ class Driver:
         tries = Counter(
             effective_key(r.recipe, self.groups)
             for r in self.records
-            if r.failure_kind in _UNFINISHED and r.recipe
+            if r.failure_kind in UNFINISHED and r.recipe
         )
         found: dict[str, Job] = {}
         for record in self.records:
             if (
-                record.failure_kind in _UNFINISHED
+                record.failure_kind in UNFINISHED
                 and record.recipe
                 and record.origin not in ("dense", "baseline")
             ):
                 key = effective_key(record.recipe, self.groups)
-                if key not in finished and tries[key] <= _MAX_RETRIES:
+                if key not in finished and tries[key] <= MAX_RETRIES:
                     found[key] = Job(
                         record.recipe,
                         record.origin,
@@ -190,12 +198,18 @@ class Driver:
     def _has_started(self, record: TrialRecord) -> bool:
         return record.started_from is not None and self.paths.artifact(record.started_from).is_dir()
 
+    def fits(self, steps: int) -> bool:
+        """Return whether a training of so many steps is expected to end before proposals have to."""
+        left_s = self.keeper.search_left_s()
+        return left_s is None or steps * self.bench.timings.step_s() <= left_s
+
     def may_propose(self) -> bool:
         """Return whether there is time, or a trial, left for one more proposal."""
         proposals = sum(
             r.fidelity == "search"
+            and r.rung > 0  # a screen that failed was no trial
             and r.origin not in ("dense", "baseline")
-            and r.failure_kind not in _UNFINISHED
+            and r.failure_kind not in UNFINISHED
             for r in self.records
         )
         trials_left = self.keeper.trials_left(proposals)
@@ -299,20 +313,19 @@ class Driver:
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
 
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
-        self.store.fail(trial, error.kind, error.reason, duration_s=duration_s)
+        self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
         self.records = self.store.records()
         self.listener(
             self.progress(
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
             )
         )
-        recent = [r for r in self.records if r.failure_kind not in _UNFINISHED][-MAX_FAILURES_IN_A_ROW:]
+        # Screens that failed stand among trials without those that did not; who screens counts them.
+        trials = [r for r in self.records if r.failure_kind not in UNFINISHED and (r.rung or r.round)]
+        recent = trials[-MAX_FAILURES_IN_A_ROW:]
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
-            raise TooManyFailuresError(
-                f"{MAX_FAILURES_IN_A_ROW} trials in a row failed alike ({error.kind}): {error.reason}",
-                "the finished trials are kept; mend the cause and run the same command again",
-            )
+            raise too_many_failures("trials", error)
 
     def _discard_dominated(self) -> None:
         """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
@@ -329,7 +342,9 @@ class Driver:
         """Record a recipe that failed before it became a trial, so that it is counted and told like one."""
         trial, recipe = self._ask(recipe)
         self.store.begin(trial, Plan(recipe, origin, label, rung=0))
-        self._fail(trial, error, duration_s)
+        self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
+        self.records = self.store.records()
+        self.say(f"screen failed: {error.kind}: {error.reason}")
 
     def dense_measurement(self) -> Measurement:
         """Return what was measured of the dense network.
@@ -367,8 +382,17 @@ class Driver:
     def networks(self, most: int) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
         kept = {r.number for r in self._within_limits() if self.paths.artifact(r.number).is_dir()}
-        left = self.left_by_rung() if self.store.sampler_name == "auto" else None
-        return choose_networks(self.records, self.groups, self.store.objectives, most, kept, left)
+        if self.store.sampler_name != "auto":
+            return choose_networks(self.records, self.groups, self.store.objectives, most, kept)
+        return choose_networks(
+            self.records,
+            self.groups,
+            self.store.objectives,
+            most,
+            kept,
+            self.left_by_rung(),
+            self.bench.config.limits.min_accuracy,
+        )
 
     def _within_limits(self) -> list[TrialRecord]:
         """Return the trials that keep the user's limits of size and latency; all of them where none does."""
@@ -390,8 +414,9 @@ class Driver:
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""
         seen = self.store.notes().get("search_split_seen") == "yes"
+        trains = self.space.default_recovery().finetune_steps > 0
         final = final_left(self._final_steps(), self.space.rungs[-1].steps)
-        return left_by_rung(self.records, len(self.space.rungs), final=final, seen=seen)
+        return left_by_rung(self.records, len(self.space.rungs), final=final, seen=seen, trains=trains)
 
     def _final_steps(self) -> float | None:
         """Return the steps that a network of the final recovery may count on; None before the first training."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoprune.search.volume import rank_correlation
-from autoprune.study.records import TrialRecord
+from autoprune.study.records import TrialRecord, same_cuts
 
 # Until results say more: a rung takes back this share of what the rung before had lost, counted as two results.
 _USUAL_KEPT = 0.5
@@ -34,12 +34,14 @@ class Step:
     Attributes:
         pairs: Recipes that have both.
         correlation: Spearman's rank correlation of what was lost; NaN below four pairs.
-        kept_loss: Typical share of the loss that is left after the next rung.
+        seen_loss: Median share of the loss that was left after the next rung; NaN if there was none to lose.
+        kept_loss: The same as expected of the next recipe: few results count little against the usual.
         hopeful_loss: The same for the most hopeful tenth, the lower bound that decides who is hopeless.
     """
 
     pairs: int
     correlation: float
+    seen_loss: float
     kept_loss: float
     hopeful_loss: float
 
@@ -52,11 +54,11 @@ class Step:
             if early > 0
         ]
         known = len(shares)
-        middle = float(np.median(shares)) if shares else _USUAL_KEPT
+        middle = float(np.median(shares)) if shares else math.nan
         weight = known / (known + _USUAL_WEIGHT)
-        kept = weight * middle + (1 - weight) * _USUAL_KEPT
+        kept = weight * middle + (1 - weight) * _USUAL_KEPT if shares else _USUAL_KEPT
         hopeful = float(np.quantile(shares, _HOPEFUL)) if known >= 4 else 0.0
-        return cls(known, rank_correlation(before, after), kept, min(hopeful, kept))
+        return cls(len(before), rank_correlation(before, after), middle, kept, min(hopeful, kept))
 
     @property
     def promoted_share(self) -> float:
@@ -76,11 +78,11 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
     """
     dense = next((r.measurement for r in records if r.origin == "dense" and r.measurement), None)
     best = dense.search.value if dense is not None else 0.0
-    by_number = {r.number: r for r in records}
+    trained = [r for r in records if r.is_trained and r.measurement is not None]
     before: list[list[float]] = [[] for _ in range(rungs - 1)]
     after: list[list[float]] = [[] for _ in range(rungs - 1)]
     for record in records:
-        if not record.is_trained or record.measurement is None or not 1 <= record.rung < rungs:
+        if not record.is_measured_search or record.measurement is None or not 1 <= record.rung < rungs:
             continue
         lost = best - record.measurement.search.value
         if record.rung == 1:
@@ -88,8 +90,10 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
                 before[0].append(record.screened)
                 after[0].append(lost)
             continue
-        earlier = by_number.get(record.started_from if record.started_from is not None else -1)
-        if earlier is not None and earlier.rung == record.rung - 1 and earlier.measurement is not None:
+        # Its own earlier rung, also where it was trained anew because that network was not kept.
+        same = (r for r in trained if r.rung == record.rung - 1 and same_cuts(r, record))
+        earlier = next(same, None)
+        if earlier is not None and earlier.measurement is not None:
             before[record.rung - 1].append(best - earlier.measurement.search.value)
             after[record.rung - 1].append(lost)
     return [Step.of(early, late) for early, late in zip(before, after, strict=True)]
@@ -107,7 +111,9 @@ def final_left(steps: float | None, last_rung: int) -> float:
     return min(1.0, math.pow(max(steps, 1.0) / last_rung, -_DECAY))
 
 
-def left_by_rung(records: Sequence[TrialRecord], rungs: int, *, final: float, seen: bool) -> dict[int, float]:
+def left_by_rung(
+    records: Sequence[TrialRecord], rungs: int, *, final: float, seen: bool, trains: bool = True
+) -> dict[int, float]:
     """Return for each rung the share of its results' loss that is expected to be left on new images in the end.
 
     With it results of several rungs are brought to one fidelity.
@@ -117,7 +123,10 @@ def left_by_rung(records: Sequence[TrialRecord], rungs: int, *, final: float, se
         rungs: Number of rungs, the screen included.
         final: See :func:`final_left`.
         seen: Whether the dense network may have been trained on the search split.
+        trains: Whether anything is trained; else what a screen lost stays lost.
     """
+    if not trains:
+        return dict.fromkeys(range(rungs), SEEN_SPLIT if seen else 1.0)
     steps = steps_between_rungs(records, rungs)
     left = final * (SEEN_SPLIT if seen else 1.0)
     return {rung: left * math.prod(step.kept_loss for step in steps[rung:]) for rung in range(rungs)}

@@ -84,7 +84,11 @@ class FinalPhase:
         """Recover the chosen networks and record every point of the front, measured in one session."""
         self._most_free = self._affordable_free()
         networks = self._networks()
-        for record in [*self._free(), *self._kept_from_earlier(), *(r for members in networks for r in members)]:
+        for record in [
+            *self._free(),
+            *self._kept_from_earlier(),
+            *(r for members in networks for r in members),
+        ]:
             self.driver.forget_final_failure(record)
         recovered = self._recover(networks)
         if self.driver.interrupt():
@@ -224,6 +228,9 @@ class FinalPhase:
         checkpoint = self.paths.recovered(record.number, self.round)
         if (checkpoint / RECIPE_FILE).exists():
             self._lines[record.number] = self.bench.load(checkpoint)
+            parent = self.driver.store.notes().get(self._line_note(record))
+            if parent:
+                self.started_from[record.number] = int(parent)
             return self._lines[record.number]
         compressed = self._untrained(record)
         recipe = record.recipe
@@ -258,9 +265,14 @@ class FinalPhase:
         if not self.driver.interrupt():
             folder = temporary_folder(self.paths.artifacts)
             self.bench.save(trained, recipe, folder)
+            if record.number in self.started_from:
+                self.driver.store.note(self._line_note(record), str(self.started_from[record.number]))
             commit_folder(folder, checkpoint)
             self._lines[record.number] = trained
         return trained
+
+    def _line_note(self, record: TrialRecord) -> str:
+        return f"line:{self.round}:{record.number}"
 
     def _recovery_of(self, recipe: Recipe) -> Recovery:
         """Return how a network is trained: as in its trial, but for the default search, whose rungs train briefly."""

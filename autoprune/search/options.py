@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -134,12 +134,6 @@ class Options:
         """Return the kept units of every group."""
         return {o.group.name: o.kept[i] for o, i in zip(self.of, choice, strict=True)}
 
-    def within(self, parent: Mapping[str, int]) -> list[np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-        """Return for each group which options keep no more units than ``parent`` does."""
-        return [
-            np.array([kept <= parent.get(o.group.name, o.group.size) for kept in o.kept]) for o in self.of
-        ]
-
 
 def group_options(
     group: Group, space: SearchSpace, cuts: Sequence[CutLoss], int8_growth: float, floor: float
@@ -156,7 +150,7 @@ def group_options(
     losses: dict[int, tuple[float, str]] = {group.size: (0.0, "")}
     ratios = {kept_count(group.size, ratio, space.width): ratio for ratio in reversed(space.ratios_of(group))}
     for kept in sorted(ratios, reverse=True):
-        entries = [cut for cut in cuts if cut.kept == kept]
+        entries = [cut for cut in cuts if cut.kept == kept and cut.criterion in space.criteria[group.type]]
         if kept == group.size:
             continue
         best = min(entries, key=lambda cut: cut.growth, default=None)
@@ -246,6 +240,7 @@ def _layer_tables(
     size = np.zeros((len(own.kept), count))
     latency = np.zeros((len(own.kept), count))
     for i, (kept, bits) in enumerate(zip(own.kept, own.bits, strict=True)):
+        same = {use.group: bits for use in shape.reads}
         states = (
             [({name: kept}, bits)]
             if other is None
@@ -255,9 +250,12 @@ def _layer_tables(
         size[i] = [costs.layer_bytes(shape, counts, {name: bits}) for counts, _ in states]
         outputs = np.array([shape.output_share(counts) for counts, _ in states])
         inputs = np.array([shape.input_share(counts) for counts, _ in states])
-        for read in sorted({width for _, width in states}):
-            same = np.array([width == read for _, width in states])
-            latency[i, same] = costs.layer_share(shape, outputs[same], inputs[same], bits, read)
+        # What changes its type between this group and the other alone; other readers have tables of their own.
+        widths = [{**same, **({} if other is None else {other.group.name: width})} for _, width in states]
+        converted = [
+            shape.converted_share(kept_by, by, bits) for (kept_by, _), by in zip(states, widths, strict=True)
+        ]
+        latency[i] = costs.layer_share(shape, outputs, inputs, bits, np.array(converted))
         latency[i, gone] = 0.0
     size /= costs.dense_bytes
     return (size[:, 0], latency[:, 0]) if other is None else (size, latency)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import logging
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoprune.space.shapes import LayerShape
+
+_log = logging.getLogger(__name__)
 
 
 class CutLoss(BaseModel):
@@ -77,3 +82,14 @@ class Profile(BaseModel):
     designs: tuple[Design, ...] = ()
     shapes: tuple[LayerShape, ...] = ()
     seconds: float = 0.0
+
+
+def read_profile(place: Path) -> Profile | None:
+    """Return a profile that was written before; None if there is none, or none that can be used."""
+    try:
+        return Profile.model_validate_json(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError) as error:
+        _log.warning("the profile %s cannot be used: %s", place, error)
+        return None

@@ -5,25 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.compress.shapes import layer_shapes
 from autoprune.compress.surgery import prune
 from autoprune.errors import TrialError
 from autoprune.measure.cost import size_bytes
+from autoprune.measure.host import describe_host
 from autoprune.measure.latency import PROFILE_PROTOCOL, measure_front
 from autoprune.measure.node_times import layer_seconds
 from autoprune.naming import cache_root
 from autoprune.search.bench import MODEL_FILE, Bench
 from autoprune.search.designs import design_recipes
-from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.profile import CutLoss, Design, Profile, read_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.recipe import Recipe
@@ -37,6 +37,8 @@ _EXAMPLES = 256
 _LOSS_SHARE = 0.6
 # Networks that are exported whatever it costs: the dense one, and what a cost model cannot do without.
 _LEAST_DESIGNS = 3
+# What a loss that became infinite, or no number, counts as: so many times the dense loss + 1.
+_RUINED = 100.0
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
@@ -58,7 +60,7 @@ def measure_profile(
     """
     begun = time.perf_counter()
     place = cache_root() / "profiles" / f"{profile_key(bench, space)}.json"
-    profile = _read(place)
+    profile = read_profile(place)
     known = profile.seconds if profile is not None else 0.0
 
     def left_s(share: float = 1.0) -> float:
@@ -79,8 +81,9 @@ def measure_profile(
 
 
 def profile_key(bench: Bench, space: SearchSpace) -> str:
-    """Return a name for everything that the profile depends on: network, data, target and closed-form recovery."""
+    """Return a name for all that the profile depends on: network, data, target, machine and closed-form recovery."""
     recovery = space.default_recovery()
+    host = describe_host()
     content = [
         _FORMAT,
         state_digest(bench.workload.model),
@@ -91,18 +94,9 @@ def profile_key(bench: Bench, space: SearchSpace) -> str:
         bench.config.target.model_dump(mode="json"),
         [recovery.least_squares, recovery.batchnorm],
         list(bench.workload.data.input_shape),
+        [host["processor"], host["flags"], host["versions"]["onnxruntime"]],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
-
-
-def _read(place: Path) -> Profile | None:
-    try:
-        return Profile.model_validate_json(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, ValidationError) as error:
-        _log.warning("the cached profile %s cannot be used and is measured anew: %s", place, error)
-        return None
 
 
 # -- losses ----------------------------------------------------------------------------------
@@ -138,18 +132,25 @@ def _with_losses(
             break
         if kind == "int8":
             if group not in int8:
-                int8[group] = meter.of_int8(group)
+                int8[group] = _finite(meter.of_int8(group), meter.dense_loss)
         elif (group, kept, kind) not in cuts:
-            growth = meter.of_cut(group, kept, kind)
+            growth = _finite(meter.of_cut(group, kept, kind), meter.dense_loss)
             cuts[group, kept, kind] = CutLoss(
                 group=group, kept=kept, criterion=kind, growth=growth, measured=True
             )
         if done % 20 == 19:
             say(f"profile: loss of {done + 1} of {len(wanted)} choices")
     everything = [cuts.get(key) or _estimated(meter, cuts, *key) for key in wanted if key[2] != "int8"]
+    asked = set(wanted)
+    everything += [cut for key, cut in cuts.items() if key not in asked]  # another space's, kept for it
     return profile.model_copy(
         update={"dense_loss": meter.dense_loss, "examples": seen, "cuts": tuple(everything), "int8": int8}
     )
+
+
+def _finite(growth: float, dense_loss: float) -> float:
+    """Return a growth of the loss; a loss that is not finite has grown more than any other."""
+    return growth if math.isfinite(growth) else _RUINED * (dense_loss + 1.0)
 
 
 def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]]:
@@ -202,7 +203,8 @@ def _estimated(
         if (guess := meter.estimate(c.group, c.kept, c.criterion)) > 0
     )
     scale = heights[len(heights) // 2] if heights else 1.0
-    return CutLoss(group=group, kept=kept, criterion=criterion, growth=estimate * scale, measured=False)
+    growth = _finite(estimate * scale, meter.dense_loss)
+    return CutLoss(group=group, kept=kept, criterion=criterion, growth=growth, measured=False)
 
 
 # -- exported networks -----------------------------------------------------------------------

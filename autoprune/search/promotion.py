@@ -8,6 +8,8 @@ import numpy as np
 
 from autoprune.study.pareto import Array, non_dominated
 
+# Losses below this share of where the volume ends are alike: no test set tells them apart.
+_LEAST_LOST = 0.03
 # A trained candidate covers a part of an axis if it lost at most this much more than the best at its cost.
 _AS_GOOD = 1.3
 
@@ -22,16 +24,18 @@ def is_hopeless(hopeful: Array, trained: Array) -> bool:
     return bool((trained <= hopeful).all(axis=1).any())
 
 
-def cover(values: Array, parts: int) -> list[int]:
+def cover(values: Array, parts: int, *, by_loss: bool = True) -> list[int]:
     """Choose rows so that every axis of costs is covered from the mildest to the deepest.
 
     Whoever has a limit on one cost alone asks for the best capability at that cost, whatever the others are. So each
-    axis has its own front, of capability lost against that cost; its logarithm is cut into equal parts, and each part
-    gives the row that is nearest to its middle.
+    axis has its own front, of capability lost against that cost, which is cut into parts; each part gives the row that
+    is nearest to its middle.
 
     Args:
-        values: Capability lost and costs, positive, ``(n, 1 + axes)``.
+        values: Capability lost as a share of where the volume ends, and costs, positive, ``(n, 1 + axes)``.
         parts: Parts of each axis.
+        by_loss: Whether parts are equal in the logarithm of what is lost (for who gives half a point, one, two, four),
+            for losses that can be trusted; else in that of the cost.
 
     Returns:
         Different rows; the first parts of all axes come first.
@@ -39,10 +43,10 @@ def cover(values: Array, parts: int) -> list[int]:
     chosen: list[list[int]] = []
     for axis in range(1, values.shape[1]):
         own: list[int] = []
-        for rows in _axis_parts(values, axis, parts):
+        for rows in _axis_parts(values, axis, parts, by_loss=by_loss):
             if rows:
-                logs = np.log(values[rows, axis])
-                own.append(rows[int(np.abs(logs - (logs.min() + logs.max()) / 2).argmin())])
+                places = _places(values[rows], axis, by_loss=by_loss)
+                own.append(rows[int(np.abs(places - (places.min() + places.max()) / 2).argmin())])
         chosen.append(own)
     in_turn = [own[place] for place in range(parts) for own in chosen if place < len(own)]
     return list(dict.fromkeys(in_turn))
@@ -62,7 +66,7 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
         return None
     inside = values[useful]
     for axis in range(1, values.shape[1]):
-        for rows in _axis_parts(inside, axis, parts):
+        for rows in _axis_parts(inside, axis, parts, by_loss=True):
             if not rows:
                 continue
             costs = inside[rows, axis]
@@ -75,15 +79,26 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
     return None
 
 
-def _axis_parts(values: Array, axis: int, parts: int) -> list[list[int]]:
-    """Cut the front of capability lost against one cost into parts, the mildest first; a part may be empty."""
+def _axis_parts(values: Array, axis: int, parts: int, *, by_loss: bool) -> list[list[int]]:
+    """Cut the front of capability lost against one cost into parts, the mildest first; a part may be empty.
+
+    Rows of a part are ordered by cost.
+    """
     front = np.flatnonzero(non_dominated(values[:, [0, axis]]))
     if not len(front):
         return []
-    costs = np.log(values[front, axis])
-    low, high = costs.min(), costs.max()
-    part = np.clip(np.floor((high - costs) / max(high - low, 1e-9) * parts), 0, parts - 1)
+    front = front[np.argsort(values[front, axis], kind="stable")]
+    places = _places(values[front], axis, by_loss=by_loss)
+    low, high = places.min(), places.max()
+    part = np.clip(np.floor((places - low) / max(high - low, 1e-9) * parts), 0, parts - 1)
     return [[int(row) for row in front[part == number]] for number in range(parts)]
+
+
+def _places(values: Array, axis: int, *, by_loss: bool) -> Array:
+    """Return where rows lie along an axis, growing from the mildest to the deepest."""
+    along = np.maximum(values[:, 0], _LEAST_LOST) if by_loss else 1.0 / values[:, axis]
+    places: Array = np.log(along)
+    return places
 
 
 def _front_lost(values: Array, axis: int, cost: float) -> float:

@@ -28,6 +28,8 @@ _TRIES = 24
 # Where the volume ends as a multiple of a hard cap, and the value of what exceeds the cap.
 _BEYOND_CAP = 1.25
 _OUTSIDE = 2.0
+# The capability lost of a candidate that failed: none is worse, and no model is fitted to it.
+ALL_LOST = 1e3
 # Shares of a hard cap that are solved for.
 _MARGINS = (1.0, 0.97, 0.9)
 # Solutions whose neighbours are candidates too.
@@ -145,7 +147,7 @@ class Proposer:
     def gained_lately(self, count: int) -> float:
         """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
         if self._volume.total <= 0:
-            return 1.0
+            return 0.0
         before = Volume(self.scaled(self._raw[: max(0, len(self._raw) - count)])).total
         return (self._volume.total - before) / self._volume.total
 
@@ -180,7 +182,8 @@ class Proposer:
         ends = self.scales if lost is None else np.array([lost, *self.scales[1:]])
         capped = np.array([self.capped_loss, self.scales[1] < 1.0, self.scales[2] < 1.0])
         scaled: Array = values / (ends * np.where(capped, _BEYOND_CAP, 1.0)) * self.counts
-        scaled[(values > ends) & capped & (self.counts > 0)] = _OUTSIDE
+        # A cap holds on an axis that is no objective, too.
+        scaled[(values > ends) & capped] = _OUTSIDE
         return scaled
 
     # -- proposing ---------------------------------------------------------------------------
@@ -204,6 +207,7 @@ class Proposer:
         Args:
             parts: Solutions for each axis.
         """
+        self._refit()
         found: list[Choices] = []
         for objective in (o for o in self.objectives if o != "accuracy"):
             solutions = sweep(self._problem, objectives=("accuracy", objective), weights=4 * parts)
@@ -294,16 +298,16 @@ class Proposer:
             factor = 10.0 ** weights[f"stage{stage[index]}"]
             loss.append(corrected * factor + (10.0 ** weights["caution"]) * 1e-3 * (plain > 0))
         problem = _with_losses(self._problem, loss)
-        total = 10.0 ** weights["weight"]
+        low, high = weight_range(self._plain)
+        total = 10.0 ** (low + (high - low) * weights["weight"])
         share = weights.get("latency_share", 1.0 if "latency" in self.objectives else 0.0)
         found: Choices = solve(problem, np.array([total * (1 - share)]), np.array([total * share]))[0]
         return found
 
     def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        low, high = weight_range(self._plain)
         real = optuna.distributions.FloatDistribution
         found: dict[str, optuna.distributions.BaseDistribution] = {
-            "weight": real(low, high),
+            "weight": real(0.0, 1.0),  # a share of the range of weights, which moves with the predicted costs
             "caution": real(-2.0, 1.0),
         }
         if {"size", "latency"} <= set(self.objectives):
@@ -330,9 +334,12 @@ class Proposer:
         some = np.stack(candidates[:6])
         return Proposal(some[int(self._volume.gains(self.values_of(some)).argmax())], "moves")
 
-    def _at_random(self, generator: np.random.Generator) -> Proposal:
-        row = [int(generator.integers(len(loss))) for loss in self._plain.loss]
-        return Proposal(np.array(row, dtype=np.int64), "moves")
+    def _at_random(self, generator: np.random.Generator) -> Proposal | None:
+        for _ in range(_TRIES):
+            row = np.array([int(generator.integers(len(loss))) for loss in self._plain.loss], dtype=np.int64)
+            if self._key(row) not in self._seen:
+                return Proposal(row, "moves")
+        return None
 
     def _front(self) -> NDArray[np.int64]:
         if not self.results:
@@ -346,7 +353,8 @@ class Proposer:
         """Fit the loss model anew once there are some more results, and solve with it."""
         if self.results and (self._pool is None or len(self.results) >= 1.1 * self._fitted_to + 1):
             losses = np.stack([self._losses_of(r.choice) for r in self.results])
-            self.model = LossModel.fit(losses, self._raw[:, 0])
+            ran = self._raw[:, 0] < ALL_LOST
+            self.model = LossModel.fit(losses[ran], self._raw[ran, 0])
             factors = self.model.factors
             self._problem = _with_losses(
                 self._plain, [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]

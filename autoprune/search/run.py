@@ -19,8 +19,9 @@ from autoprune.search.driver import Driver
 from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
-from autoprune.search.jobs import Strategy
+from autoprune.search.jobs import Job, Strategy
 from autoprune.search.options import Options
+from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
@@ -147,9 +148,9 @@ def _search(
     driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
     final = FinalPhase(driver, bench)
     store.phase = "search"
-    driver.search(final.reserve_s, default_strategy(driver, bench, config, clock) if auto else None)
     # A run that goes on after a kill has timed nothing itself.
     bench.timings.take(store.notes().get("timings", "{}"))
+    driver.search(final.reserve_s, default_strategy(driver, bench, config, clock) if auto else None)
     store.note("timings", bench.timings.text())
     if interrupt():
         return
@@ -164,20 +165,18 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
     """Return the default search, which begins with the profile once the dense network is measured."""
 
     def strategy(baselines: Sequence[Baseline]) -> None:
-        left_s = driver.keeper.left_s
-        budget_s = parse_budget(config.budget).seconds
-        allowed_s = _PROFILE_TRIALS_S if budget_s is None else _PROFILE_SHARE * budget_s
-        if left_s is not None:
-            allowed_s = min(allowed_s, _PROFILE_SHARE * 2 * left_s)
+        if not driver.may_propose():
+            return
         try:
-            with failures_as_trial_errors():
-                profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
+            profile = _profile(driver, bench, config)
         except TrialError as error:
             driver.store.note("profile_failure", f"{error.kind}: {error.reason}")
             driver.say(f"no profile ({error.kind}: {error.reason}); TPE proposes instead")
+            for baseline in baselines:
+                if driver.may_propose():
+                    driver.trial(Job(baseline.recipe, "baseline", baseline.label))
             driver.propose_by_sampler()
             return
-        write_text_atomic(driver.paths.profile, profile.model_dump_json())
         if driver.interrupt():
             return
         options = Options(profile, bench.groups, driver.space, CostModel(profile.shapes, profile.designs))
@@ -191,6 +190,23 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
         AutoSearch(driver, options, screen, config, clock).run(baselines)
 
     return strategy
+
+
+def _profile(driver: Driver, bench: Bench, config: StudyConfig) -> Profile:
+    """Return the study's profile: measured once, so that a run that goes on decides by the same figures."""
+    kept = read_profile(driver.paths.profile)
+    if kept is not None:
+        return kept
+    left_s = driver.keeper.left_s
+    budget_s = parse_budget(config.budget).seconds
+    allowed_s = _PROFILE_TRIALS_S if budget_s is None else _PROFILE_SHARE * budget_s
+    if left_s is not None:
+        allowed_s = min(allowed_s, _PROFILE_SHARE * 2 * left_s)
+    with failures_as_trial_errors():
+        profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
+    if not driver.interrupt():
+        write_text_atomic(driver.paths.profile, profile.model_dump_json())
+    return profile
 
 
 def _groups(store: StudyStore, workload: Workload) -> Groups:

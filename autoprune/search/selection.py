@@ -27,6 +27,7 @@ def choose_networks(
     most: int,
     available: Container[int] | None = None,
     left: Mapping[int, float] | None = None,
+    min_accuracy: float | None = None,
 ) -> list[list[TrialRecord]]:
     """Choose up to ``most`` pruned networks that cover the whole front.
 
@@ -42,7 +43,8 @@ def choose_networks(
         available: Trials whose artifacts are kept; all of them if not given.
         left: For each rung the share of its loss that more training is expected to leave, which brings results of
             several rungs to one fidelity; 1 where not given. With it, networks that are expected to end beyond the
-            volume's end get no training while there are others.
+            volume's end get no training while there are others, and the axes are cut by what is expected to be lost.
+        min_accuracy: The user's cap on the capability that is lost, where the volume ends then.
 
     Returns:
         For each network its trials that are worth an artifact, the leading one first; networks ordered from the
@@ -67,13 +69,15 @@ def choose_networks(
         if recipe is not None and recipe.prunes and (available is None or pool[index].number in available):
             by_network[architecture_key(recipe, groups)].append(int(index))
     leaders = [indices[0] for indices in by_network.values()]
+    worst = WORST_DROP * max(1.0, abs(dense or 0.0))
+    if min_accuracy is not None and dense is not None:
+        worst = min(worst, max(dense - min_accuracy, 1e-3))
     if left is not None and dense is not None:
-        worst = WORST_DROP * max(1.0, abs(dense))
         leaders = [i for i in leaders if values[i, 0] < worst] or leaders
+    scaled = values / np.array([worst, *np.ones(values.shape[1] - 1)])
     networks = []
-    for leader in sorted(
-        _chosen(values, ranks, leaders, most), key=lambda i: -float(np.log(values[i, 1:]).sum())
-    ):
+    chosen = _chosen(scaled, ranks, leaders, most, by_loss=left is not None)
+    for leader in sorted(chosen, key=lambda i: -float(np.log(values[i, 1:]).sum())):
         recipe = pool[leader].recipe
         members = by_network[architecture_key(recipe, groups)] if recipe is not None else []
         networks.append([pool[i] for i in members if i == leader or ranks[i] == 0])
@@ -81,14 +85,14 @@ def choose_networks(
 
 
 def _chosen(
-    values: NDArray[np.float64], ranks: NDArray[np.int64], leaders: list[int], most: int
+    values: NDArray[np.float64], ranks: NDArray[np.int64], leaders: list[int], most: int, *, by_loss: bool
 ) -> list[int]:
     """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume."""
     if not leaders:
         return []
     chosen: list[int] = []
     for parts in range(1, most + 1):
-        covering = cover(values[leaders], parts)
+        covering = cover(values[leaders], parts, by_loss=by_loss)
         if len(covering) <= most:
             chosen = [leaders[row] for row in covering]
     for rank in sorted({int(ranks[i]) for i in leaders}):

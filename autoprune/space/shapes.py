@@ -62,6 +62,17 @@ class LayerShape(BaseModel):
         """Return the share of its inputs that stays; see :meth:`output_share`."""
         return self._share(self.reads, counts)
 
+    def converted_share(self, counts: Mapping[str, int], bits: Mapping[str, int], width: int) -> float:
+        """Return the share of its dense inputs that comes from groups of another bit-width.
+
+        Args:
+            counts: As in :meth:`output_share`.
+            bits: Bit-width by group; 32 where not named.
+            width: The layer's own.
+        """
+        others = (use for use in self.reads if bits.get(use.group, 32) != width)
+        return sum(use.share * counts.get(use.group, use.units) for use in others)
+
     def is_gone(self, counts: Mapping[str, int]) -> bool:
         """Return whether the layer goes with a removed block."""
         return bool(self.block) and counts.get(self.block, 1) == 0

@@ -55,9 +55,10 @@ def result_text(
     return json.dumps(content)
 
 
-def failure_text(kind: str, reason: str, duration_s: float) -> str:
+def failure_text(kind: str, reason: str, duration_s: float, ended_s: float = 0.0) -> str:
     """Return why a trial failed, as one attribute."""
-    return json.dumps({"failure_kind": kind, "failure_reason": reason, "duration_s": duration_s})
+    content = {"failure_kind": kind, "failure_reason": reason, "duration_s": duration_s, "ended_s": ended_s}
+    return json.dumps(content)
 
 
 def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:

@@ -21,7 +21,7 @@ class TrialRecord(BaseModel):
         number: Number in the study; 0 is the dense network.
         state: Whether it finished.
         fidelity: ``search`` for the brief recovery, ``final`` for the long one with the report split.
-        rung: Training rung of a search trial, from 1; 0 for a final one.
+        rung: Training rung of a search trial, from 1; 0 for a final one and for a screen that failed.
         origin: Who proposed it: ``dense``, ``baseline``, the sampler's or the arm's name, or ``final``.
         label: For people, such as ``int8`` or ``uniform 0.50 int8``; empty for proposals.
         parent: Trial whose recipe a final trial continued; None otherwise.
@@ -29,7 +29,7 @@ class TrialRecord(BaseModel):
         round: Final phase that a final trial belongs to, from 1: a larger budget adds one; 0 otherwise.
         repeat_of: Earlier trial with the same artifact, whose measurement this one has; None otherwise.
         screened: Capability after closed-form recovery alone, lost against the dense network on the same examples
-            (see ``autoprune/search/screening.py``); None where it was not screened.
+            (see :mod:`autoprune.study.screens`); None where it was not screened.
         recipe: The whole candidate; None only for a trial lost before it had one.
         measurement: What was measured; None unless ``complete``.
         failure_kind: Kind of failure (see ``TrialError``); empty unless ``failed``.
@@ -78,19 +78,17 @@ class TrialRecord(BaseModel):
 
 def superseded(records: Sequence[TrialRecord]) -> set[int]:
     """Return the trials whose very recipe went on to a higher rung, which counts instead of them."""
-    rungs = {r.number: r.rung for r in records}
-    found: set[int] = set()
-    for record in records:
-        if not record.is_trained or record.rung < 2:
-            continue
-        if record.started_from is not None and rungs.get(record.started_from, record.rung) < record.rung:
-            found.add(record.started_from)
-        else:  # it was trained anew, because the lower rung's network was not kept
-            found |= {r.number for r in records if r.rung < record.rung and _same_cuts(r, record)}
-    return found
+    return {
+        earlier.number
+        for record in records
+        if record.is_trained and record.rung > 1
+        for earlier in records
+        if earlier.rung < record.rung and same_cuts(earlier, record)
+    }
 
 
-def _same_cuts(one: TrialRecord, other: TrialRecord) -> bool:
+def same_cuts(one: TrialRecord, other: TrialRecord) -> bool:
+    """Return whether two trials cut the same network, however long each was trained; ``one`` has to be finished."""
     if not one.is_trained or one.recipe is None or other.recipe is None:
         return False
     return one.recipe.groups == other.recipe.groups and one.recipe.criterion == other.recipe.criterion

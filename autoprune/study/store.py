@@ -141,10 +141,12 @@ class StudyStore:
             )
             self._study.tell(trial, self._values(measurement))
 
-    def fail(self, trial: optuna.Trial, kind: str, reason: str, *, duration_s: float) -> None:
+    def fail(
+        self, trial: optuna.Trial, kind: str, reason: str, *, duration_s: float, ended_s: float = 0.0
+    ) -> None:
         """Record a failed trial with its reason; it never enters a front."""
         with storage_faults(self.paths):
-            trial.set_user_attr(decode.FAILURE, decode.failure_text(kind, reason, duration_s))
+            trial.set_user_attr(decode.FAILURE, decode.failure_text(kind, reason, duration_s, ended_s))
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def add_final(

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from autoprune.compress.blocks import removable_blocks, take_out
 from autoprune.compress.discovery import find_groups
 from autoprune.compress.lineage import groups_after
+from autoprune.compress.pipeline import compress
 from autoprune.compress.statistics import collect_statistics
+from autoprune.compress.stream import TeacherStream
 from autoprune.compress.surgery import Plan, kept_channels, make_plan, prune
 from autoprune.errors import CompressionError, UsageError
 from autoprune.space.groups import Groups, kept_count
-from autoprune.space.recipe import GroupChoice, Recipe
+from autoprune.space.recipe import GroupChoice, Recipe, Recovery
 from autoprune.workloads.cifar_resnet import cifar_resnet
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -68,6 +70,38 @@ class Chain(nn.Module):
 def test_chains_and_gates_are_no_blocks() -> None:
     groups, found = blocks_of(Chain().eval())
     assert {g.name for g in groups.prunable} >= {"chain.0"}
+    assert found == {}
+
+
+class InPlace(nn.Module):
+    """A gate and a chain that write into their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.gate = _Gate()
+        self.chain = nn.Sequential(
+            nn.ReLU6(inplace=True), nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1)
+        )
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.chain(self.gate(self.stem(x))))
+        return y
+
+
+class _Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(torch.sigmoid(self.up(torch.relu(self.down(x)))))
+
+
+def test_writing_into_the_input_makes_no_block() -> None:
+    groups, found = blocks_of(InPlace().eval())
+    assert {g.name for g in groups.prunable} >= {"gate.down", "chain.1"}
     assert found == {}
 
 
@@ -123,3 +157,35 @@ def test_a_network_that_lost_blocks_is_cut_further() -> None:
     both: Plan = {**first, "layer2.2.conv1": tuple(range(0, 16, 2)), "layer3.1.conv1": ()}
     torch.testing.assert_close(prune(parent, left, second)(IMAGES), prune(model, groups, both)(IMAGES))
     assert removable_blocks(parent, left, IMAGES) == {g: b for g, b in found.items() if b != "layer1.1"}
+
+
+def test_a_network_that_only_lost_a_block_is_trained_further() -> None:
+    model = network("cifar_resnet20")
+    groups, _ = blocks_of(model)
+    recipe = Recipe(
+        groups={"layer1.1.conv1": GroupChoice(ratio=1.0)},
+        recovery=Recovery(least_squares=False, finetune_steps=2),
+    )
+    parent = prune(model, groups, {"layer1.1.conv1": ()}).eval()
+    left = groups_after(model, groups, {"layer1.1.conv1": ()})
+    targets = torch.tensor([1, 2])
+    further = compress(
+        parent,
+        left,
+        recipe,
+        statistics=None,
+        calibration_batches=[(IMAGES, targets)],
+        stream=TeacherStream(model, Same(), seed=0, batch_size=2),
+        loss=nn.functional.cross_entropy,
+        batch_size=2,
+        device=torch.device("cpu"),
+        counts=recipe.kept_counts(groups),
+    )
+    assert further.train_steps == 2
+
+
+class Same:
+    """The same two images at every step."""
+
+    def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+        return IMAGES, torch.tensor([1, 2])

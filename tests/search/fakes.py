@@ -10,6 +10,7 @@ from autoprune.config import Budget, StudyConfig
 from autoprune.errors import TrialError
 from autoprune.measure.record import Capability, Executed, Latency, Measurement
 from autoprune.naming import StudyPaths
+from autoprune.search.bench import Timings
 from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress
@@ -109,6 +110,7 @@ class FakeBench:
 
     groups: Groups
     config: StudyConfig
+    timings: Timings = field(default_factory=Timings)
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from autoprune.config import AutoSearch as Switches
 from autoprune.config import Budget, Limits, StudyConfig
-from autoprune.errors import TrialError
+from autoprune.errors import TooManyFailuresError, TrialError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key
 from autoprune.search.cost_model import CostModel
@@ -273,3 +273,97 @@ def test_a_network_that_was_not_kept_is_trained_anew(monkeypatch: pytest.MonkeyP
     assert all(
         r.started_from is None and r.recipe and r.recipe.recovery.finetune_steps == 200 for r in second
     )
+
+
+def test_what_needs_no_training_beats_what_does(tmp_path: Path) -> None:
+    scene, _ = searched("free")
+    free = [r.measurement for r in scene.store.records() if r.label in ("dense", "int8") and r.measurement]
+    assert len(free) == 2
+    for record in trained(scene):
+        assert record.measurement is not None
+        beaten = [
+            f
+            for f in free
+            if f.size_ratio <= record.measurement.size_ratio
+            and f.latency.ratio <= record.measurement.latency.ratio
+            and f.search.value >= record.measurement.search.value
+        ]
+        assert beaten == []
+
+
+def test_uniform_baselines_are_screened_as_they_are_called() -> None:
+    scene, _ = searched("uniform")
+    wanted = {b.label: b.recipe for b in scene.driver._missing_baselines()}
+    for screen in read_screens(scene.store.paths):
+        if screen.label in wanted:
+            assert screen.recipe.groups == wanted[screen.label].groups
+
+
+def test_a_training_that_failed_is_not_tried_again_by_a_later_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_scene(
+        "failing", budget=Budget(seconds=150.0), config=config("failing"), duration_s=5.0, fail_from=3
+    )
+    run(first)
+    failed = {
+        effective_key(r.recipe, first.driver.groups)
+        for r in first.store.records()
+        if r.state == "failed" and r.recipe
+    }
+    assert failed
+    again = make_scene("failing", budget=Budget(seconds=900.0), config=config("failing"), duration_s=5.0)
+    run(again)
+    later = {effective_key(recipe, again.driver.groups) for recipe in again.trials.seen}
+    assert later
+    assert not later & failed
+
+
+def test_exports_of_bits_alone_are_not_repeated_by_a_later_run(tmp_path: Path) -> None:
+    space = tmp_path / "bits.yaml"
+    space.write_text("ratios: [0.0]\n", encoding="utf-8")
+    first, _ = searched("bits", 150.0, space=str(space))
+    again = make_scene(
+        "bits", budget=Budget(seconds=900.0), config=config("bits", space=str(space)), duration_s=5.0
+    )
+    run(again)
+    assert first.trials.seen
+    assert not any(r.repeat_of is not None for r in again.store.records())
+
+
+def test_screens_that_fail_in_a_row_end_the_search_and_scattered_ones_do_not() -> None:
+    scene = make_scene("row", budget=Budget(seconds=900.0), config=config("row"), duration_s=5.0)
+
+    class Failing(FakeScreen):
+        def __call__(self, recipe: Recipe) -> float:
+            self.seen.append(recipe)
+            self.scene.clock.advance(1.0)
+            raise TrialError("nan", "the score is nan")
+
+    with pytest.raises(TooManyFailuresError, match="10 screens in a row"):
+        run(scene, Failing(scene))
+    other = make_scene("some", budget=Budget(seconds=900.0), config=config("some"), duration_s=5.0)
+
+    class Half(FakeScreen):
+        def __call__(self, recipe: Recipe) -> float:
+            lost = super().__call__(recipe)
+            if len(self.seen) % 2:
+                raise TrialError("nan", "the score is nan")
+            return lost
+
+    screen = run(other, Half(other))
+    assert len(screen.seen) > 24
+
+
+def test_a_long_rung_that_does_not_fit_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene("long", budget=Budget(seconds=900.0), config=config("long"), duration_s=5.0)
+    scene.driver.bench.timings.step.append(4.0)  # 50 steps fit into the search, 200 do not
+    run(scene)
+    assert {r.rung for r in trained(scene)} == {1}
+
+
+def test_a_study_that_nothing_can_improve_ends() -> None:
+    budget = Budget(trials=20)
+    scene = make_scene(
+        "caps", budget=budget, config=config("caps", limits={"max_size_mb": 1e-6}), duration_s=5.0
+    )
+    screen = run(scene)
+    assert len(screen.seen) < 200

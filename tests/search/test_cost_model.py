@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from autoprune.search.cost_model import CostModel, LayerTimes
 from autoprune.search.options import Options
 from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
-from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import AxisUse, LayerShape
 
@@ -209,8 +211,68 @@ def test_losses_never_fall_with_deeper_cuts() -> None:
 
 def test_rows_of_the_same_network_have_one_representative() -> None:
     options = make_options()
-    row = options.encode(Recipe(groups={"b": GroupChoice(ratio=1.0), "a": GroupChoice(ratio=0.5, bits=8)}))
+    inner = {"b": "inner.b", "c": "inner.c"}
+    renamed = [
+        g.model_copy(
+            update={
+                "members": tuple(
+                    m.model_copy(update={"layer": inner.get(m.layer, m.layer)}) for m in g.members
+                )
+            }
+        )
+        for g in options.groups.groups
+    ]
+    options = Options(
+        options.profile, Groups(groups=tuple(renamed), input_shape=(3, 8, 8)), options.space, options.costs
+    )
+    stem = GroupChoice(ratio=0.5, bits=8)
+    gone = {"a": stem, "b": GroupChoice(ratio=1.0)}
+    row = options.encode(Recipe(groups=gone))
+    other = options.encode(Recipe(groups={**gone, "c": GroupChoice(ratio=0.75, bits=8)}))
     assert options.kept(row)["b"] == 0
-    assert (
-        options.canonical(row) == row
-    ).all()  # c is made by a layer inside, but is no group of the block alone
+    assert (other != row).any()
+    assert (options.canonical(other) == options.canonical(row)).all()
+    # Without the block gone they are two networks.
+    one, two = (options.encode(Recipe(groups={"a": stem, "c": GroupChoice(ratio=r)})) for r in (0.0, 0.75))
+    assert (options.canonical(one) != options.canonical(two)).any()
+
+
+def test_a_layer_that_reads_two_groups_has_the_same_cost_in_both_models() -> None:
+    model, groups = make_model()
+    joined = LayerShape(
+        name="d", group="c", weights=64 * 96 * 9, outputs=64, inputs=96, makes=use("c"),
+        reads=(
+            AxisUse(group="a", share=1 / 96, units=32),
+            AxisUse(group="b", share=1 / 96, units=64),
+        ),
+        read_elements=6000,
+    )  # fmt: skip
+    shapes = (*[s for s in make_shapes() if s.name != "c"], joined)
+    designs = [
+        d.model_copy(update={"layer_s": {**d.layer_s, "d": d.layer_s.get("c", 0.0)}}) for d in model.designs
+    ]
+    costs = CostModel(shapes, designs)
+    costs._line = np.array([0.01, 3e3, 3e3, 1e-5])
+    profile = Profile(dense_loss=0.1, examples=100, designs=tuple(designs))
+    options = Options(profile, groups, SPACE, costs)
+    widths: tuple[Bits, ...] = (8, 32)
+    for chosen in itertools.product(widths, repeat=3):
+        bits = dict(zip("abc", chosen, strict=True))
+        row = options.encode(Recipe(groups={name: GroupChoice(bits=width) for name, width in bits.items()}))
+        assert options.problem.evaluate(row[None])[0, 2] == pytest.approx(costs.latency(SIZES, bits))
+
+
+def test_results_that_the_line_cannot_follow_change_nothing() -> None:
+    model, groups = make_model(count=8, noise=False)
+    design = true_design(uniform_recipe(groups, 0.5, 8), groups)
+    # One network timed eight times, by turns far too slow and far too fast: no line tells the next from the others.
+    results = [
+        Timed(
+            kept=design.kept, bits=design.bits, latency_ratio=design.latency_ratio + (0.2 if i % 2 else -0.2)
+        )
+        for i in range(8)
+    ]
+    corrected = CostModel(model.shapes, model.designs, results)
+    assert not corrected.is_corrected
+    row = {"a": 16}, {"a": 8, "b": 8, "c": 32}
+    assert corrected.latency(*row) == pytest.approx(model.latency(*row))

@@ -114,3 +114,20 @@ def test_the_parent_is_the_one_with_most_training_then_the_nearest() -> None:
 def test_a_recipe_that_was_trained_anew_supersedes_its_lower_rung() -> None:
     records = [trial(1, 0.3, 1, 0.8), trial(2, 0.5, 1, 0.7), trial(3, 0.5, 2, 0.75)]
     assert superseded(records) == {2}
+
+
+def test_where_nothing_is_trained_what_a_screen_lost_stays_lost() -> None:
+    assert left_by_rung([], 2, final=0.4, seen=False, trains=False) == {0: 1.0, 1: 1.0}
+
+
+def test_a_recipe_that_was_trained_anew_from_another_network_leaves_that_one_alone() -> None:
+    records = [
+        trial(0, 0.0, 1, 0.9),
+        trial(1, 0.3, 1, 0.8),
+        trial(2, 0.5, 1, 0.7),
+        trial(3, 0.5, 2, 0.85, started_from=1),
+    ]
+    assert superseded(records) == {2}
+    _, second = steps_between_rungs(records, 3)
+    assert second.pairs == 1
+    assert second.seen_loss == pytest.approx(0.05 / 0.2)

@@ -17,9 +17,9 @@ def test_only_what_is_beaten_everywhere_is_hopeless() -> None:
 
 
 def front(count: int) -> np.ndarray:
-    """Return a front whose costs fall by equal factors while more is lost."""
+    """Return a front whose costs fall by equal factors while what is lost grows by equal factors."""
     costs = 0.8 * 0.8 ** np.arange(count)
-    return np.stack([np.linspace(0.05, 0.9, count), costs, costs], axis=1)
+    return np.stack([np.geomspace(0.05, 0.9, count), costs, costs], axis=1)
 
 
 def test_parts_are_filled_from_the_mildest_on_until_all_have_one() -> None:
@@ -66,3 +66,21 @@ def test_dominated_candidates_fill_no_gap() -> None:
     values = np.concatenate([front(6), front(6) + 0.05])
     assert uncovered(values, [True] * 6 + [False] * 6, 6) is None
     assert set(cover(values, 6)) == set(range(6))
+
+
+def test_an_axis_is_cut_by_what_is_lost_where_that_can_be_trusted() -> None:
+    costs = 0.9 - 0.02 * np.arange(16)
+    lost = np.geomspace(0.06, 0.96, 16)
+    values = np.stack([lost, costs, costs], axis=1)
+    by_loss = values[cover(values, 4), 0]
+    # From one part to the next about twice as much is lost.
+    assert by_loss[1:] / by_loss[:-1] == pytest.approx([2.0] * 3, rel=0.25)
+    steep = np.stack([np.linspace(0.06, 0.96, 16), costs, costs], axis=1)
+    assert (np.sort(steep[cover(steep, 4), 0]) < 0.5).sum() > (
+        np.sort(steep[cover(steep, 4, by_loss=False), 0]) < 0.5
+    ).sum()
+
+
+def test_of_losses_that_no_test_set_tells_apart_the_smallest_network_is_taken() -> None:
+    values = np.array([[0.001, 0.9], [0.01, 0.7], [0.02, 0.5], [0.9, 0.1]])
+    assert cover(values, 2) == [2, 3]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from autoprune.search.proposals import ARMS, Proposer, Result
-from autoprune.search.solver import solve_capped
+from autoprune.search.proposals import ALL_LOST, ARMS, Proposer, Result
+from autoprune.search.solver import Problem, solve_capped
 from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna
 
 OBJECTIVES = ("accuracy", "latency", "size")
@@ -84,16 +86,6 @@ def test_an_arm_that_gains_gets_a_larger_share_and_none_starves(problem: Synthet
     assert sum(proposer.shares.values()) == pytest.approx(1.0)
 
 
-def test_with_two_objectives_the_third_has_no_say(problem: Synthetic) -> None:
-    proposer = Proposer(problem.profile, SCALES, ("accuracy", "size"), seed=0)
-    for _ in range(20):
-        proposal = proposer.propose()
-        assert proposal is not None
-        values = problem.values(proposal.choice[None])[0]
-        proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
-        assert "latency_share" not in proposal.weights
-
-
 @pytest.mark.parametrize("capped_loss", [False, True])
 def test_hard_caps_are_solved_for(problem: Synthetic, capped_loss: bool) -> None:
     caps = np.array([0.03 if capped_loss else 0.1, 0.3, 0.45])
@@ -109,3 +101,59 @@ def test_hard_caps_are_solved_for(problem: Synthetic, capped_loss: bool) -> None
     best = solve_capped(problem.truth, max_size=caps[1], max_latency=caps[2])
     assert best is not None
     assert results[within, 0].min() < 2.5 * problem.values(best[None])[0, 0]
+
+
+def test_an_axis_that_is_no_objective_changes_no_proposal(problem: Synthetic) -> None:
+    slow = replace(problem.profile, latency=tuple(5 * table for table in problem.profile.latency))
+    first, second = (Proposer(p, SCALES, ("accuracy", "size"), seed=1) for p in (problem.profile, slow))
+    for _ in range(12):
+        proposal, again = first.propose(), second.propose()
+        assert proposal is not None
+        assert again is not None
+        assert (proposal.choice == again.choice).all()
+        values = problem.values(proposal.choice[None])[0]
+        first.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+        second.add(Result(again.choice, again.arm, values * np.array([1.0, 1.0, 5.0]), again.weights))
+
+
+def test_a_cap_holds_on_an_axis_that_is_no_objective(problem: Synthetic) -> None:
+    proposer = Proposer(problem.profile, np.array([0.1, 1.0, 0.4]), ("accuracy", "size"), seed=0)
+    within, beyond = proposer.scaled(np.array([[0.02, 0.5, 0.3], [0.02, 0.5, 0.9]]))
+    assert (within < 1.0).all()
+    assert (beyond > 1.0).any()
+
+
+def test_where_everything_was_seen_nothing_is_proposed() -> None:
+    one = Problem(loss=(np.zeros(1),), size=(np.ones(1),), latency=(np.ones(1),))
+    proposer = Proposer(one, SCALES, OBJECTIVES, seed=0)
+    proposal = proposer.propose()
+    assert proposal is not None
+    proposer.add(Result(proposal.choice, proposal.arm, np.array([0.0, 1.0, 1.0])))
+    assert proposer.propose() is None
+    assert proposer.gained_lately(10) == 0.0  # a volume that stays empty gains nothing
+
+
+def test_a_candidate_that_failed_is_no_member_of_the_front_and_fits_no_model(problem: Synthetic) -> None:
+    proposer = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0)
+    for number in range(12):
+        proposal = proposer.propose()
+        assert proposal is not None
+        values = problem.values(proposal.choice[None])[0]
+        if number % 2:
+            values[0] = ALL_LOST
+        assert proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights)) >= 0
+    proposer.propose()
+    fair = [
+        problem.profile.evaluate(r.choice[None])[0, 0] for r in proposer.results if r.values[0] < ALL_LOST
+    ]
+    assert float(proposer.model.lost(np.array(fair)).max()) < 1.0
+
+
+def test_weights_of_another_profile_are_still_told(problem: Synthetic) -> None:
+    first = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0)
+    told = [p for p in (first._by_weights(np.random.default_rng(i)) for i in range(3)) if p is not None]
+    other = replace(problem.profile, loss=tuple(100 * table for table in problem.profile.loss))
+    second = Proposer(other, SCALES, OBJECTIVES, seed=0)
+    for proposal in told:
+        second.add(Result(proposal.choice, "weights", np.array([0.2, 0.4, 0.4]), proposal.weights))
+    assert second._by_weights(np.random.default_rng(9)) is not None

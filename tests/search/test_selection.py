@@ -42,3 +42,14 @@ def test_networks_that_prune_nothing_or_failed_are_not_trained() -> None:
     failed = TrialRecord(number=3, state="failed", recipe=uniform_recipe(GROUPS, 0.5, 8), failure_kind="nan")
     assert choose_networks([record(1, 0.0, 8), failed], GROUPS, OBJECTIVES, 4) == []
     assert choose_networks([record(1, 0.5, 8)], GROUPS, OBJECTIVES, 0) == []
+
+
+def test_networks_beyond_the_users_least_accuracy_get_no_training() -> None:
+    records = [record(0, 0.0, 32).model_copy(update={"origin": "dense"})]
+    records += [record(i, i / 16, 8) for i in range(1, 12)]
+    free = choose_networks(records, GROUPS, OBJECTIVES, 4, left={1: 0.5})
+    bound = choose_networks(records, GROUPS, OBJECTIVES, 4, left={1: 0.5}, min_accuracy=0.88)
+    kept = [m[0].measurement.search.value for m in bound if m[0].measurement]
+    assert kept
+    assert min(kept) >= 0.9 - 0.02 / 0.5
+    assert min(m[0].measurement.search.value for m in free if m[0].measurement) < min(kept)
