@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -55,7 +56,7 @@ def course_of(view: StudyView) -> Course | None:
         trained=dict(sorted(trained.items())),
         steps=tuple(steps_between_rungs(records, rungs)),
         to_final=_to_final(records),
-        overhead=_overhead(records, screens),
+        overhead=overhead_of(records, screens),
         profile=read_profile(view.paths.profile),
         profile_failure=view.notes.get("profile_failure", ""),
     )
@@ -76,7 +77,7 @@ def _to_final(records: tuple[TrialRecord, ...]) -> Step:
     return Step.of(before, after)
 
 
-def _overhead(records: tuple[TrialRecord, ...], screens: tuple[Screen, ...]) -> float | None:
+def overhead_of(records: Sequence[TrialRecord], screens: Sequence[Screen]) -> float | None:
     """Return what lies between the ends of screens and trials beyond their own seconds, as a share of these."""
     done = sorted(
         [(s.ended_s, s.duration_s) for s in screens]

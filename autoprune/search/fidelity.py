@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autoprune.search.volume import rank_correlation
-from autoprune.study.records import TrialRecord, same_cuts
+from autoprune.study.records import TrialRecord
 
 # Until results say more: a rung takes back this share of what the rung before had lost, counted as two results.
 _USUAL_KEPT = 0.5
@@ -78,7 +78,7 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
     """
     dense = next((r.measurement for r in records if r.origin == "dense" and r.measurement), None)
     best = dense.search.value if dense is not None else 0.0
-    trained = [r for r in records if r.is_trained and r.measurement is not None]
+    trained = {(r.rung, r.cuts): r for r in records if r.is_trained and r.measurement is not None}
     before: list[list[float]] = [[] for _ in range(rungs - 1)]
     after: list[list[float]] = [[] for _ in range(rungs - 1)]
     for record in records:
@@ -91,8 +91,7 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
                 after[0].append(lost)
             continue
         # Its own earlier rung, also where it was trained anew because that network was not kept.
-        same = (r for r in trained if r.rung == record.rung - 1 and same_cuts(r, record))
-        earlier = next(same, None)
+        earlier = trained.get((record.rung - 1, record.cuts))
         if earlier is not None and earlier.measurement is not None:
             before[record.rung - 1].append(best - earlier.measurement.search.value)
             after[record.rung - 1].append(lost)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -65,6 +66,13 @@ class TrialRecord(BaseModel):
         """Whether it is a finished search trial of a network that was cut, and no repeat."""
         return self.is_measured_search and self.recipe is not None and self.recipe.prunes
 
+    @cached_property
+    def cuts(self) -> Hashable:
+        """What is cut and how it is ranked: alike for trials of one network, however long each was trained."""
+        if self.recipe is None:
+            return None
+        return tuple(sorted(self.recipe.groups.items())), tuple(sorted(self.recipe.criterion.items()))
+
     @property
     def is_measured_search(self) -> bool:
         """Whether it is a finished trial of the search, and no repeat of an earlier one."""
@@ -78,17 +86,9 @@ class TrialRecord(BaseModel):
 
 def superseded(records: Sequence[TrialRecord]) -> set[int]:
     """Return the trials whose very recipe went on to a higher rung, which counts instead of them."""
-    return {
-        earlier.number
-        for record in records
-        if record.is_trained and record.rung > 1
-        for earlier in records
-        if earlier.rung < record.rung and same_cuts(earlier, record)
-    }
-
-
-def same_cuts(one: TrialRecord, other: TrialRecord) -> bool:
-    """Return whether two trials cut the same network, however long each was trained; ``one`` has to be finished."""
-    if not one.is_trained or one.recipe is None or other.recipe is None:
-        return False
-    return one.recipe.groups == other.recipe.groups and one.recipe.criterion == other.recipe.criterion
+    trained = [r for r in records if r.is_trained]
+    highest: dict[Hashable, int] = {}
+    for record in trained:
+        if record.rung > 1:
+            highest[record.cuts] = max(record.rung, highest.get(record.cuts, 0))
+    return {r.number for r in trained if r.rung < highest.get(r.cuts, 0)} if highest else set()

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
+from autoprune.report.course import overhead_of  # noqa: E402
 from autoprune.study.front import volume_of  # noqa: E402
 from autoprune.study.records import TrialRecord  # noqa: E402
 from autoprune.study.screens import Screen  # noqa: E402
@@ -175,6 +176,7 @@ class Outcome:
             **{f"points lost at {share:g}": self.lost_at(share) for share in SHARES},
             "least latency": fastest,
             "screened": len(self.screens),
+            "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
             "trained": sum(t.is_trained for t in self.trials),
             "spent, s": self.spent_s,
         }
