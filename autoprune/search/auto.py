@@ -20,14 +20,14 @@ from autoprune.search.driver import (
     too_many_failures,
 )
 from autoprune.search.fidelity import Step, steps_between_rungs
-from autoprune.search.jobs import Job, with_steps
+from autoprune.search.jobs import Job, brief, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
 from autoprune.search.promotion import is_hopeless, uncovered
 from autoprune.search.proposals import ALL_LOST, Proposal, Proposer, Result
 from autoprune.search.solver import Choices
-from autoprune.search.volume import Array, pick_greedily
-from autoprune.space.recipe import Recipe, Recovery
+from autoprune.search.volume import Array, pick_greedily, volume_ends
+from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
 
@@ -39,8 +39,6 @@ _STALLED_AFTER = 40
 _STALLED_GAIN = 0.01
 # Trained recipes for each network of the final recovery, from which they are chosen.
 _CHOICE_FOR_FINAL = 1.5
-# Steps from which on the learning rate of the space is right; over fewer steps a network settles at a smaller one.
-_LONG_TRAINING = 800
 # Trials after which the predictions of latency are corrected again.
 _CORRECT_EVERY = 3
 # Screens for one line of progress.
@@ -75,7 +73,7 @@ class AutoSearch:
         self._screen = screen
         self._recovery = with_steps(default, 0)
         self._screen_s: list[float] = []
-        self._scales = self._volume_scales()
+        self._scales = volume_ends(driver.outlook.dense_measurement(), config.limits)
         self.proposer = Proposer(
             options.problem,
             self._scales_at(self._lowest),
@@ -272,7 +270,9 @@ class AutoSearch:
         if earlier is not None and not self.driver.has_artifact(earlier):
             earlier = None  # it was not worth keeping then: all steps are taken anew
         steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
-        recipe = candidate.recipe.model_copy(update={"recovery": self._brief(steps)})
+        recipe = candidate.recipe.model_copy(
+            update={"recovery": brief(self._recovery, steps) if self._trains else self._recovery}
+        )
         start = earlier
         if start is None and self.config.auto.lineage and recipe.prunes:
             counts = recipe.kept_counts(self.driver.groups)
@@ -308,19 +308,14 @@ class AutoSearch:
     def _key(self, choice: Choices) -> bytes:
         return self.options.canonical(choice).tobytes()
 
-    def _brief(self, steps: int) -> Recovery:
-        """Return the recovery of a rung: a short training takes smaller steps."""
-        if not self._trains:
-            return self._recovery
-        rate = self._recovery.learning_rate * min(1.0, (steps / _LONG_TRAINING) ** 0.5)
-        return with_steps(self._recovery, steps).model_copy(update={"learning_rate": rate})
-
     def _note_trial(self, candidate: Candidate, record: TrialRecord) -> None:
         measured = record.measurement
         if record.state != "complete" or measured is None:
             return
         candidate.trials[record.rung] = record
-        candidate.lost[record.rung] = self.driver.dense_measurement().search.value - measured.search.value
+        candidate.lost[record.rung] = (
+            self.driver.outlook.dense_measurement().search.value - measured.search.value
+        )
         candidate.costs = (measured.size_ratio, measured.latency.ratio)
 
     # -- what is known -----------------------------------------------------------------------
@@ -334,24 +329,9 @@ class AutoSearch:
         values = np.array([c.values(rung) for c in candidates]).reshape(-1, 3)
         return self.proposer.scaled(values, float(self._scales_at(rung)[0]))
 
-    def _volume_scales(self) -> Array:
-        """Return where the volume of the final front ends: a tenth lost and the dense costs, or the user's caps."""
-        dense = self.driver.dense_measurement()
-        limits = self.config.limits
-        value = dense.search.value
-        lost = 0.1 * max(1.0, abs(value))
-        if limits.min_accuracy is not None:
-            lost = min(lost, max(value - limits.min_accuracy, 1e-3))
-        size = latency = 1.0
-        if limits.max_size_mb is not None:
-            size = min(1.0, limits.max_size_mb * 1e6 / dense.size_bytes)
-        if limits.max_latency_ms is not None:
-            latency = min(1.0, limits.max_latency_ms / dense.latency.latency_ms)
-        return np.array([lost, size, latency])
-
     def _scales_at(self, rung: int) -> Array:
         """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""
-        left = self.driver.left_by_rung()[rung]
+        left = self.driver.outlook.left_by_rung()[rung]
         scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
         return scales
 
@@ -388,7 +368,7 @@ class AutoSearch:
                 continue
             if record.recipe.prunes or record.origin not in ("dense", "baseline"):
                 continue
-            lost = max(0.0, self.driver.dense_measurement().search.value - measured.search.value)
+            lost = max(0.0, self.driver.outlook.dense_measurement().search.value - measured.search.value)
             candidate = Candidate(
                 record.recipe,
                 record.origin,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -17,10 +16,9 @@ from autoprune.search.baselines import Baseline, baselines, effective_key, grid_
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
-from autoprune.search.fidelity import final_left, left_by_rung
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
-from autoprune.search.selection import choose_networks
+from autoprune.search.outlook import Outlook
 from autoprune.search.trial import run_trial
 from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
@@ -88,6 +86,7 @@ class Driver:
         self.adopt_dense = adopt_dense or (
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
         )
+        self.outlook = Outlook(store, space, bench, keeper, lambda: self.records)
         self._phase = "baselines"
 
     # -- what is run -------------------------------------------------------------------------
@@ -136,23 +135,15 @@ class Driver:
 
     def _dense(self) -> None:
         """Measure the dense network as trial 0, or rebuild its artifact where an earlier run measured it."""
-        if self._dense_record() is None:
+        if self.outlook.dense_record() is None:
             self.trial(Job(Recipe(), "dense", "dense"))
-        record = self._dense_record()
+        record = self.outlook.dense_record()
         if record is None:
             failed = self.records[-1]
             raise ExportError(
                 f"the dense network cannot be measured: {failed.failure_kind}: {failed.failure_reason}"
             )
         self.adopt_dense(record)
-
-    def _dense_record(self) -> TrialRecord | None:
-        found = [
-            r
-            for r in self.records
-            if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"
-        ]
-        return found[0] if found else None
 
     def _missing_baselines(self) -> list[Baseline]:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
@@ -330,7 +321,9 @@ class Driver:
     def _discard_dominated(self) -> None:
         """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
         keep = set(front_numbers(self.records, self.store.objectives))
-        keep |= {r.number for members in self.networks(self.bench.config.most_networks) for r in members}
+        keep |= {
+            r.number for members in self.outlook.networks(self.bench.config.most_networks) for r in members
+        }
         keep |= {
             r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"
         }
@@ -345,17 +338,6 @@ class Driver:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
         self.records = self.store.records()
         self.say(f"screen failed: {error.kind}: {error.reason}")
-
-    def dense_measurement(self) -> Measurement:
-        """Return what was measured of the dense network.
-
-        Raises:
-            RuntimeError: Before trial 0.
-        """
-        record = self._dense_record()
-        if record is None or record.measurement is None:
-            raise RuntimeError("the dense network is measured first")
-        return record.measurement
 
     def has_artifact(self, record: TrialRecord) -> bool:
         """Return whether the weights of a search trial are kept."""
@@ -378,56 +360,6 @@ class Driver:
                 f"final recovery of trial {record.number} failed", "final", f"{error.kind}: {error.reason}"
             )
         )
-
-    def networks(self, most: int) -> list[list[TrialRecord]]:
-        """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
-        kept = {r.number for r in self._within_limits() if self.paths.artifact(r.number).is_dir()}
-        if self.store.sampler_name != "auto":
-            return choose_networks(self.records, self.groups, self.store.objectives, most, kept)
-        return choose_networks(
-            self.records,
-            self.groups,
-            self.store.objectives,
-            most,
-            kept,
-            self.left_by_rung(),
-            self.bench.config.limits.min_accuracy,
-        )
-
-    def _within_limits(self) -> list[TrialRecord]:
-        """Return the trials that keep the user's limits of size and latency; all of them where none does."""
-        limits = self.bench.config.limits
-        size, latency = limits.max_size_mb or math.inf, limits.max_latency_ms or math.inf
-        within = [
-            r
-            for r in self.records
-            if r.measurement is not None
-            and r.measurement.size_bytes <= size * 1e6
-            and r.measurement.latency.ratio * self._dense_ms() <= latency
-        ]
-        return within if any(r.is_trained for r in within) else self.records
-
-    def _dense_ms(self) -> float:
-        record = self._dense_record()
-        return record.measurement.latency.latency_ms if record and record.measurement else 0.0
-
-    def left_by_rung(self) -> dict[int, float]:
-        """Return the share of each rung's loss that is expected to be left in the end."""
-        seen = self.store.notes().get("search_split_seen") == "yes"
-        trains = self.space.default_recovery().finetune_steps > 0
-        final = final_left(self._final_steps(), self.space.rungs[-1].steps)
-        return left_by_rung(self.records, len(self.space.rungs), final=final, seen=seen, trains=trains)
-
-    def _final_steps(self) -> float | None:
-        """Return the steps that a network of the final recovery may count on; None before the first training."""
-        step_s = self.bench.timings.step_s()
-        final_s = self.keeper.final_s
-        if final_s is None or step_s <= 0:
-            return None
-        config = self.bench.config
-        # Half of a line is behind a network on average; without lines each has its own share.
-        share = 0.5 if config.has_lineage else 1.0 / max(1, config.most_networks)
-        return share * final_s / step_s
 
     # -- what is shown -----------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class FinalPhase:
         step_s = self.bench.timings.step_s()
         networks: list[list[TrialRecord]] = []
         while most > 0:
-            networks = self.driver.networks(most)
+            networks = self.driver.outlook.networks(most)
             networks = [[r for r in members if r.number not in self.done] for members in networks]
             networks = [members for members in networks if members]
             artifacts = self._artifacts(networks)
@@ -165,7 +165,7 @@ class FinalPhase:
 
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
-        networks = self.driver.networks(self.bench.config.most_networks)
+        networks = self.driver.outlook.networks(self.bench.config.most_networks)
         networks = [[r for r in members if r.number not in self.done] for members in networks]
         networks = [members for members in networks if members]
         while networks and self.keeper.training_left_s(self.reserve_s(self._artifacts(networks))) < 0:

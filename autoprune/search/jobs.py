@@ -11,6 +11,9 @@ from autoprune.search.baselines import Baseline
 from autoprune.search.trial import Outcome
 from autoprune.space.recipe import Recipe, Recovery
 
+# Steps from which on the learning rate of a space is right; over fewer steps a network settles at a smaller one.
+_LONG_TRAINING = 800
+
 Strategy = Callable[[Sequence[Baseline]], None]
 TrialFunction = Callable[[Recipe, Path, Path | None], Outcome]
 
@@ -48,3 +51,9 @@ def describe(number: int, measurement: Measurement) -> str:
 def with_steps(recovery: Recovery, steps: int) -> Recovery:
     """Return ``recovery`` with another number of fine-tuning steps."""
     return Recovery.model_validate({**recovery.model_dump(), "finetune_steps": steps})
+
+
+def brief(recovery: Recovery, steps: int) -> Recovery:
+    """Return ``recovery`` over a few steps, which have to be smaller for the network to settle."""
+    rate = recovery.learning_rate * min(1.0, (steps / _LONG_TRAINING) ** 0.5)
+    return with_steps(recovery, steps).model_copy(update={"learning_rate": rate})

@@ -1,0 +1,109 @@
+"""Outlook: what the records so far let expect of the final recovery, and which networks it would train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from autoprune.measure.record import Measurement
+from autoprune.search.bench import Bench
+from autoprune.search.budget import Timekeeper
+from autoprune.search.fidelity import final_left, left_by_rung
+from autoprune.search.selection import choose_networks
+from autoprune.space.search_space import SearchSpace
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+
+class Outlook:
+    """Looks from the records so far to the end of the study.
+
+    Args:
+        store: The study's record.
+        space: What may be tried.
+        bench: What the trials share.
+        keeper: The budget.
+        records: Returns the trials so far.
+    """
+
+    def __init__(
+        self,
+        store: StudyStore,
+        space: SearchSpace,
+        bench: Bench,
+        keeper: Timekeeper,
+        records: Callable[[], Sequence[TrialRecord]],
+    ) -> None:
+        self.store = store
+        self.space = space
+        self.bench = bench
+        self.keeper = keeper
+        self._records = records
+
+    def dense_record(self) -> TrialRecord | None:
+        """Return the dense network's trial; None before it was measured."""
+        found = (
+            r
+            for r in self._records()
+            if r.origin == "dense" and r.state == "complete" and r.fidelity == "search"
+        )
+        return next(found, None)
+
+    def dense_measurement(self) -> Measurement:
+        """Return what was measured of the dense network.
+
+        Raises:
+            RuntimeError: Before trial 0.
+        """
+        record = self.dense_record()
+        if record is None or record.measurement is None:
+            raise RuntimeError("the dense network is measured first")
+        return record.measurement
+
+    def networks(self, most: int) -> list[list[TrialRecord]]:
+        """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
+        records, paths = self._records(), self.store.paths
+        kept = {r.number for r in self._within_limits() if paths.artifact(r.number).is_dir()}
+        auto = self.store.sampler_name == "auto"
+        return choose_networks(
+            records,
+            self.bench.groups,
+            self.store.objectives,
+            most,
+            kept,
+            self.left_by_rung() if auto else None,
+            self.bench.config.limits.min_accuracy if auto else None,
+        )
+
+    def left_by_rung(self) -> dict[int, float]:
+        """Return the share of each rung's loss that is expected to be left in the end."""
+        seen = self.store.notes().get("search_split_seen") == "yes"
+        trains = self.space.default_recovery().finetune_steps > 0
+        final = final_left(self._final_steps(), self.space.rungs[-1].steps)
+        return left_by_rung(self._records(), len(self.space.rungs), final=final, seen=seen, trains=trains)
+
+    def _within_limits(self) -> Sequence[TrialRecord]:
+        """Return the trials that keep the user's limits of size and latency; all of them where none does."""
+        limits = self.bench.config.limits
+        dense = self.dense_record()
+        dense_ms = dense.measurement.latency.latency_ms if dense and dense.measurement else 0.0
+        size, latency = limits.max_size_mb or math.inf, limits.max_latency_ms or math.inf
+        within = [
+            r
+            for r in self._records()
+            if r.measurement is not None
+            and r.measurement.size_bytes <= size * 1e6
+            and r.measurement.latency.ratio * dense_ms <= latency
+        ]
+        return within if any(r.is_trained for r in within) else self._records()
+
+    def _final_steps(self) -> float | None:
+        """Return the steps that a network of the final recovery may count on; None before the first training."""
+        step_s = self.bench.timings.step_s()
+        final_s = self.keeper.final_s
+        if final_s is None or step_s <= 0:
+            return None
+        config = self.bench.config
+        # Half of a line is behind a network on average; without lines each has its own share.
+        share = 0.5 if config.has_lineage else 1.0 / max(1, config.most_networks)
+        return share * final_s / step_s
