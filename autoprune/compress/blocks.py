@@ -6,6 +6,7 @@ layers: the only cut that saves their time whatever widths the kernels like.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ class _Call:
     same_shape: bool
 
 
-def removable_blocks(model: nn.Module, groups: Groups, example: Tensor) -> dict[str, str]:
+def removable_blocks(
+    model: nn.Module, groups: Groups, example: Tensor, *, stop: Callable[[], bool] = lambda: False
+) -> dict[str, str]:
     """Find for each group the block that goes when all of its units are removed.
 
     The block is the smallest module that holds every layer of the group, is run once on one tensor, and returns a
@@ -39,6 +42,7 @@ def removable_blocks(model: nn.Module, groups: Groups, example: Tensor) -> dict[
         model: The dense network on the CPU in evaluation mode; it is not changed.
         groups: Its groups.
         example: One batch of inputs.
+        stop: Whether time is over; groups that were not looked at by then have no block.
 
     Returns:
         Name of the block by the name of the group; of several groups in one block only the first has it.
@@ -48,6 +52,8 @@ def removable_blocks(model: nn.Module, groups: Groups, example: Tensor) -> dict[
         before = [t.shape for t in flat_outputs(deepcopy(model).eval()(example))]
     found: dict[str, str] = {}
     for group in groups.prunable:
+        if stop():
+            break
         block = _block_of(model, group, calls)
         nested = any(f"{block}.".startswith(f"{b}.") or b.startswith(f"{block}.") for b in found.values())
         if block and not nested and _runs_without(model, block, example, before):

@@ -137,9 +137,11 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
         sound = [
             g if g.name not in faulty else g.model_copy(update={"prunable": False}) for g in groups.groups
         ]
-        if time.monotonic() < deadline - _LAST_PROOF * time_left_s:
-            blocks = removable_blocks(model, Groups(groups=tuple(sound), input_shape=shape), example)
-            sender.send(("blocks", blocks))
+        proved = Groups(groups=tuple(sound), input_shape=shape)
+        last = deadline - 0.5 * _LAST_PROOF * time_left_s
+        sender.send(
+            ("blocks", removable_blocks(model, proved, example, stop=lambda: time.monotonic() > last))
+        )
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone
         text = (str(error).strip().splitlines() or [""])[0][:200]
