@@ -74,7 +74,7 @@ def _to_final(records: tuple[TrialRecord, ...]) -> Step:
         if record.measurement is not None and parent.measurement is not None:
             before.append(best - parent.measurement.search.value)
             after.append(best - record.measurement.search.value)
-    return Step.of(before, after)
+    return Step.of(before, after, best)
 
 
 def overhead_of(records: Sequence[TrialRecord], screens: Sequence[Screen]) -> float | None:

@@ -24,9 +24,10 @@ from autoprune.search.jobs import Job, brief, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
 from autoprune.search.promotion import is_hopeless, uncovered
-from autoprune.search.proposals import ALL_LOST, Proposal, Proposer, Result
+from autoprune.search.proposals import Proposal, Proposer, Result
+from autoprune.search.severity import ALL_LOST, severity, volume_ends
 from autoprune.search.solver import Choices
-from autoprune.search.volume import Array, pick_greedily, volume_ends
+from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
@@ -73,6 +74,7 @@ class AutoSearch:
         self._screen = screen
         self._recovery = with_steps(default, 0)
         self._screen_s: list[float] = []
+        self._dense = driver.outlook.dense_measurement().search.value
         self._scales = volume_ends(driver.outlook.dense_measurement(), config.limits)
         self.proposer = Proposer(
             options.problem,
@@ -225,7 +227,8 @@ class AutoSearch:
             screen.arm,
             screen.label,
             (screen.size_ratio, screen.latency_ratio),
-            {0: screen.lost},
+            {0: severity(screen.lost, self._dense)},
+            screened=screen.lost,
         )
         self._screen_s.append(screen.duration_s)
         self._take(Proposal(choice, screen.arm, screen.weights), candidate)
@@ -284,7 +287,7 @@ class AutoSearch:
                 label=candidate.label,
                 rung=rung,
                 started_from=None if start is None else start.number,
-                screened=candidate.lost.get(0),
+                screened=candidate.screened,
             )
         )
         self._note_trial(candidate, self.driver.records[-1])
@@ -313,9 +316,7 @@ class AutoSearch:
         if record.state != "complete" or measured is None:
             return
         candidate.trials[record.rung] = record
-        candidate.lost[record.rung] = (
-            self.driver.outlook.dense_measurement().search.value - measured.search.value
-        )
+        candidate.lost[record.rung] = severity(self._dense - measured.search.value, self._dense)
         candidate.costs = (measured.size_ratio, measured.latency.ratio)
 
     # -- what is known -----------------------------------------------------------------------
@@ -368,7 +369,7 @@ class AutoSearch:
                 continue
             if record.recipe.prunes or record.origin not in ("dense", "baseline"):
                 continue
-            lost = max(0.0, self.driver.outlook.dense_measurement().search.value - measured.search.value)
+            lost = severity(max(0.0, self._dense - measured.search.value), self._dense)
             candidate = Candidate(
                 record.recipe,
                 record.origin,

@@ -19,7 +19,8 @@ class Candidate:
         arm: Who proposed it.
         label: For people; empty for proposals.
         costs: Size and latency as shares of the dense network's: predicted, measured once it was exported.
-        lost: Capability lost against the dense network, by rung; 0 is the screen.
+        lost: Severity of the capability lost against the dense network, by rung; 0 is the screen.
+        screened: Capability lost at the screen; None if it was not screened.
         trials: Its trials by rung.
         hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
     """
@@ -30,10 +31,11 @@ class Candidate:
     costs: tuple[float, float]
     lost: dict[int, float] = field(default_factory=dict)
     trials: dict[int, TrialRecord] = field(default_factory=dict)
+    screened: float | None = None
     hopeless: bool = False
 
     def values(self, rung: int) -> list[float]:
-        """Return capability lost at ``rung``, size and latency."""
+        """Return the severity of what is lost at ``rung``, size and latency."""
         return [self.lost[rung], *self.costs]
 
 

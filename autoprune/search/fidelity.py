@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoprune.search.severity import severity
 from autoprune.search.volume import rank_correlation
 from autoprune.study.records import TrialRecord
 
 # Until results say more: a rung takes back this share of what the rung before had lost, counted as two results.
-_USUAL_KEPT = 0.5
+_USUAL_KEPT = 0.65
 _USUAL_WEIGHT = 2.0
 # What the final recovery is taken to leave of what the last rung lost, where its length is not known yet.
 FINAL_LEFT = 0.5
@@ -35,7 +36,8 @@ class Step:
         pairs: Recipes that have both.
         correlation: Spearman's rank correlation of what was lost; NaN below four pairs.
         seen_loss: Median share of the loss that was left after the next rung; NaN if there was none to lose.
-        kept_loss: The same as expected of the next recipe: few results count little against the usual.
+        kept_loss: Share of the severity that is expected to be left of the next recipe's: few results count little
+            against the usual.
         hopeful_loss: The same for the most hopeful tenth, the lower bound that decides who is hopeless.
     """
 
@@ -46,19 +48,22 @@ class Step:
     hopeful_loss: float
 
     @classmethod
-    def of(cls, before: Sequence[float], after: Sequence[float]) -> Step:
-        """Relate capability lost at one rung to that at the next, of the same recipes in the same order."""
-        shares = [
-            float(np.clip(max(late, 0.0) / early, 0.0, 1.5))
-            for early, late in zip(before, after, strict=True)
-            if early > 0
-        ]
+    def of(cls, before: Sequence[float], after: Sequence[float], dense: float) -> Step:
+        """Relate capability lost at one rung to that at the next, of the same recipes in the same order.
+
+        Args:
+            before: Capability lost at a rung.
+            after: The same at the next.
+            dense: Capability of the dense network.
+        """
+        plain = _shares(before, after)
+        shares = _shares([severity(x, dense) for x in before], [severity(x, dense) for x in after])
         known = len(shares)
-        middle = float(np.median(shares)) if shares else math.nan
+        seen = float(np.median(plain)) if plain else math.nan
         weight = known / (known + _USUAL_WEIGHT)
-        kept = weight * middle + (1 - weight) * _USUAL_KEPT if shares else _USUAL_KEPT
+        kept = weight * float(np.median(shares)) + (1 - weight) * _USUAL_KEPT if shares else _USUAL_KEPT
         hopeful = float(np.quantile(shares, _HOPEFUL)) if known >= 4 else 0.0
-        return cls(len(before), rank_correlation(before, after), middle, kept, min(hopeful, kept))
+        return cls(len(before), rank_correlation(before, after), seen, kept, min(hopeful, kept))
 
     @property
     def promoted_share(self) -> float:
@@ -67,6 +72,11 @@ class Step:
             return _PROMOTED_AT_FIRST
         few, many = _PROMOTED
         return many - (many - few) * float(np.clip(self.correlation, 0.0, 1.0))
+
+
+def _shares(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    pairs = zip(before, after, strict=True)
+    return [float(np.clip(max(late, 0.0) / early, 0.0, 1.5)) for early, late in pairs if early > 0]
 
 
 def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step]:
@@ -95,7 +105,7 @@ def steps_between_rungs(records: Sequence[TrialRecord], rungs: int) -> list[Step
         if earlier is not None and earlier.measurement is not None:
             before[record.rung - 1].append(best - earlier.measurement.search.value)
             after[record.rung - 1].append(lost)
-    return [Step.of(early, late) for early, late in zip(before, after, strict=True)]
+    return [Step.of(early, late, best) for early, late in zip(before, after, strict=True)]
 
 
 def final_left(steps: float | None, last_rung: int) -> float:
@@ -113,7 +123,7 @@ def final_left(steps: float | None, last_rung: int) -> float:
 def left_by_rung(
     records: Sequence[TrialRecord], rungs: int, *, final: float, seen: bool, trains: bool = True
 ) -> dict[int, float]:
-    """Return for each rung the share of its results' loss that is expected to be left on new images in the end.
+    """Return for each rung the share of its results' severity that is expected to be left on new images in the end.
 
     With it results of several rungs are brought to one fidelity.
 

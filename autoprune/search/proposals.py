@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autoprune.search.loss_model import LossModel
 from autoprune.search.promotion import cover
+from autoprune.search.severity import ALL_LOST
 from autoprune.search.solver import Choices, Problem, neighbours_of, solve, solve_capped, sweep, weight_range
 from autoprune.search.volume import Array, Volume
 
@@ -28,8 +29,6 @@ _TRIES = 24
 # Where the volume ends as a multiple of a hard cap, and the value of what exceeds the cap.
 _BEYOND_CAP = 1.25
 _OUTSIDE = 2.0
-# The capability lost of a candidate that failed: none is worse, and no model is fitted to it.
-ALL_LOST = 1e3
 # Shares of a hard cap that are solved for.
 _MARGINS = (1.0, 0.97, 0.9)
 # Solutions whose neighbours are candidates too.
@@ -58,7 +57,8 @@ class Result:
     Attributes:
         choice: Option of every group.
         arm: Who proposed it.
-        values: Capability lost against the dense network, size and latency as shares of its, ``(3,)``.
+        values: Severity of the capability lost against the dense network (:data:`ALL_LOST` for a candidate that failed,
+            to which no model is fitted), size and latency as shares of its, ``(3,)``.
         weights: As in :class:`Proposal`.
     """
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
 from autoprune.search.promotion import cover
+from autoprune.search.severity import severity, worst_severity
 from autoprune.space.groups import Groups
-from autoprune.study.front import WORST_DROP
 from autoprune.study.pareto import hypervolume, non_dominated
 from autoprune.study.records import TrialRecord, superseded
 
@@ -69,9 +69,7 @@ def choose_networks(
         if recipe is not None and recipe.prunes and (available is None or pool[index].number in available):
             by_network[architecture_key(recipe, groups)].append(int(index))
     leaders = [indices[0] for indices in by_network.values()]
-    worst = WORST_DROP * max(1.0, abs(dense or 0.0))
-    if min_accuracy is not None and dense is not None:
-        worst = min(worst, max(dense - min_accuracy, 1e-3))
+    worst = worst_severity(dense or 0.0, min_accuracy if dense is not None else None)
     if left is not None and dense is not None:
         leaders = [i for i in leaders if values[i, 0] < worst] or leaders
     scaled = values / np.array([worst, *np.ones(values.shape[1] - 1)])
@@ -111,7 +109,8 @@ def _costs(
     measurement: Measurement, objectives: Sequence[str], dense: float | None, left: float
 ) -> list[float]:
     # Without a dense network only differences count.
-    lost = (1.0 if dense is None else dense) - measurement.search.value
+    value = measurement.search.value
+    lost = 1.0 - value if dense is None else severity(dense - value, dense)
     by_name = {"accuracy": lost * left, "latency": measurement.latency.ratio, "size": measurement.size_ratio}
     return [by_name[name] for name in ("accuracy", *(o for o in objectives if o != "accuracy"))]
 

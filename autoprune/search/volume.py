@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from autoprune.config import Limits
-from autoprune.measure.record import Measurement
-from autoprune.study.front import WORST_DROP
 from autoprune.study.pareto import non_dominated
 
 Array = NDArray[np.float64]
@@ -105,25 +102,3 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     from scipy.stats import spearmanr
 
     return float(spearmanr(first, second).statistic)
-
-
-def volume_ends(dense: Measurement, limits: Limits) -> Array:
-    """Return where the volume of the final front ends: a tenth lost and the dense costs, or the user's caps.
-
-    Args:
-        dense: What was measured of the dense network.
-        limits: The user's caps.
-
-    Returns:
-        Capability lost, and shares of the dense size and latency, ``(3,)``.
-    """
-    value = dense.search.value
-    lost = WORST_DROP * max(1.0, abs(value))
-    if limits.min_accuracy is not None:
-        lost = min(lost, max(value - limits.min_accuracy, 1e-3))
-    size = latency = 1.0
-    if limits.max_size_mb is not None:
-        size = min(1.0, limits.max_size_mb * 1e6 / dense.size_bytes)
-    if limits.max_latency_ms is not None:
-        latency = min(1.0, limits.max_latency_ms / dense.latency.latency_ms)
-    return np.array([lost, size, latency])

@@ -15,6 +15,7 @@ from autoprune.search.fidelity import (
     steps_between_rungs,
 )
 from autoprune.search.lineage import find_parent, prunes_further
+from autoprune.search.severity import ALL_LOST, severity, worst_severity
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study.records import TrialRecord, superseded
 from tests.search.fakes import make_groups, make_measurement
@@ -48,18 +49,19 @@ def trial(
 
 
 def test_ranks_that_agree_promote_few_and_ranks_that_do_not_promote_many() -> None:
-    agreeing = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.05, 0.1, 0.15, 0.2, 0.25])
-    opposite = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.25, 0.2, 0.15, 0.1, 0.05])
-    unknown = Step.of([], [])
+    agreeing = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.05, 0.1, 0.15, 0.2, 0.25], 0.9)
+    opposite = Step.of([0.1, 0.2, 0.3, 0.4, 0.5], [0.25, 0.2, 0.15, 0.1, 0.05], 0.9)
+    unknown = Step.of([], [], 0.9)
     assert agreeing.correlation == pytest.approx(1.0)
     assert agreeing.promoted_share < unknown.promoted_share < opposite.promoted_share
     assert math.isnan(unknown.correlation)
 
 
 def test_the_loss_that_is_left_moves_from_the_usual_to_what_was_seen() -> None:
-    few = Step.of([0.2], [0.02])
-    many = Step.of([0.2] * 20, [0.02] * 20)
-    assert 0.1 < few.kept_loss < 0.5
+    few = Step.of([0.2], [0.02], 0.9)
+    many = Step.of([0.2] * 20, [0.02] * 20, 0.9)
+    assert 0.1 < few.kept_loss < 0.65
+    assert few.seen_loss == pytest.approx(0.1)
     assert many.kept_loss == pytest.approx(0.1, abs=0.05)
     assert many.hopeful_loss <= many.kept_loss
     assert few.hopeful_loss == 0.0  # nothing is hopeless on one result
@@ -131,3 +133,17 @@ def test_a_recipe_that_was_trained_anew_from_another_network_leaves_that_one_alo
     _, second = steps_between_rungs(records, 3)
     assert second.pairs == 1
     assert second.seen_loss == pytest.approx(0.05 / 0.2)
+
+
+def test_severity_is_the_loss_where_that_is_small_and_has_no_end() -> None:
+    assert severity(0.001, 0.9) == pytest.approx(0.001, rel=1e-3)
+    assert severity(0.0, 0.9) == 0.0
+    assert severity(-0.01, 0.9) == -0.01
+    losses = [0.1, 0.3, 0.5, 0.7, 0.85]
+    severities = [severity(lost, 0.9) for lost in losses]
+    growth = [b - a for a, b in zip(severities, severities[1:], strict=False)]
+    assert growth == sorted(growth)
+    assert severity(ALL_LOST, 0.9) == ALL_LOST
+    assert severity(0.4, -2.0) == 0.4
+    assert worst_severity(0.9, 0.85) == pytest.approx(severity(0.05, 0.9))
+    assert worst_severity(0.9, 0.2) == worst_severity(0.9, None) == pytest.approx(severity(0.1, 0.9))

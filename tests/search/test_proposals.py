@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoprune.search.proposals import ALL_LOST, ARMS, Proposer, Result
+from autoprune.search.proposals import ARMS, Proposer, Result
+from autoprune.search.severity import ALL_LOST
 from autoprune.search.solver import Problem, solve_capped
 from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna
 
