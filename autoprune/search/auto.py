@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -35,6 +36,9 @@ from autoprune.study.screens import Screen, append_screens, read_screens
 # Screens before anything is trained, as far as they fit into this share of the search's time.
 _FIRST_SCREENS = 16
 _FIRST_SHARE = 0.25
+# However short the time is, so many uniform recipes and solutions for each axis are looked at.
+_LEAST_BASELINES = 2
+_LEAST_ANCHORS = 2
 # Screening ends when so many in a row together gained less than this share of the volume.
 _STALLED_AFTER = 40
 _STALLED_GAIN = 0.01
@@ -97,12 +101,16 @@ class AutoSearch:
         """
         self._take_free()
         self._replay()
-        for baseline in baselines:
+        for number, baseline in enumerate(baselines):
+            if number >= _LEAST_BASELINES and number >= self._fitting(_FIRST_SHARE / 2):
+                break
             choice = self.options.encode(baseline.recipe)
             if self._key(choice) not in self.candidates and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
-            for choice in self.proposer.anchors(self.config.most_networks):
+            axes = max(1, int(self.proposer.counts[1:].sum()))
+            parts = max(_LEAST_ANCHORS, self._fitting(_FIRST_SHARE) / axes)
+            for choice in self.proposer.anchors(int(min(parts, self.config.most_networks))):
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
                     self._evaluate(Proposal(choice, "solver"), "", 0.0)
         while self.driver.may_propose() and self._do_next():
@@ -168,11 +176,14 @@ class AutoSearch:
         return candidate.recipe.prunes or not self._prunes
 
     def _first_screens(self) -> int:
+        return int(np.clip(self._fitting(_FIRST_SHARE), 2, _FIRST_SCREENS))
+
+    def _fitting(self, share: float) -> float:
+        """Return how many screens fit into a share of the search's time that is left; infinite where not known."""
         left_s = self.driver.keeper.search_left_s()
         if left_s is None or not self._screen_s:
-            return _FIRST_SCREENS
-        fitting = _FIRST_SHARE * max(left_s, 0.0) / max(float(np.median(self._screen_s)), 1e-9)
-        return int(np.clip(fitting, 2, _FIRST_SCREENS))
+            return math.inf
+        return share * max(left_s, 0.0) / max(float(np.median(self._screen_s)), 1e-9)
 
     def _is_stalled(self) -> bool:
         results = len(self.proposer.results)
