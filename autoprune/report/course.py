@@ -84,7 +84,11 @@ def overhead_of(records: Sequence[TrialRecord], screens: Sequence[Screen]) -> fl
         + [
             (r.ended_s, r.duration_s)
             for r in records
-            if r.fidelity == "search" and r.ended_s > 0 and r.repeat_of is None and r.rung > 0
+            if r.fidelity == "search"
+            and r.ended_s > 0
+            and r.repeat_of is None
+            and r.rung > 0
+            and not _is_free(r)
         ]
     )
     if len(done) < 10:
@@ -92,6 +96,12 @@ def overhead_of(records: Sequence[TrialRecord], screens: Sequence[Screen]) -> fl
     busy_s = sum(duration for _, duration in done[1:])
     between_s = done[-1][0] - done[0][0] - busy_s
     return max(0.0, between_s) / busy_s if busy_s > 0 else None
+
+
+def _is_free(record: TrialRecord) -> bool:
+    """Return whether a trial is of the dense network or int8 alone, which come before the profile."""
+    prunes = record.recipe is not None and record.recipe.prunes
+    return record.origin in ("dense", "baseline") and not prunes
 
 
 def course_lines(course: Course) -> list[tuple[str, str]]:

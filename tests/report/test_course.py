@@ -83,7 +83,7 @@ def test_trials_that_failed_or_changed_bits_alone_are_no_overhead(tmp_path: Path
     store.paths.screens.unlink()
     bits = next(r for r in store.trials if r.label == "int8")
     store.trials = [
-        bits.model_copy(update={"number": 100 + i, "duration_s": 20.0, "ended_s": end})
+        bits.model_copy(update={"number": 100 + i, "duration_s": 20.0, "ended_s": end, "origin": "moves"})
         if i % 2
         else TrialRecord(
             number=100 + i,
@@ -95,6 +95,8 @@ def test_trials_that_failed_or_changed_bits_alone_are_no_overhead(tmp_path: Path
         )
         for i, end in enumerate(ends)
     ]
+    # Between int8 alone and the first proposal lies the profile.
+    store.trials.append(bits.model_copy(update={"number": 99, "duration_s": 2.0, "ended_s": 100.0}))
     course = course_of(view_of(store))  # type: ignore[arg-type]
     assert course is not None
     assert course.overhead == pytest.approx(0.0)
