@@ -87,6 +87,7 @@ class AutoSearch:
             seed=config.seed,
             use_solver=config.auto.solver,
             canonical=options.canonical,
+            within=options.within if config.auto.lineage else None,
             capped_loss=config.limits.min_accuracy is not None,
         )
         self._corrected_by = 0
@@ -152,8 +153,7 @@ class AutoSearch:
             counted = scaled[within][:, self.proposer.counts > 0]
             if not pool or counted.shape[1] < 2:
                 return False
-            parts = -(-self.config.most_networks // (counted.shape[1] - 1))
-            found = uncovered(counted, [1 in c.lost for c in pool], parts)
+            found = uncovered(counted, [1 in c.lost for c in pool], self.config.most_networks)
             if found is None or not self.driver.fits(self.rungs[1].steps):
                 return False
             if not self._is_hopeless(pool[found], 0):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoprune.search.cost_model import CostModel
 from autoprune.search.profile import CutLoss, Profile, Timed
@@ -129,6 +130,11 @@ class Options:
         kept = self.kept(choice)
         bits = {o.group.name: o.bits[i] for o, i in zip(self.of, choice, strict=True)}
         return self.costs.size(kept, bits), self.costs.latency(kept, bits)
+
+    def within(self, choice: Choices) -> list[NDArray[np.bool_]]:
+        """Return for each group which options keep no more units than a row of option numbers does."""
+        parent = self.kept(choice)
+        return [np.array([kept <= parent[o.group.name] for kept in o.kept]) for o in self.of]
 
     def kept(self, choice: Choices) -> dict[str, int]:
         """Return the kept units of every group."""

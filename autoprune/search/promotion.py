@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoprune.study.pareto import Array, non_dominated
 
 # Losses below this share of where the volume ends are alike: no test set tells them apart.
 _LEAST_LOST = 0.03
+# A row that another one beats in loss by less than this factor may still be chosen.
+_NEAR_FRONT = 1.15
+# What a network that starts a line of its own counts as: it will lose more, having less training behind it.
+_ALONE = 1.3
 # A trained candidate covers a part of an axis if it lost at most this much more than the best at its cost.
 _AS_GOOD = 1.3
 
@@ -24,18 +29,22 @@ def is_hopeless(hopeful: Array, trained: Array) -> bool:
     return bool((trained <= hopeful).all(axis=1).any())
 
 
-def cover(values: Array, parts: int, *, by_loss: bool = True) -> list[int]:
+def cover(
+    values: Array, parts: int, *, by_loss: bool = True, nested: NDArray[np.bool_] | None = None
+) -> list[int]:
     """Choose rows so that every axis of costs is covered from the mildest to the deepest.
 
     Whoever has a limit on one cost alone asks for the best capability at that cost, whatever the others are. So each
-    axis has its own front, of capability lost against that cost, which is cut into parts; each part gives the row that
-    is nearest to its middle.
+    axis has its own front, of capability lost against that cost, which is cut into parts; each part gives one row.
 
     Args:
         values: Capability lost as a share of where the volume ends, and costs, positive, ``(n, 1 + axes)``.
         parts: Parts of each axis.
         by_loss: Whether parts are equal in the logarithm of what is lost (for who gives half a point, one, two, four),
-            for losses that can be trusted; else in that of the cost.
+            for losses that can be trusted; a part then gives the row that loses least for its cost. Else parts are
+            equal in the logarithm of the cost, and a part gives the row in its middle.
+        nested: ``nested[i, j]`` where row ``i`` cuts row ``j`` further and can be trained from there. Such a row
+            is taken before one that stands alone and is a little better.
 
     Returns:
         Different rows; the first parts of all axes come first.
@@ -43,13 +52,27 @@ def cover(values: Array, parts: int, *, by_loss: bool = True) -> list[int]:
     chosen: list[list[int]] = []
     for axis in range(1, values.shape[1]):
         own: list[int] = []
-        for rows in _axis_parts(values, axis, parts, by_loss=by_loss):
-            if rows:
-                places = _places(values[rows], axis, by_loss=by_loss)
+        for rows in _axis_parts(values, axis, parts, by_loss=by_loss, slack=_NEAR_FRONT if by_loss else 1.0):
+            if rows and by_loss:
+                own.append(_cheapest(values, axis, rows, own, nested))
+            elif rows:
+                places = _places(values[rows], axis, by_loss=False)
                 own.append(rows[int(np.abs(places - (places.min() + places.max()) / 2).argmin())])
         chosen.append(own)
     in_turn = [own[place] for place in range(parts) for own in chosen if place < len(own)]
     return list(dict.fromkeys(in_turn))
+
+
+def _cheapest(
+    values: Array, axis: int, rows: list[int], line: list[int], nested: NDArray[np.bool_] | None
+) -> int:
+    """Return the row with the least product of loss and cost; one that no row of the line leads to counts as worse."""
+
+    def price(row: int) -> float:
+        alone = nested is not None and bool(line) and not nested[row, line].any()
+        return float(max(values[row, 0], _LEAST_LOST) * values[row, axis] * (_ALONE if alone else 1.0))
+
+    return min(rows, key=price)
 
 
 def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
@@ -79,12 +102,20 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
     return None
 
 
-def _axis_parts(values: Array, axis: int, parts: int, *, by_loss: bool) -> list[list[int]]:
+def _axis_parts(
+    values: Array, axis: int, parts: int, *, by_loss: bool, slack: float = 1.0
+) -> list[list[int]]:
     """Cut the front of capability lost against one cost into parts, the mildest first; a part may be empty.
 
-    Rows of a part are ordered by cost.
+    Rows of a part are ordered by cost. With a ``slack`` above 1 the front takes in what only rows beat that lose less
+    by that factor.
     """
-    front = np.flatnonzero(non_dominated(values[:, [0, axis]]))
+    if slack > 1.0:
+        lost, cost = values[:, 0], values[:, axis]
+        beaten = (lost[None] <= lost[:, None] / slack) & (cost[None] <= cost[:, None])
+        front = np.flatnonzero(~beaten.any(axis=1))
+    else:
+        front = np.flatnonzero(non_dominated(values[:, [0, axis]]))
     if not len(front):
         return []
     front = front[np.argsort(values[front, axis], kind="stable")]

@@ -79,6 +79,8 @@ class Proposer:
         seed: Seed of everything random.
         use_solver: Whether the arms that solve may be used; else moves alone propose.
         canonical: Returns the row that stands for all rows of the same network.
+        within: Returns which options cut a row's network further, or not at all; where it is given, anchors of one axis
+            lie on one line.
         capped_loss: Whether the user capped the capability that may be lost.
     """
 
@@ -91,6 +93,7 @@ class Proposer:
         seed: int,
         use_solver: bool = True,
         canonical: Callable[[Choices], Choices] = lambda choice: choice,
+        within: Callable[[Choices], Sequence[NDArray[np.bool_]]] | None = None,
         capped_loss: bool = False,
     ) -> None:
         self.scales = scales
@@ -99,6 +102,7 @@ class Proposer:
         self.results: list[Result] = []
         self.arms = ARMS if use_solver else ("moves",)
         self._canonical = canonical
+        self._within = within
         self.capped_loss = capped_loss
         self._plain = problem
         self._problem = problem
@@ -204,19 +208,34 @@ class Proposer:
     def anchors(self, parts: int) -> list[Choices]:
         """Return solutions that cover each cost alone, from the mildest to the deepest that has any volume.
 
+        Each is solved for among the networks that cut the one before further, so that training can go on from there.
+
         Args:
             parts: Solutions for each axis.
         """
         self._refit()
         found: list[Choices] = []
         for objective in (o for o in self.objectives if o != "accuracy"):
-            solutions = sweep(self._problem, objectives=("accuracy", objective), weights=4 * parts)
-            values = self.values_of(solutions)
-            inside = (values < 1.0).all(axis=1) & (values[:, 0] > 0)
             axis = ["accuracy", "size", "latency"].index(objective)
-            rows = cover(values[inside][:, [0, axis]], parts) if inside.any() else []
-            found += [solutions[inside][row] for row in rows]
+            solutions, values = self._inside(objective, 4 * parts)
+            wanted = [values[row, 0] for row in cover(values[:, [0, axis]], parts)] if len(values) else []
+            for lost in wanted:
+                if not len(values):
+                    break
+                place = int(np.abs(np.log(values[:, 0] / lost)).argmin())
+                found.append(solutions[place])
+                if self._within is not None:
+                    solutions, values = self._inside(objective, 4 * parts, self._within(solutions[place]))
         return found
+
+    def _inside(
+        self, objective: str, weights: int, allowed: Sequence[NDArray[np.bool_]] | None = None
+    ) -> tuple[Choices, Array]:
+        """Return the solutions for one cost that lose something and have volume, and their predicted values."""
+        solutions = sweep(self._problem, objectives=("accuracy", objective), weights=weights, allowed=allowed)
+        values = self.values_of(solutions)
+        inside = (values < 1.0).all(axis=1) & (values[:, 0] > 0)
+        return solutions[inside], values[inside]
 
     def _by_arm(self, arm: str, generator: np.random.Generator) -> Proposal | None:
         if arm == "solver":

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
+from autoprune.search.lineage import prunes_further
 from autoprune.search.promotion import cover
 from autoprune.search.severity import severity, worst_severity
 from autoprune.space.groups import Groups
@@ -74,7 +75,9 @@ def choose_networks(
         leaders = [i for i in leaders if values[i, 0] < worst] or leaders
     scaled = values / np.array([worst, *np.ones(values.shape[1] - 1)])
     networks = []
-    chosen = _chosen(scaled, ranks, leaders, most, by_loss=left is not None)
+    counts = [r.kept_counts(groups) for i in leaders if (r := pool[i].recipe) is not None]
+    nested = np.array([[prunes_further(own, other) for other in counts] for own in counts])
+    chosen = _chosen(scaled, ranks, leaders, most, nested if left is not None else None)
     for leader in sorted(chosen, key=lambda i: -float(np.log(values[i, 1:]).sum())):
         recipe = pool[leader].recipe
         members = by_network[architecture_key(recipe, groups)] if recipe is not None else []
@@ -83,14 +86,26 @@ def choose_networks(
 
 
 def _chosen(
-    values: NDArray[np.float64], ranks: NDArray[np.int64], leaders: list[int], most: int, *, by_loss: bool
+    values: NDArray[np.float64],
+    ranks: NDArray[np.int64],
+    leaders: list[int],
+    most: int,
+    nested: NDArray[np.bool_] | None,
 ) -> list[int]:
-    """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume."""
+    """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume.
+
+    Args:
+        values: Capability lost as a share of where the volume ends, and costs.
+        ranks: Layers of the values.
+        leaders: Rows to choose from.
+        most: Most rows to choose.
+        nested: See :func:`~autoprune.search.promotion.cover`; None where losses cannot be trusted to cut the axes by.
+    """
     if not leaders:
         return []
     chosen: list[int] = []
     for parts in range(1, most + 1):
-        covering = cover(values[leaders], parts, by_loss=by_loss)
+        covering = cover(values[leaders], parts, by_loss=nested is not None, nested=nested)
         if len(covering) <= most:
             chosen = [leaders[row] for row in covering]
     for rank in sorted({int(ranks[i]) for i in leaders}):

@@ -84,3 +84,13 @@ def test_an_axis_is_cut_by_what_is_lost_where_that_can_be_trusted() -> None:
 def test_of_losses_that_no_test_set_tells_apart_the_smallest_network_is_taken() -> None:
     values = np.array([[0.001, 0.9], [0.01, 0.7], [0.02, 0.5], [0.9, 0.1]])
     assert cover(values, 2) == [2, 3]
+
+
+def test_a_row_that_goes_on_with_a_line_is_taken_before_one_a_little_better() -> None:
+    values = np.array([[0.1, 0.8], [0.42, 0.5], [0.4, 0.5], [0.1, 0.9]])
+    assert cover(values[:3], 2) == [0, 2]
+    nested = np.zeros((3, 3), dtype=bool)
+    nested[1, 0] = True
+    assert cover(values[:3], 2, nested=nested) == [0, 1]
+    values[1, 0] = 0.9  # too much worse
+    assert cover(values[:3], 2, nested=nested)[-1] == 2

@@ -158,3 +158,24 @@ def test_weights_of_another_profile_are_still_told(problem: Synthetic) -> None:
     for proposal in told:
         second.add(Result(proposal.choice, "weights", np.array([0.2, 0.4, 0.4]), proposal.weights))
     assert second._by_weights(np.random.default_rng(9)) is not None
+
+
+def test_anchors_of_one_axis_lie_on_one_line_where_training_goes_on_along_it(problem: Synthetic) -> None:
+    def within(row: np.ndarray) -> list[np.ndarray]:
+        return [
+            np.arange(len(loss)) >= option for loss, option in zip(problem.profile.loss, row, strict=True)
+        ]
+
+    proposer = Proposer(problem.profile, SCALES, ("accuracy", "size"), seed=0, within=within)
+    anchors = proposer.anchors(5)
+    assert 3 <= len(anchors) <= 5
+    for mild, deep in zip(anchors, anchors[1:], strict=False):
+        assert (deep >= mild).all()
+        assert (deep > mild).any()
+    values = proposer.values_of(np.stack(anchors))
+    assert (np.diff(values[:, 0]) > 0).all()
+    assert (np.diff(values[:, 1]) < 0).all()
+    # The line costs hardly anything against solutions that stand alone.
+    alone = Proposer(problem.profile, SCALES, ("accuracy", "size"), seed=0).anchors(5)
+    free = proposer.values_of(np.stack(alone))
+    assert values[-1].prod() <= 1.3 * free[-1].prod() or values[-1, 0] <= 1.3 * free[-1, 0]
