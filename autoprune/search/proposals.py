@@ -108,7 +108,8 @@ class Proposer:
         self._problem = problem
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
         self._seen: set[bytes] = set()
-        self._volume = Volume(np.empty((0, 3)))
+        self._masks = self._axis_masks()
+        self._volumes = [Volume(np.empty((0, 3)))] * len(self._masks)
         self._raw = np.empty((0, 3))
         self.model = LossModel(1.0, 0.8, np.ones(len(problem.loss)))
         self._pool: Choices | None = None
@@ -118,15 +119,15 @@ class Proposer:
 
     def add(self, result: Result) -> float:
         """Take a result and return the hypervolume that it gained; the arm's share follows."""
-        gain = float(self._volume.gains(self.scaled(result.values[None]))[0])
+        gain = float(self._gains(self.scaled(result.values[None]))[0])
         self.results.append(result)
         self._raw = np.concatenate([self._raw, result.values[None]])
         self._seen.add(self._key(result.choice))
         if gain > 0:
-            self._volume = Volume(self.scaled(self._raw))
+            self._volumes = self._measured(self._raw)
         if result.arm in self._gained:
             # The unit of gain shrinks as the search goes on, so that early luck is forgotten.
-            unit = max(self._volume.total, 1e-9) / np.sqrt(len(self.results))
+            unit = max(self._total(self._volumes), 1e-9) / np.sqrt(len(self.results))
             kept = self._gained[result.arm] * _MEMORY
             self._gained[result.arm] = kept + (1 - _MEMORY) * min(1.0, gain / unit)
         return gain
@@ -135,7 +136,7 @@ class Proposer:
         """Take better predictions of costs: the solver's tables, and size and latency of all results, ``(n, 2)``."""
         self._plain = problem
         self._raw[:, 1:] = costs
-        self._volume = Volume(self.scaled(self._raw))
+        self._volumes = self._measured(self._raw)
         self._fitted_to = 0
         self._pool = None
 
@@ -145,15 +146,47 @@ class Proposer:
     def rescale(self, lost: float) -> None:
         """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
         self.scales = np.array([lost, *self.scales[1:]])
-        self._volume = Volume(self.scaled(self._raw))
+        self._volumes = self._measured(self._raw)
         self._pool = None
 
     def gained_lately(self, count: int) -> float:
         """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
-        if self._volume.total <= 0:
+        total = self._total(self._volumes)
+        if total <= 0:
             return 0.0
-        before = Volume(self.scaled(self._raw[: max(0, len(self._raw) - count)])).total
-        return (self._volume.total - before) / self._volume.total
+        return (total - self._total(self._measured(self._raw[: max(0, len(self._raw) - count)]))) / total
+
+    # -- volumes -----------------------------------------------------------------------------
+
+    def _axis_masks(self) -> list[Array]:
+        """Return which axes make each volume: all objectives, and the loss against each cost alone.
+
+        Whoever has a limit on one cost asks for the best capability at that cost, whatever the others are. The volume
+        over all costs hardly grows by such a network once there are others that are small in everything.
+        """
+        counts = self.counts
+        single = [np.eye(3)[0] + np.eye(3)[axis] for axis in (1, 2) if counts[axis]]
+        return [counts, *single] if len(single) > 1 else [counts]
+
+    @staticmethod
+    def _on_axes(values: Array, mask: Array) -> Array:
+        masked: Array = values * mask
+        masked[(values >= _OUTSIDE).any(axis=1)] = _OUTSIDE  # a cap holds whatever axes are looked at
+        return masked
+
+    def _measured(self, raw: Array) -> list[Volume]:
+        scaled = self.scaled(raw)
+        return [Volume(self._on_axes(scaled, mask)) for mask in self._masks]
+
+    def _gains(self, values: Array) -> Array:
+        """Return what each candidate alone would add to the volumes, ``(m,)``."""
+        pairs = zip(self._volumes, self._masks, strict=True)
+        gains: Array = np.sum([volume.gains(self._on_axes(values, mask)) for volume, mask in pairs], axis=0)
+        return gains
+
+    @staticmethod
+    def _total(volumes: Sequence[Volume]) -> float:
+        return sum(volume.total for volume in volumes)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -249,14 +282,14 @@ class Proposer:
         if self._pool is None:
             solutions = np.concatenate([sweep(self._problem, objectives=self.objectives), *self._at_caps()])
             values = self.values_of(solutions)
-            best = np.argsort(-self._volume.gains(values))[:_NEAR]
+            best = np.argsort(-self._gains(values))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
         fresh = np.array([self._key(row) not in self._seen for row in self._pool], dtype=bool)
         pool = self._pool[fresh]
         if not len(pool):
             return None
-        gains = self._volume.gains(self.values_of(pool))
+        gains = self._gains(self.values_of(pool))
         best_row = int(gains.argmax())
         return Proposal(pool[best_row], "solver") if gains[best_row] > 0 else None
 
@@ -351,7 +384,7 @@ class Proposer:
             return None
         # The best of a few, not of all: what does not add up is found where the prediction is wrong.
         some = np.stack(candidates[:6])
-        return Proposal(some[int(self._volume.gains(self.values_of(some)).argmax())], "moves")
+        return Proposal(some[int(self._gains(self.values_of(some)).argmax())], "moves")
 
     def _at_random(self, generator: np.random.Generator) -> Proposal | None:
         for _ in range(_TRIES):
@@ -363,9 +396,13 @@ class Proposer:
     def _front(self) -> NDArray[np.int64]:
         if not self.results:
             return np.empty((0, len(self._plain.loss)), dtype=np.int64)
-        members = {row.tobytes() for row in self._volume.front}
-        scaled = np.clip(self.scaled(self._raw), 0.0, None)
-        found = [r.choice for r, row in zip(self.results, scaled, strict=True) if row.tobytes() in members]
+        scaled = self.scaled(self._raw)
+        on_front = np.zeros(len(self.results), dtype=bool)
+        for volume, mask in zip(self._volumes, self._masks, strict=True):
+            members = {row.tobytes() for row in volume.front}
+            rows = np.clip(self._on_axes(scaled, mask), 0.0, None)
+            on_front |= np.array([row.tobytes() in members for row in rows])
+        found = [r.choice for r, is_on in zip(self.results, on_front, strict=True) if is_on]
         return np.stack(found) if found else np.empty((0, len(self._plain.loss)), dtype=np.int64)
 
     def _refit(self) -> None:
