@@ -40,8 +40,10 @@ _FIRST_SHARE = 0.25
 _LEAST_BASELINES = 2
 _LEAST_ANCHORS = 2
 # Screening ends when so many in a row together gained less than this share of the volume.
-_STALLED_AFTER = 40
+_STALLED_AFTER = 60
 _STALLED_GAIN = 0.01
+# In the last part of the search's time nothing new is looked at: what was found is trained.
+_LAST_SHARE = 0.35
 # Trained recipes for each network of the final recovery, from which they are chosen.
 _CHOICE_FOR_FINAL = 1.5
 # Trials after which the predictions of latency are corrected again.
@@ -92,6 +94,7 @@ class AutoSearch:
         )
         self._corrected_by = 0
         self._failed_screens = 0
+        self._whole_s: float | None = None
         self._prunes = any(kept < o.group.size for o in options.of for kept in o.kept)
 
     def run(self, baselines: Iterable[Baseline]) -> None:
@@ -100,6 +103,7 @@ class AutoSearch:
         Args:
             baselines: Recipes to begin with.
         """
+        self._whole_s = self.driver.keeper.search_left_s()
         self._take_free()
         self._replay()
         for number, baseline in enumerate(baselines):
@@ -186,6 +190,9 @@ class AutoSearch:
         return share * max(left_s, 0.0) / max(float(np.median(self._screen_s)), 1e-9)
 
     def _is_stalled(self) -> bool:
+        left_s = self.driver.keeper.search_left_s()
+        if left_s is not None and self._whole_s is not None and left_s < _LAST_SHARE * self._whole_s:
+            return True
         results = len(self.proposer.results)
         return results > 2 * _STALLED_AFTER and self.proposer.gained_lately(_STALLED_AFTER) < _STALLED_GAIN
 

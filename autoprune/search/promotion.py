@@ -15,8 +15,8 @@ _LEAST_LOST = 0.03
 _NEAR_FRONT = 1.15
 # What a network that starts a line of its own counts as: it will lose more, having less training behind it.
 _ALONE = 1.3
-# A trained candidate covers a part of an axis if it lost at most this much more than the best at its cost.
-_AS_GOOD = 1.3
+# A trained candidate covers a part of an axis if its product of loss and cost is within this factor of the best.
+_AS_GOOD = 1.1
 
 
 def is_hopeless(hopeful: Array, trained: Array) -> bool:
@@ -52,27 +52,18 @@ def cover(
     chosen: list[list[int]] = []
     for axis in range(1, values.shape[1]):
         own: list[int] = []
-        for rows in _axis_parts(values, axis, parts, by_loss=by_loss, slack=_NEAR_FRONT if by_loss else 1.0):
+        front = _front(values, axis, slack=_NEAR_FRONT if by_loss else 1.0)
+        part = _parts(values, front, axis, parts, by_loss=by_loss)
+        for number in range(parts):
+            rows = [int(row) for row in front if part[row] == number]
             if rows and by_loss:
                 own.append(_cheapest(values, axis, rows, own, nested))
             elif rows:
-                places = _places(values[rows], axis, by_loss=False)
+                places = np.log(values[rows, axis])
                 own.append(rows[int(np.abs(places - (places.min() + places.max()) / 2).argmin())])
         chosen.append(own)
     in_turn = [own[place] for place in range(parts) for own in chosen if place < len(own)]
     return list(dict.fromkeys(in_turn))
-
-
-def _cheapest(
-    values: Array, axis: int, rows: list[int], line: list[int], nested: NDArray[np.bool_] | None
-) -> int:
-    """Return the row with the least product of loss and cost; one that no row of the line leads to counts as worse."""
-
-    def price(row: int) -> float:
-        alone = nested is not None and bool(line) and not nested[row, line].any()
-        return float(max(values[row, 0], _LEAST_LOST) * values[row, axis] * (_ALONE if alone else 1.0))
-
-    return min(rows, key=price)
 
 
 def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
@@ -81,34 +72,48 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
     Args:
         values: Capability lost and costs, as shares of where the volume ends, ``(n, 1 + axes)``.
         trained: Whether each went on before.
-        parts: Parts of each axis; see :func:`cover`.
+        parts: Parts of each axis, by what is lost; see :func:`cover`.
     """
     known = np.array(trained, dtype=bool)
-    useful = np.flatnonzero((values < 1.0).all(axis=1) & (values[:, 0] > 0))
-    if len(useful) < 2:
+    useful = (values < 1.0).all(axis=1) & (values[:, 0] > 0)
+    if useful.sum() < 2:
         return None
-    inside = values[useful]
     for axis in range(1, values.shape[1]):
-        for rows in _axis_parts(inside, axis, parts, by_loss=True):
-            if not rows:
+        front = np.flatnonzero(useful)[_front(values[useful], axis)]
+        part = _parts(values, front, axis, parts, by_loss=True)
+        price = _prices(values, axis)
+        for number in range(parts):
+            rows = front[part[front] == number]
+            if not len(rows):
                 continue
-            costs = inside[rows, axis]
-            near = known & (values[:, axis] >= costs.min()) & (values[:, axis] <= costs.max())
-            if any(row[0] <= _AS_GOOD * _front_lost(inside, axis, row[axis]) for row in values[near]):
-                continue
-            fresh = [row for row in rows if not known[useful[row]]]
-            if fresh:
-                return int(useful[min(fresh, key=lambda row: float(inside[row, 0] * inside[row, axis]))])
+            best = rows[price[rows].argmin()]
+            if not (known & (part == number) & (price <= _AS_GOOD * price[best])).any():
+                return int(best)
     return None
 
 
-def _axis_parts(
-    values: Array, axis: int, parts: int, *, by_loss: bool, slack: float = 1.0
-) -> list[list[int]]:
-    """Cut the front of capability lost against one cost into parts, the mildest first; a part may be empty.
+def _cheapest(
+    values: Array, axis: int, rows: list[int], line: list[int], nested: NDArray[np.bool_] | None
+) -> int:
+    """Return the row with the least product of loss and cost; one that no row of the line leads to counts as worse."""
+    prices = _prices(values, axis)
 
-    Rows of a part are ordered by cost. With a ``slack`` above 1 the front takes in what only rows beat that lose less
-    by that factor.
+    def price(row: int) -> float:
+        alone = nested is not None and bool(line) and not nested[row, line].any()
+        return float(prices[row] * (_ALONE if alone else 1.0))
+
+    return min(rows, key=price)
+
+
+def _prices(values: Array, axis: int) -> Array:
+    prices: Array = np.maximum(values[:, 0], _LEAST_LOST) * values[:, axis]
+    return prices
+
+
+def _front(values: Array, axis: int, slack: float = 1.0) -> NDArray[np.intp]:
+    """Return the rows of the front of capability lost against one cost, ordered by cost.
+
+    With a ``slack`` above 1 it takes in what only rows beat that lose less by that factor.
     """
     if slack > 1.0:
         lost, cost = values[:, 0], values[:, axis]
@@ -116,22 +121,18 @@ def _axis_parts(
         front = np.flatnonzero(~beaten.any(axis=1))
     else:
         front = np.flatnonzero(non_dominated(values[:, [0, axis]]))
+    return front[np.argsort(values[front, axis], kind="stable")]
+
+
+def _parts(
+    values: Array, front: NDArray[np.intp], axis: int, parts: int, *, by_loss: bool
+) -> NDArray[np.int64]:
+    """Return the part of an axis that each row lies in, 0 for the mildest; the front spans them all."""
+    along = np.log(np.maximum(values[:, 0], _LEAST_LOST)) if by_loss else -np.log(values[:, axis])
     if not len(front):
-        return []
-    front = front[np.argsort(values[front, axis], kind="stable")]
-    places = _places(values[front], axis, by_loss=by_loss)
-    low, high = places.min(), places.max()
-    part = np.clip(np.floor((places - low) / max(high - low, 1e-9) * parts), 0, parts - 1)
-    return [[int(row) for row in front[part == number]] for number in range(parts)]
-
-
-def _places(values: Array, axis: int, *, by_loss: bool) -> Array:
-    """Return where rows lie along an axis, growing from the mildest to the deepest."""
-    along = np.maximum(values[:, 0], _LEAST_LOST) if by_loss else 1.0 / values[:, axis]
-    places: Array = np.log(along)
-    return places
-
-
-def _front_lost(values: Array, axis: int, cost: float) -> float:
-    """Return the least that is lost at this cost or below."""
-    return float(values[values[:, axis] <= cost, 0].min())
+        return np.zeros(len(values), dtype=np.int64)
+    low, high = along[front].min(), along[front].max()
+    part: NDArray[np.int64] = np.floor((along - low) / max(high - low, 1e-9) * parts).astype(np.int64)
+    # The deepest of the front belongs to the last part; what lies beyond the front's ends to none.
+    part[np.isclose(along, high)] = parts - 1
+    return part

@@ -94,3 +94,9 @@ def test_a_row_that_goes_on_with_a_line_is_taken_before_one_a_little_better() ->
     assert cover(values[:3], 2, nested=nested) == [0, 1]
     values[1, 0] = 0.9  # too much worse
     assert cover(values[:3], 2, nested=nested)[-1] == 2
+
+
+def test_a_large_network_that_loses_nothing_does_not_cover_a_small_one() -> None:
+    values = np.array([[0.002, 0.27], [0.01, 0.2], [0.5, 0.1], [0.9, 0.05]])
+    assert uncovered(values, [True, False, True, True], 4) == 1
+    assert uncovered(values, [False, True, True, True], 4) is None
