@@ -36,9 +36,10 @@ from autoprune.study.screens import Screen, append_screens, read_screens
 # Screens before anything is trained, as far as they fit into this share of the search's time.
 _FIRST_SCREENS = 16
 _FIRST_SHARE = 0.25
-# However short the time is, so many uniform recipes and solutions for each axis are looked at.
+# However short the time is, so many uniform recipes are looked at.
 _LEAST_BASELINES = 2
-_LEAST_ANCHORS = 2
+# Where there is no time for so many solutions for each axis, those of the largest predicted gain are better.
+_LEAST_ANCHORS = 4
 # Screening ends when so many in a row together gained less than this share of the volume.
 _STALLED_AFTER = 60
 _STALLED_GAIN = 0.01
@@ -114,8 +115,8 @@ class AutoSearch:
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
             axes = max(1, int(self.proposer.counts[1:].sum()))
-            parts = max(_LEAST_ANCHORS, self._fitting(_FIRST_SHARE) / axes)
-            for choice in self.proposer.anchors(int(min(parts, self.config.most_networks))):
+            parts = int(min(self._fitting(_FIRST_SHARE) / axes, self.config.most_networks))
+            for choice in self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else ():
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
                     self._evaluate(Proposal(choice, "solver"), "", 0.0)
         while self.driver.may_propose() and self._do_next():

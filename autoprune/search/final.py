@@ -25,6 +25,8 @@ from autoprune.study.records import TrialRecord
 # A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
 _LEAST_GAIN = 4
 _LEAST_FREE = 2
+# Networks that do not cover the axes have to promise this much more volume.
+_HARDLY_MORE = 1.03
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
@@ -144,30 +146,50 @@ class FinalPhase:
         ]
 
     def _networks(self) -> list[list[TrialRecord]]:
-        """Choose as many networks as the time left can train for long enough."""
+        """Choose the networks to train.
+
+        The default search takes as many as promise the largest volume in the time left: each costs the others training.
+        Networks that cover the axes come before a choice that promises hardly more. A plain sampler's study takes
+        as many as the time left can train for long enough.
+        """
         config = self.bench.config
-        most = config.most_networks
-        step_s = self.bench.timings.step_s()
-        networks: list[list[TrialRecord]] = []
-        while most > 0:
-            networks = self.driver.outlook.networks(most)
-            networks = [[r for r in members if r.number not in self.done] for members in networks]
-            networks = [members for members in networks if members]
-            artifacts = self._artifacts(networks)
-            least_s = (
-                max((self._trial_steps(members[0]) for members in networks), default=0) * step_s * _LEAST_GAIN
-            )
-            if self.keeper.training_left_s(self.reserve_s(artifacts)) >= len(networks) * least_s:
-                break
-            most = min(most, len(networks)) - 1
-        self._trains = most > 0
-        return networks if self._trains else self._affordable_untrained()
+        auto = config.sampler == "auto"
+        found: list[list[TrialRecord]] = []
+        promised = 0.0
+        for covering in (True, False) if auto else (True,):
+            most = config.most_networks
+            needed = promised * (1.0 if covering else _HARDLY_MORE)
+            while most > 0:
+                networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
+                left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
+                if not networks or left_s < len(networks) * self._least_s(networks):
+                    most = min(most, len(networks)) - 1
+                    continue
+                if not auto:
+                    found = networks
+                    break
+                volume = self.driver.outlook.expected_volume(networks, left_s / len(networks))
+                if volume > needed:
+                    found, promised, needed = networks, volume, volume
+                most = min(most, len(networks)) - 1
+        self._trains = bool(found)
+        return found or self._affordable_untrained()
+
+    def _unfinished(self, networks: list[list[TrialRecord]]) -> list[list[TrialRecord]]:
+        """Leave out what a killed run of this phase has done."""
+        rest = [[r for r in members if r.number not in self.done] for members in networks]
+        return [members for members in rest if members]
+
+    def _least_s(self, networks: list[list[TrialRecord]]) -> float:
+        """Return the seconds of training below which a network is not worth taking."""
+        steps = max((self._trial_steps(members[0]) for members in networks), default=0)
+        if self.bench.config.sampler == "auto" and steps:  # a higher rung's network was trained already
+            steps = self.driver.space.rungs[1].steps
+        return steps * self.bench.timings.step_s() * _LEAST_GAIN
 
     def _affordable_untrained(self) -> list[list[TrialRecord]]:
         """Return networks to be measured as the search left them, where there is no time to train any."""
-        networks = self.driver.outlook.networks(self.bench.config.most_networks)
-        networks = [[r for r in members if r.number not in self.done] for members in networks]
-        networks = [members for members in networks if members]
+        networks = self._unfinished(self.driver.outlook.networks(self.bench.config.most_networks))
         while networks and self.keeper.training_left_s(self.reserve_s(self._artifacts(networks))) < 0:
             networks = networks[:-1]
         return networks

@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from autoprune.measure.record import Measurement
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.fidelity import final_left, left_by_rung
+from autoprune.search.fidelity import SEEN_SPLIT, final_left, left_by_rung
+from autoprune.search.lineage import prunes_further
 from autoprune.search.selection import choose_networks
+from autoprune.search.severity import severity, volume_ends
+from autoprune.search.volume import Volume
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -60,7 +65,7 @@ class Outlook:
             raise RuntimeError("the dense network is measured first")
         return record.measurement
 
-    def networks(self, most: int) -> list[list[TrialRecord]]:
+    def networks(self, most: int, *, covering: bool = True) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
         records, paths = self._records(), self.store.paths
         kept = {r.number for r in self._within_limits() if paths.artifact(r.number).is_dir()}
@@ -73,7 +78,43 @@ class Outlook:
             kept,
             self.left_by_rung() if auto else None,
             self.bench.config.limits.min_accuracy if auto else None,
+            covering=covering,
         )
+
+    def expected_volume(self, networks: Sequence[Sequence[TrialRecord]], slot_s: float) -> float:
+        """Return the hypervolume that the final front is expected to have.
+
+        Args:
+            networks: Networks to be trained, from the mildest on; the first trial of each leads it.
+            slot_s: Seconds of training for each.
+        """
+        dense = self.dense_measurement()
+        own = slot_s / max(self.bench.timings.step_s(), 1e-9)
+        seen = SEEN_SPLIT if self.store.notes().get("search_split_seen") == "yes" else 1.0
+        ends = volume_ends(dense, self.bench.config.limits)
+        counted = np.array([1.0, *(float(axis in self.store.objectives) for axis in ("size", "latency"))])
+        rows = [
+            self._row(r.measurement, dense, seen)
+            for r in self._records()
+            if r.is_measured_search and r.measurement is not None and r.recipe and not r.recipe.prunes
+        ]
+        lines: list[tuple[dict[str, int], float]] = []
+        for leader in (members[0] for members in networks):
+            if leader.recipe is None or leader.measurement is None:
+                continue
+            counts = leader.recipe.kept_counts(self.bench.groups)
+            before = [steps for parent, steps in lines if prunes_further(counts, parent)]
+            taken = self.space.rungs[min(leader.rung, len(self.space.rungs) - 1)].steps
+            steps = own + max([taken, *before] if self.bench.config.has_lineage else [taken])
+            lines.append((counts, steps))
+            left = final_left(steps, taken) if taken else 1.0
+            rows.append(self._row(leader.measurement, dense, seen * left))
+        return Volume(np.array(rows) / ends * counted).total
+
+    @staticmethod
+    def _row(measurement: Measurement, dense: Measurement, left: float) -> list[float]:
+        lost = severity(max(0.0, dense.search.value - measurement.search.value), dense.search.value)
+        return [lost * left, measurement.size_ratio, measurement.latency.ratio]
 
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""

@@ -13,6 +13,7 @@ from autoprune.search.baselines import architecture_key
 from autoprune.search.lineage import prunes_further
 from autoprune.search.promotion import cover
 from autoprune.search.severity import severity, worst_severity
+from autoprune.search.volume import pick_greedily
 from autoprune.space.groups import Groups
 from autoprune.study.pareto import hypervolume, non_dominated
 from autoprune.study.records import TrialRecord, superseded
@@ -29,6 +30,8 @@ def choose_networks(
     available: Container[int] | None = None,
     left: Mapping[int, float] | None = None,
     min_accuracy: float | None = None,
+    *,
+    covering: bool = True,
 ) -> list[list[TrialRecord]]:
     """Choose up to ``most`` pruned networks that cover the whole front.
 
@@ -46,6 +49,8 @@ def choose_networks(
             several rungs to one fidelity; 1 where not given. With it, networks that are expected to end beyond the
             volume's end get no training while there are others, and the axes are cut by what is expected to be lost.
         min_accuracy: The user's cap on the capability that is lost, where the volume ends then.
+        covering: Whether the axes are covered first; else only what adds volume to the networks that need no training
+            is chosen. For both, ``left`` has to be given.
 
     Returns:
         For each network its trials that are worth an artifact, the leading one first; networks ordered from the
@@ -77,7 +82,12 @@ def choose_networks(
     networks = []
     counts = [r.kept_counts(groups) for i in leaders if (r := pool[i].recipe) is not None]
     nested = np.array([[prunes_further(own, other) for other in counts] for own in counts])
-    chosen = _chosen(scaled, ranks, leaders, most, nested if left is not None else None)
+    if left is None or dense is None:
+        chosen = _chosen(values, ranks, leaders, most)
+    else:
+        free = [i for i, r in enumerate(pool) if r.recipe is not None and not r.recipe.prunes]
+        first = _covering(scaled, leaders, most, nested) if covering else []
+        chosen = _filled(scaled, free, leaders, first, most)
     for leader in sorted(chosen, key=lambda i: -float(np.log(values[i, 1:]).sum())):
         recipe = pool[leader].recipe
         members = by_network[architecture_key(recipe, groups)] if recipe is not None else []
@@ -86,28 +96,12 @@ def choose_networks(
 
 
 def _chosen(
-    values: NDArray[np.float64],
-    ranks: NDArray[np.int64],
-    leaders: list[int],
-    most: int,
-    nested: NDArray[np.bool_] | None,
+    values: NDArray[np.float64], ranks: NDArray[np.int64], leaders: list[int], most: int
 ) -> list[int]:
-    """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume.
-
-    Args:
-        values: Capability lost as a share of where the volume ends, and costs.
-        ranks: Layers of the values.
-        leaders: Rows to choose from.
-        most: Most rows to choose.
-        nested: See :func:`~autoprune.search.promotion.cover`; None where losses cannot be trusted to cut the axes by.
-    """
+    """Choose leaders that cover every axis of costs; if that leaves room, those of the next layers by volume."""
     if not leaders:
         return []
-    chosen: list[int] = []
-    for parts in range(1, most + 1):
-        covering = cover(values[leaders], parts, by_loss=nested is not None, nested=nested)
-        if len(covering) <= most:
-            chosen = [leaders[row] for row in covering]
+    chosen = _covering(values, leaders, most, None)
     for rank in sorted({int(ranks[i]) for i in leaders}):
         layer = [i for i in leaders if ranks[i] == rank and i not in chosen]
         scaled, reference = _unit(values[leaders])
@@ -118,6 +112,29 @@ def _chosen(
             chosen.append(best)
             layer.remove(best)
     return chosen
+
+
+def _covering(
+    values: NDArray[np.float64], leaders: list[int], most: int, nested: NDArray[np.bool_] | None
+) -> list[int]:
+    """Choose up to ``most`` leaders that cover every axis of costs in parts as fine as that allows."""
+    chosen: list[int] = []
+    for parts in range(1, most + 1) if leaders else ():
+        covering = cover(values[leaders], parts, by_loss=nested is not None, nested=nested)
+        if len(covering) <= most:
+            chosen = [leaders[row] for row in covering]
+    return chosen
+
+
+def _filled(
+    values: NDArray[np.float64], free: list[int], leaders: list[int], chosen: list[int], most: int
+) -> list[int]:
+    """Add the leaders that gain most volume beside the chosen ones and the points that need no training."""
+    padded = np.zeros((len(values), 3))
+    padded[:, : values.shape[1]] = values
+    rest = [i for i in leaders if i not in chosen]
+    added = pick_greedily(padded[[*free, *chosen]], padded[rest], max(0, most - len(chosen)))
+    return [*chosen, *(rest[row] for row in added)]
 
 
 def _costs(
