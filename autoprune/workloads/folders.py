@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,9 @@ class ImageFolder:
 def scan_folder(root: Path) -> ImageFolder:
     """Find the layout of a folder and check a sample of its images.
 
+    What was found is kept until a folder inside changes: settings are checked before torch is imported, data are loaded
+    after, and reading the ends of many small files takes seconds.
+
     Args:
         root: Folder in one of the two layouts.
 
@@ -78,6 +82,13 @@ def scan_folder(root: Path) -> ImageFolder:
     """
     if "\0" in str(root) or not root.is_dir():
         raise UsageError(f"image folder {str(root)!r} does not exist; allowed: a folder with {LAYOUT}")
+    inside = [*root.glob("*/"), *root.glob("*/*/")]
+    changes = tuple(sorted((str(path), path.stat().st_mtime_ns) for path in (root, *inside)))
+    return _scan(root, changes)
+
+
+@lru_cache(maxsize=2)
+def _scan(root: Path, _changes: tuple[tuple[str, int], ...]) -> ImageFolder:
     parts = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if "train" in parts:
         classes = _class_names(parts["train"])
