@@ -45,6 +45,8 @@ _STALLED_AFTER = 60
 _STALLED_GAIN = 0.01
 # In the last part of the search's time nothing new is looked at: what was found is trained.
 _LAST_SHARE = 0.35
+# Trained recipes that add most volume, before any that fill gaps along the axes.
+_LEAST_BY_VOLUME = 4
 # Trained recipes for each network of the final recovery, from which they are chosen.
 _CHOICE_FOR_FINAL = 1.5
 # Trials after which the predictions of latency are corrected again.
@@ -143,6 +145,8 @@ class AutoSearch:
         # The time that is left is the final recovery's, once there is enough for it to choose from.
         if self._lowest == 1:
             return False
+        if self._count(1) < _LEAST_BY_VOLUME and self._promote(0):
+            return True
         enough = _CHOICE_FOR_FINAL * self.config.most_networks
         return self._fill_gap() or (self._count(1) < enough and self._promote(0))
 

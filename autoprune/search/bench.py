@@ -76,16 +76,18 @@ class Timings:
         """Return the expected seconds of one step; 0 before the first training."""
         return median(self.step) if self.step else 0.0
 
-    def artifact_s(self, examples: int) -> float:
-        """Return the expected seconds to export, score and time one artifact of the final front.
+    def artifacts_s(self, count: int, examples: int) -> float:
+        """Return the expected seconds to export, score and time the artifacts of the final front.
 
         Args:
-            examples: Examples that it is scored on.
+            count: Artifacts, the dense network, which is the slowest, among them.
+            examples: Examples that each is scored on.
         """
         # The final protocol runs about three times as long as a trial's.
         timing = 3.0 * median(self.latency) if self.latency else 5.0
         deploy = median(self.deploy) if self.deploy else 1.0
-        return timing + deploy + examples * (max(self.example) if self.example else 0.0)
+        usual, slowest = (median(self.example), max(self.example)) if self.example else (0.0, 0.0)
+        return count * (timing + deploy + examples * usual) + examples * (slowest - usual)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class FinalPhase:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
         count = len(self._free()) if artifacts is None else artifacts
         data = self.bench.workload.data
-        return max(1, count) * self.bench.timings.artifact_s(len(data.search) + data.report.examples)
+        return self.bench.timings.artifacts_s(max(1, count), len(data.search) + data.report.examples)
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""
