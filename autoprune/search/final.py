@@ -26,7 +26,7 @@ from autoprune.study.records import TrialRecord
 _LEAST_GAIN = 4
 _LEAST_FREE = 2
 # Networks that do not cover the axes have to promise this much more volume.
-_HARDLY_MORE = 1.03
+_HARDLY_MORE = 1.1
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
