@@ -199,7 +199,7 @@ class Driver:
         proposals = sum(
             r.fidelity == "search"
             and r.rung > 0  # a screen that failed was no trial
-            and r.origin not in ("dense", "baseline")
+            and not self._is_given(r)
             and r.failure_kind not in UNFINISHED
             for r in self.records
         )
@@ -207,6 +207,12 @@ class Driver:
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
             return False
         return self.keeper.fits_search(self._durations())
+
+    def _is_given(self, record: TrialRecord) -> bool:
+        """Return whether the search did not choose a trial; the default search trains uniform recipes if they are good."""
+        if record.origin == "baseline" and self.store.sampler_name == "auto":
+            return record.recipe is None or not record.recipe.prunes
+        return record.origin in ("dense", "baseline")
 
     def _durations(self) -> list[float]:
         return [
