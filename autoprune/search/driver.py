@@ -209,7 +209,7 @@ class Driver:
         return self.keeper.fits_search(self._durations())
 
     def _is_given(self, record: TrialRecord) -> bool:
-        """Return whether the search did not choose a trial; the default search trains uniform recipes if they are good."""
+        """Return whether the search did not choose a trial; the default one trains uniform recipes if they are good."""
         if record.origin == "baseline" and self.store.sampler_name == "auto":
             return record.recipe is None or not record.recipe.prunes
         return record.origin in ("dense", "baseline")
