@@ -155,9 +155,8 @@ class AutoSearch:
         while True:
             pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost and not c.hopeless]
             scaled = self._scaled(pool, 0)
-            within = np.flatnonzero(
-                (scaled < 1.0).all(axis=1)
-            )  # what exceeds another axis' cap covers nothing
+            # What exceeds the cap on another axis covers nothing.
+            within = np.flatnonzero((scaled < 1.0).all(axis=1))
             pool = [pool[row] for row in within]
             counted = scaled[within][:, self.proposer.counts > 0]
             if not pool or counted.shape[1] < 2:

@@ -14,7 +14,7 @@ from autoprune.search.fidelity import SEEN_SPLIT, final_left, left_by_rung
 from autoprune.search.lineage import prunes_further
 from autoprune.search.selection import choose_networks
 from autoprune.search.severity import severity, volume_ends
-from autoprune.search.volume import Volume
+from autoprune.search.volume import Volume, counted_axes
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -90,9 +90,8 @@ class Outlook:
         """
         dense = self.dense_measurement()
         own = slot_s / max(self.bench.timings.step_s(), 1e-9)
-        seen = SEEN_SPLIT if self.store.notes().get("search_split_seen") == "yes" else 1.0
+        seen = SEEN_SPLIT if self._is_seen else 1.0
         ends = volume_ends(dense, self.bench.config.limits)
-        counted = np.array([1.0, *(float(axis in self.store.objectives) for axis in ("size", "latency"))])
         rows = [
             self._row(r.measurement, dense, seen)
             for r in self._records()
@@ -109,19 +108,25 @@ class Outlook:
             lines.append((counts, steps))
             left = final_left(steps, taken) if taken else 1.0
             rows.append(self._row(leader.measurement, dense, seen * left))
-        return Volume(np.array(rows) / ends * counted).total
+        return Volume(np.array(rows) / ends * counted_axes(self.store.objectives)).total
 
     @staticmethod
     def _row(measurement: Measurement, dense: Measurement, left: float) -> list[float]:
         lost = severity(max(0.0, dense.search.value - measurement.search.value), dense.search.value)
         return [lost * left, measurement.size_ratio, measurement.latency.ratio]
 
+    @property
+    def _is_seen(self) -> bool:
+        """Whether the dense network may have been trained on the search split."""
+        return self.store.notes().get("search_split_seen") == "yes"
+
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""
-        seen = self.store.notes().get("search_split_seen") == "yes"
         trains = self.space.default_recovery().finetune_steps > 0
         final = final_left(self._final_steps(), self.space.rungs[-1].steps)
-        return left_by_rung(self._records(), len(self.space.rungs), final=final, seen=seen, trains=trains)
+        return left_by_rung(
+            self._records(), len(self.space.rungs), final=final, seen=self._is_seen, trains=trains
+        )
 
     def _within_limits(self) -> Sequence[TrialRecord]:
         """Return the trials that keep the user's limits of size and latency; all of them where none does."""

@@ -15,7 +15,7 @@ from autoprune.search.loss_model import LossModel
 from autoprune.search.promotion import cover
 from autoprune.search.severity import ALL_LOST
 from autoprune.search.solver import Choices, Problem, neighbours_of, solve, solve_capped, sweep, weight_range
-from autoprune.search.volume import Array, Volume
+from autoprune.search.volume import Array, Volume, counted_axes
 
 ARMS = ("solver", "weights", "moves")
 _FIRST_SHARES = {"solver": 0.6, "weights": 0.25, "moves": 0.15}
@@ -198,7 +198,7 @@ class Proposer:
     @property
     def counts(self) -> Array:
         """1 for each axis that is an objective of the study, else 0."""
-        return np.array([1.0, float("size" in self.objectives), float("latency" in self.objectives)])
+        return counted_axes(self.objectives)
 
     def values_of(self, choices: Choices) -> Array:
         """Return predicted values of choices, ``(n, 3)``; see :class:`Result`."""

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import architecture_key
-from autoprune.search.lineage import prunes_further
 from autoprune.search.promotion import cover
 from autoprune.search.severity import severity, worst_severity
 from autoprune.search.volume import pick_greedily
 from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe
 from autoprune.study.pareto import hypervolume, non_dominated
 from autoprune.study.records import TrialRecord, superseded
 
@@ -80,13 +80,12 @@ def choose_networks(
         leaders = [i for i in leaders if values[i, 0] < worst] or leaders
     scaled = values / np.array([worst, *np.ones(values.shape[1] - 1)])
     networks = []
-    counts = [r.kept_counts(groups) for i in leaders if (r := pool[i].recipe) is not None]
-    nested = np.array([[prunes_further(own, other) for other in counts] for own in counts])
     if left is None or dense is None:
         chosen = _chosen(values, ranks, leaders, most)
     else:
         free = [i for i, r in enumerate(pool) if r.recipe is not None and not r.recipe.prunes]
-        first = _covering(scaled, leaders, most, nested) if covering else []
+        recipes = [r for i in leaders if (r := pool[i].recipe) is not None]
+        first = _covering(scaled, leaders, most, _nested(recipes, groups)) if covering else []
         chosen = _filled(scaled, free, leaders, first, most)
     for leader in sorted(chosen, key=lambda i: -float(np.log(values[i, 1:]).sum())):
         recipe = pool[leader].recipe
@@ -124,6 +123,16 @@ def _covering(
         if len(covering) <= most:
             chosen = [leaders[row] for row in covering]
     return chosen
+
+
+def _nested(recipes: Sequence[Recipe], groups: Groups) -> NDArray[np.bool_]:
+    """Return where the recipe of a row cuts that of a column further, ``(n, n)``."""
+    counts = [recipe.kept_counts(groups) for recipe in recipes]
+    kept = np.array([[own[g.name] for g in groups.groups] for own in counts]).reshape(
+        len(recipes), len(groups.groups)
+    )
+    rows = [(own <= kept).all(axis=1) & (own < kept).any(axis=1) for own in kept]
+    return np.array(rows, dtype=np.bool_).reshape(len(recipes), len(recipes))
 
 
 def _filled(

@@ -62,6 +62,11 @@ class Volume:
         return gains
 
 
+def counted_axes(objectives: Sequence[str]) -> Array:
+    """Return 1 for each of capability lost, size and latency that is an objective, else 0, ``(3,)``."""
+    return np.array([1.0, float("size" in objectives), float("latency" in objectives)])
+
+
 def _edges(values: Array) -> Array:
     edges: Array = np.unique(np.concatenate([[0.0], values, [1.0]]))
     return edges
