@@ -1,4 +1,4 @@
-"""Sensitivity: how much the loss on calibration data grows when one group alone is cut or quantized.
+"""Sensitivity: how far the outputs on new images move when one group alone is cut or quantized.
 
 References:
     [Molchanov2019] Importance Estimation for Neural Network Pruning, CVPR 2019.
@@ -7,33 +7,64 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.criteria import score_group
+from autoprune.compress.distillation import distillation_loss
 from autoprune.compress.finetune import Loss
 from autoprune.compress.importance import pool_units
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.rounding import rounded
+from autoprune.compress.speed import autocast, keep_freed_memory, memory_format
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.compress.surgery import prune
 from autoprune.space.groups import Group, Groups
 from autoprune.space.recipe import Recovery
 
+# Examples that BatchNorm statistics are taken from; all cuts, and the network that they are compared with, share them.
+_REFRESHING = 256
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What a network is compared with.
+
+    Attributes:
+        logits: Outputs for each batch; None where losses are compared.
+        loss: The loss that counts as no growth.
+    """
+
+    logits: list[Tensor] | None
+    loss: float
+
 
 class SensitivityMeter:
     """Measures the dense network with one group changed, after the closed-form recovery that a trial would do.
+
+    The measure is the divergence of the outputs from the dense network's, which training brings back: added over
+    groups, divergences on a few hundred images rank whole recipes nearly as trials do, where the task's loss hardly
+    moves before much is lost. The images have to be others than those that the recovery was fitted to, on which
+    even the removal of a whole block can look free. Networks whose training does not distil are compared by the task's
+    loss.
+
+    BatchNorm statistics of a few hundred examples change outputs by themselves, which is no cut's doing. So cuts are
+    compared with the dense network under such statistics.
 
     Args:
         dense: The dense network on the CPU.
         groups: Its groups.
         statistics: Of the dense network, with gradients for :meth:`estimate`.
-        batches: Calibration inputs and targets.
+        batches: Calibration inputs and targets; the first few hundred give BatchNorm statistics.
+        unseen: Inputs and targets to measure on.
         loss: The task's loss.
-        recovery: Which closed-form recovery trials do.
+        recovery: Which recovery trials do.
+        distils: Whether outputs are logits that a teacher's can be compared with.
         device: Where to run.
     """
 
@@ -43,22 +74,33 @@ class SensitivityMeter:
         groups: Groups,
         statistics: LayerStatistics,
         batches: Sequence[tuple[Tensor, Tensor]],
+        unseen: Sequence[tuple[Tensor, Tensor]],
         *,
         loss: Loss,
         recovery: Recovery,
+        distils: bool,
         device: torch.device,
     ) -> None:
         self.dense = dense
         self.groups = groups
         self.statistics = statistics
         self.batches = batches
+        self.unseen = unseen
+        self._refreshing = [inputs for inputs, _ in batches[: max(1, _REFRESHING // len(batches[0][0]))]]
         self.loss = loss
         self.recovery = recovery
         self.device = device
         self._scores: dict[tuple[str, str], Tensor] = {}
-        self.dense_loss = self._loss_of(deepcopy(dense))
-        # BatchNorm statistics of a few hundred examples change the loss by themselves, which is no cut's doing.
-        self._unpruned_loss = self._refreshed_loss(deepcopy(dense)) if recovery.batchnorm else self.dense_loss
+        keep_freed_memory()
+        self._dense = self._reference(self._placed(deepcopy(dense)), distils)
+        self._uncut = self._dense
+        if recovery.batchnorm:
+            self._uncut = self._reference(self._refreshed(deepcopy(dense)), distils)
+
+    @property
+    def dense_loss(self) -> float:
+        """Loss of the dense network; 0 for a divergence."""
+        return self._dense.loss
 
     def of_cut(self, group: str, kept: int, criterion: str) -> float:
         """Return the growth of the loss when ``group`` keeps ``kept`` units, ranked by ``criterion``."""
@@ -68,19 +110,21 @@ class SensitivityMeter:
             solve_following_layers(
                 self.dense, model, self.groups, plan, self.statistics, refreshed=self.recovery.batchnorm
             )
-        found = self._refreshed_loss(model) if self.recovery.batchnorm else self._loss_of(model)
-        return found - self._unpruned_loss
+        model = self._refreshed(model) if self.recovery.batchnorm else self._placed(model)
+        return self._growth(model, self._uncut)
 
     def of_int8(self, group: str) -> float:
         """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
-        return self._loss_of(rounded(self.dense, self.groups.by_name[group].producers)) - self.dense_loss
+        model = self._placed(rounded(self.dense, self.groups.by_name[group].producers))
+        return self._growth(model, self._dense)
 
     def estimate(self, group: str, kept: int, criterion: str) -> float:
         """Estimate :meth:`of_cut` from one backward pass that was taken for all groups at once.
 
         The empirical Fisher information of the removed units [Theis2018]_, from gradients of batches in place of
         examples: half the mean square of the loss' first-order change, times the examples of a batch. It knows
-        nothing of the closed-form recovery, so it is the shape of a curve rather than its height.
+        nothing of the closed-form recovery, so it is the shape of a curve rather than its height; the divergence
+        grows with the same matrix.
         """
         units = set(range(self.groups.by_name[group].size)) - set(self.best_units(group, kept, criterion))
         products = self._products(self.groups.by_name[group])
@@ -107,16 +151,35 @@ class SensitivityMeter:
         ]
         return torch.stack(found).sum(dim=0) if found else None
 
-    def _refreshed_loss(self, model: nn.Module) -> float:
-        refresh_batchnorm(model.to(self.device), [inputs for inputs, _ in self.batches])
-        return self._loss_of(model)
+    def _placed(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device).to(memory_format=memory_format(model)).eval()
+
+    def _refreshed(self, model: nn.Module) -> nn.Module:
+        model = self._placed(model)
+        with autocast(self.device):
+            refresh_batchnorm(model, self._refreshing)
+        return model
 
     @torch.no_grad()
-    def _loss_of(self, model: nn.Module) -> float:
-        model = model.to(self.device).eval()
+    def _outputs(self, model: nn.Module) -> Iterator[tuple[Any, Tensor]]:
+        for inputs, targets in self.unseen:
+            with autocast(self.device):
+                yield model(inputs.to(self.device)), targets.to(self.device)
+
+    def _reference(self, model: nn.Module, distils: bool) -> _Reference:
+        """Return what networks are compared with; their loss where outputs are not one tensor of logits."""
+        found = [outputs for outputs, _ in self._outputs(model)]
+        if distils and all(isinstance(o, Tensor) and o.dim() >= 2 and o.shape[1] > 1 for o in found):
+            return _Reference([outputs.float() for outputs in found], 0.0)
+        return _Reference(None, self._growth(model, _Reference(None, 0.0)))
+
+    def _growth(self, model: nn.Module, reference: _Reference) -> float:
         total = seen = 0.0
-        for inputs, targets in self.batches:
-            outputs = model(inputs.to(self.device))
-            total += float(self.loss(outputs, targets.to(self.device))) * len(inputs)
-            seen += len(inputs)
-        return total / seen
+        for number, (outputs, targets) in enumerate(self._outputs(model)):
+            if reference.logits is None:
+                loss = self.loss(outputs, targets)
+            else:
+                loss = distillation_loss(outputs.float(), reference.logits[number], temperature=1.0)
+            total += float(loss) * len(targets)
+            seen += len(targets)
+        return total / seen - reference.loss

@@ -19,10 +19,12 @@ from autoprune.study.artifacts import write_bytes_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A cut is called free where the loss grows by less than this share of the dense loss (and a constant for networks
-# that hardly lose anything).
+# A cut is called free where the loss grows by less than this share of the dense loss and a constant: for a divergence,
+# whose dense value is 0, 0.005 nats, some tenths of a point of accuracy.
 _FREE = 0.01
-_CONSTANT = 0.05
+_CONSTANT = 0.5
+# Smaller growths look alike on the map.
+_LEAST_SHOWN = 1e-3
 # Groups in the dearest quarter by loss for each byte are called precious.
 _PRECIOUS = 0.75
 
@@ -34,7 +36,7 @@ class Cell:
     Attributes:
         ratio: Share removed.
         kept: Units that stay.
-        loss: Growth of the calibration loss.
+        loss: Growth of the loss; see :class:`~autoprune.search.profile.CutLoss`.
         size: Share of the dense file that it saves, at the smallest bits.
         latency: Share of the dense latency that it saves at the smallest bits; below 0 where it is slower.
     """
@@ -160,9 +162,8 @@ def heat_map(profile: Profile, rows: Sequence[Row]) -> Figure:
         layout="constrained",
     )
     FigureCanvasAgg(figure)
-    least = _FREE * (profile.dense_loss + _CONSTANT)
     maps = (
-        ("loss on calibration data grows by (log10)", "loss", "YlOrRd"),
+        ("loss on unseen images grows by (log10)", "loss", "YlOrRd"),
         ("saves of the dense file, %", "size", "Greens"),
         ("saves of the dense latency, %", "latency", "PuOr"),
     )
@@ -173,7 +174,7 @@ def heat_map(profile: Profile, rows: Sequence[Row]) -> Figure:
             for cell in row.cells:
                 value = getattr(cell, name)
                 values[i, ratios.index(cell.ratio)] = (
-                    math.log10(max(value, least)) if name == "loss" else 100 * value
+                    math.log10(max(value, _LEAST_SHOWN)) if name == "loss" else 100 * value
                 )
         largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
         limits = {"vmin": -largest, "vmax": largest} if name == "latency" else {}

@@ -31,7 +31,7 @@ class GroupOptions:
         ratio: Share removed.
         bits: Bit-width.
         criterion: The criterion that lost least at this width; empty where nothing is cut.
-        loss: Predicted growth of the loss.
+        loss: Predicted growth of the loss; see :class:`~autoprune.search.profile.CutLoss`.
     """
 
     group: Group
@@ -156,10 +156,10 @@ def group_options(
     losses: dict[int, tuple[float, str]] = {group.size: (0.0, "")}
     ratios = {kept_count(group.size, ratio, space.width): ratio for ratio in reversed(space.ratios_of(group))}
     for kept in sorted(ratios, reverse=True):
-        entries = [cut for cut in cuts if cut.kept == kept and cut.criterion in space.criteria[group.type]]
         if kept == group.size:
             continue
-        best = min(entries, key=lambda cut: cut.growth, default=None)
+        entries = [cut for cut in cuts if cut.kept == kept and cut.criterion in space.criteria[group.type]]
+        best = min(_trusted(entries, cuts), key=lambda cut: cut.growth, default=None)
         criterion = best.criterion if best else space.criteria[group.type][0]
         growth = max(floor, best.growth if best else _unknown(group, kept))
         above = max(loss for loss, _ in losses.values())
@@ -177,6 +177,20 @@ def group_options(
     ]
     kept_units, shares, widths, criteria, growths = zip(*rows, strict=True)
     return GroupOptions(group, kept_units, shares, widths, criteria, np.array(growths))
+
+
+def _trusted(entries: Sequence[CutLoss], cuts: Sequence[CutLoss]) -> Sequence[CutLoss]:
+    """Return the entries of one width that may be compared.
+
+    A gradient's estimate is least for the criterion that ranks by that gradient, whatever that is worth. So what was
+    measured goes before any estimate, and estimates by criteria that were measured at other widths before the others.
+    """
+    known = {cut.criterion for cut in cuts if cut.measured}
+    return (
+        [cut for cut in entries if cut.measured]
+        or [cut for cut in entries if cut.criterion in known]
+        or entries[:1]
+    )
 
 
 def _unknown(group: Group, kept: int) -> float:

@@ -13,13 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 class CutLoss(BaseModel):
-    """Growth of the calibration loss when one group alone is cut and recovered in closed form.
+    """How far the outputs move when one group alone is cut and recovered in closed form.
 
     Attributes:
         group: Name of the group.
         kept: Units that stay.
         criterion: How units were ranked.
-        growth: Loss above the dense network's.
+        growth: Divergence of the outputs from the dense network's, in nats, above what new BatchNorm statistics alone
+            cause; growth of the task's loss where training does not distil.
         measured: Whether the network was run; else it is the gradient's estimate.
     """
 
@@ -64,8 +65,8 @@ class Profile(BaseModel):
     """All that was measured.
 
     Attributes:
-        dense_loss: Loss of the dense network on the calibration examples.
-        examples: Calibration examples that losses are taken over.
+        dense_loss: Loss of the dense network on the same examples; 0 for a divergence.
+        examples: Examples of the search split that losses are taken over.
         cuts: Loss for groups, widths and criteria.
         int8: Growth of the loss for each group whose layers compute in 8 bits; only measured ones.
         designs: Exported networks; the dense one first.

@@ -26,13 +26,14 @@ from autoprune.search.designs import design_recipes
 from autoprune.search.profile import CutLoss, Design, Profile, read_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Group, Groups, kept_count
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.workloads.weights import state_digest
 
-_FORMAT = 2
+_FORMAT = 3
 _EXAMPLES = 256
+_BATCH = 64
 # The share of the time for losses; the rest goes into exported networks.
 _LOSS_SHARE = 0.6
 # Networks that are exported whatever it costs: the dense one, and what a cost model cannot do without.
@@ -92,7 +93,7 @@ def profile_key(bench: Bench, space: SearchSpace) -> str:
         bench.config.seed,
         bench.config.calibration_examples,
         bench.config.target.model_dump(mode="json"),
-        [recovery.least_squares, recovery.batchnorm],
+        [recovery.least_squares, recovery.batchnorm, _distils(bench, recovery)],
         list(bench.workload.data.input_shape),
         [host["processor"], host["flags"], host["versions"]["onnxruntime"]],
     ]
@@ -113,18 +114,17 @@ def _with_losses(
     missing_int8 = [g for g, _, kind in wanted if kind == "int8" and g not in int8]
     if not missing and not missing_int8:
         return profile
-    batches, seen = [], 0
-    for batch in bench.calibration:
-        if seen < _EXAMPLES:
-            batches.append(batch)
-            seen += len(batch[0])
+    unseen = list(bench.workload.data.search.batches(_BATCH, limit=_EXAMPLES))
+    recovery = space.default_recovery()
     meter = SensitivityMeter(
         bench.workload.model,
         bench.groups,
         bench.statistics,
-        batches,
+        bench.calibration,
+        unseen,
         loss=bench.workload.loss,
-        recovery=space.default_recovery(),
+        recovery=recovery,
+        distils=_distils(bench, recovery),
         device=bench.device,
     )
     for done, (group, kept, kind) in enumerate(wanted):
@@ -143,9 +143,14 @@ def _with_losses(
     everything = [cuts.get(key) or _estimated(meter, cuts, *key) for key in wanted if key[2] != "int8"]
     asked = set(wanted)
     everything += [cut for key, cut in cuts.items() if key not in asked]  # another space's, kept for it
+    examples = sum(len(inputs) for inputs, _ in unseen)
     return profile.model_copy(
-        update={"dense_loss": meter.dense_loss, "examples": seen, "cuts": tuple(everything), "int8": int8}
+        update={"dense_loss": meter.dense_loss, "examples": examples, "cuts": tuple(everything), "int8": int8}
     )
+
+
+def _distils(bench: Bench, recovery: Recovery) -> bool:
+    return recovery.distill > 0 and bench.workload.training_step is None
 
 
 def _finite(growth: float, dense_loss: float) -> float:
@@ -168,7 +173,9 @@ def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]
                 widths = by_group[group.name]
                 if turn == 0 and place == 0 and 8 in space.bits_of(group):
                     yield group.name, 0, "int8"
-                if place < len(widths) and turn < len(criteria[group.name]):
+                # Criteria do not tell apart how a whole block is removed.
+                wanted = place < len(widths) and (turn == 0 or widths[place] > 0)
+                if wanted and turn < len(criteria[group.name]):
                     yield group.name, widths[place], criteria[group.name][turn]
 
 

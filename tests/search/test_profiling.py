@@ -117,8 +117,10 @@ def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Ben
         bench.groups,
         bench.statistics,
         bench.calibration,
+        list(bench.workload.data.search.batches(64)),
         loss=bench.workload.loss,
         recovery=SPACE.default_recovery(),
+        distils=True,
         device=bench.device,
     )
     kept = [32, 24, 16, 8, 0]
@@ -149,7 +151,7 @@ def test_rows_and_heat_map_tell_what_the_options_hold(bench: Bench, tmp_path: Pa
     assert len(content["groups"]) == len(rows)
     figure = heat_map(profile, rows)
     assert [axis.get_title() for axis in figure.axes][:3] == [
-        "loss on calibration data grows by (log10)", "saves of the dense file, %", "saves of the dense latency, %",
+        "loss on unseen images grows by (log10)", "saves of the dense file, %", "saves of the dense latency, %",
     ]  # fmt: skip
     write_heat_map(profile, rows, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
