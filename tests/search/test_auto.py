@@ -286,7 +286,8 @@ def test_what_needs_no_training_beats_what_does(tmp_path: Path) -> None:
             for f in free
             if f.size_ratio <= record.measurement.size_ratio
             and f.latency.ratio <= record.measurement.latency.ratio
-            and f.search.value >= record.measurement.search.value
+            # What a candidate may at best come to is known to a hair only.
+            and f.search.value >= record.measurement.search.value + 0.002
         ]
         assert beaten == []
 
