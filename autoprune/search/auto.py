@@ -116,7 +116,7 @@ class AutoSearch:
             if self._key(choice) not in self.candidates and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
-            axes = max(1, int(self.proposer.counts[1:].sum()))
+            axes = max(1, int(self.proposer.axes.counts[1:].sum()))
             parts = int(min(self._fitting(_FIRST_SHARE) / axes, self.config.most_networks))
             for choice in self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else ():
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
@@ -158,7 +158,7 @@ class AutoSearch:
             # What exceeds the cap on another axis covers nothing.
             within = np.flatnonzero((scaled < 1.0).all(axis=1))
             pool = [pool[row] for row in within]
-            counted = scaled[within][:, self.proposer.counts > 0]
+            counted = scaled[within][:, self.proposer.axes.counts > 0]
             if not pool or counted.shape[1] < 2:
                 return False
             found = uncovered(counted, [1 in c.lost for c in pool], self.config.most_networks)
@@ -286,7 +286,7 @@ class AutoSearch:
         """Return whether a trained network beats what the candidate may at best come to."""
         best = np.array(candidate.values(rung)) * np.array([self.steps()[rung].hopeful_loss, 1.0, 1.0])
         others = [c.values(rung + 1) for c in self.candidates.values() if rung + 1 in c.trials]
-        counts = self.proposer.counts
+        counts = self.proposer.axes.counts
         return is_hopeless(best * counts, np.array(others).reshape(-1, 3) * counts)
 
     def _train(self, candidate: Candidate, rung: int) -> None:
@@ -350,7 +350,7 @@ class AutoSearch:
     def _scaled(self, candidates: Sequence[Candidate], rung: int) -> Array:
         """Return results of ``rung`` as shares of where the volume ends, ``(n, 3)``."""
         values = np.array([c.values(rung) for c in candidates]).reshape(-1, 3)
-        return self.proposer.scaled(values, float(self._scales_at(rung)[0]))
+        return self.proposer.axes.scaled(values, float(self._scales_at(rung)[0]))
 
     def _scales_at(self, rung: int) -> Array:
         """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 
+from autoprune.search.axes import Axes
 from autoprune.search.loss_model import LossModel
 from autoprune.search.promotion import cover
 from autoprune.search.severity import ALL_LOST
-from autoprune.search.solver import Choices, Problem, neighbours_of, solve, solve_capped, sweep, weight_range
-from autoprune.search.volume import Array, Volume, counted_axes
+from autoprune.search.solver import Choices, Problem, neighbours_of, solve_capped, sweep
+from autoprune.search.volume import Array
+from autoprune.search.weights import solve_weighted, told_study, weight_distributions
 
 ARMS = ("solver", "weights", "moves")
 _FIRST_SHARES = {"solver": 0.6, "weights": 0.25, "moves": 0.15}
 # No arm starves: what gains nothing now may do so later.
 _LEAST_SHARE = 0.1
 _MEMORY = 0.9
-_STAGES = 4
 # The sampler over weights is told the latest results; more of them make it slow, not better.
 _TOLD = 150
 _TRIES = 24
-# Where the volume ends as a multiple of a hard cap, and the value of what exceeds the cap.
-_BEYOND_CAP = 1.25
-_OUTSIDE = 2.0
 # Shares of a hard cap that are solved for.
 _MARGINS = (1.0, 0.97, 0.9)
 # Solutions whose neighbours are candidates too.
@@ -96,20 +92,17 @@ class Proposer:
         within: Callable[[Choices], Sequence[NDArray[np.bool_]]] | None = None,
         capped_loss: bool = False,
     ) -> None:
-        self.scales = scales
+        self.axes = Axes(scales, objectives, capped_loss=capped_loss)
         self.objectives = tuple(objectives)
         self.seed = seed
         self.results: list[Result] = []
         self.arms = ARMS if use_solver else ("moves",)
         self._canonical = canonical
         self._within = within
-        self.capped_loss = capped_loss
         self._plain = problem
         self._problem = problem
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
         self._seen: set[bytes] = set()
-        self._masks = self._axis_masks()
-        self._volumes = [Volume(np.empty((0, 3)))] * len(self._masks)
         self._raw = np.empty((0, 3))
         self.model = LossModel(1.0, 0.8, np.ones(len(problem.loss)))
         self._pool: Choices | None = None
@@ -119,15 +112,15 @@ class Proposer:
 
     def add(self, result: Result) -> float:
         """Take a result and return the hypervolume that it gained; the arm's share follows."""
-        gain = float(self._gains(self.scaled(result.values[None]))[0])
+        gain = float(self.axes.gains(self.axes.scaled(result.values[None]))[0])
         self.results.append(result)
         self._raw = np.concatenate([self._raw, result.values[None]])
         self._seen.add(self._key(result.choice))
         if gain > 0:
-            self._volumes = self._measured(self._raw)
+            self.axes.take(self._raw)
         if result.arm in self._gained:
             # The unit of gain shrinks as the search goes on, so that early luck is forgotten.
-            unit = max(self._total(self._volumes), 1e-9) / np.sqrt(len(self.results))
+            unit = max(self.axes.total, 1e-9) / np.sqrt(len(self.results))
             kept = self._gained[result.arm] * _MEMORY
             self._gained[result.arm] = kept + (1 - _MEMORY) * min(1.0, gain / unit)
         return gain
@@ -136,7 +129,7 @@ class Proposer:
         """Take better predictions of costs: the solver's tables, and size and latency of all results, ``(n, 2)``."""
         self._plain = problem
         self._raw[:, 1:] = costs
-        self._volumes = self._measured(self._raw)
+        self.axes.take(self._raw)
         self._fitted_to = 0
         self._pool = None
 
@@ -145,48 +138,16 @@ class Proposer:
 
     def rescale(self, lost: float) -> None:
         """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
-        self.scales = np.array([lost, *self.scales[1:]])
-        self._volumes = self._measured(self._raw)
+        self.axes.ends = np.array([lost, *self.axes.ends[1:]])
+        self.axes.take(self._raw)
         self._pool = None
 
     def gained_lately(self, count: int) -> float:
         """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
-        total = self._total(self._volumes)
+        total = self.axes.total
         if total <= 0:
             return 0.0
-        return (total - self._total(self._measured(self._raw[: max(0, len(self._raw) - count)]))) / total
-
-    # -- volumes -----------------------------------------------------------------------------
-
-    def _axis_masks(self) -> list[Array]:
-        """Return which axes make each volume: all objectives, and the loss against each cost alone.
-
-        Whoever has a limit on one cost asks for the best capability at that cost, whatever the others are. The volume
-        over all costs hardly grows by such a network once there are others that are small in everything.
-        """
-        counts = self.counts
-        single = [np.eye(3)[0] + np.eye(3)[axis] for axis in (1, 2) if counts[axis]]
-        return [counts, *single] if len(single) > 1 else [counts]
-
-    @staticmethod
-    def _on_axes(values: Array, mask: Array) -> Array:
-        masked: Array = values * mask
-        masked[(values >= _OUTSIDE).any(axis=1)] = _OUTSIDE  # a cap holds whatever axes are looked at
-        return masked
-
-    def _measured(self, raw: Array) -> list[Volume]:
-        scaled = self.scaled(raw)
-        return [Volume(self._on_axes(scaled, mask)) for mask in self._masks]
-
-    def _gains(self, values: Array) -> Array:
-        """Return what each candidate alone would add to the volumes, ``(m,)``."""
-        pairs = zip(self._volumes, self._masks, strict=True)
-        gains: Array = np.sum([volume.gains(self._on_axes(values, mask)) for volume, mask in pairs], axis=0)
-        return gains
-
-    @staticmethod
-    def _total(volumes: Sequence[Volume]) -> float:
-        return sum(volume.total for volume in volumes)
+        return (total - self.axes.total_of(self._raw[: max(0, len(self._raw) - count)])) / total
 
     @property
     def shares(self) -> dict[str, float]:
@@ -195,33 +156,11 @@ class Proposer:
         free = 1.0 - _LEAST_SHARE * len(self._gained)
         return {arm: _LEAST_SHARE + free * gained / total for arm, gained in self._gained.items()}
 
-    @property
-    def counts(self) -> Array:
-        """1 for each axis that is an objective of the study, else 0."""
-        return counted_axes(self.objectives)
-
     def values_of(self, choices: Choices) -> Array:
         """Return predicted values of choices, ``(n, 3)``; see :class:`Result`."""
         predicted = self._problem.evaluate(choices)
         lost = self.model.lost(predicted[:, 0])
-        return self.scaled(np.stack([lost, predicted[:, 1], predicted[:, 2]], axis=1))
-
-    def scaled(self, values: Array, lost: float | None = None) -> Array:
-        """Return capability lost, size and latency as shares of where the volume ends.
-
-        The volume ends a little beyond a cap, or the best network that just keeps it would have none; what exceeds
-        the cap has none.
-
-        Args:
-            values: ``(n, 3)``.
-            lost: Where the volume ends in capability lost, for results of another fidelity.
-        """
-        ends = self.scales if lost is None else np.array([lost, *self.scales[1:]])
-        capped = np.array([self.capped_loss, self.scales[1] < 1.0, self.scales[2] < 1.0])
-        scaled: Array = values / (ends * np.where(capped, _BEYOND_CAP, 1.0)) * self.counts
-        # A cap holds on an axis that is no objective, too.
-        scaled[(values > ends) & capped] = _OUTSIDE
-        return scaled
+        return self.axes.scaled(np.stack([lost, predicted[:, 1], predicted[:, 2]], axis=1))
 
     # -- proposing ---------------------------------------------------------------------------
 
@@ -282,14 +221,14 @@ class Proposer:
         if self._pool is None:
             solutions = np.concatenate([sweep(self._problem, objectives=self.objectives), *self._at_caps()])
             values = self.values_of(solutions)
-            best = np.argsort(-self._gains(values))[:_NEAR]
+            best = np.argsort(-self.axes.gains(values))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
         fresh = np.array([self._key(row) not in self._seen for row in self._pool], dtype=bool)
         pool = self._pool[fresh]
         if not len(pool):
             return None
-        gains = self._gains(self.values_of(pool))
+        gains = self.axes.gains(self.values_of(pool))
         best_row = int(gains.argmax())
         return Proposal(pool[best_row], "solver") if gains[best_row] > 0 else None
 
@@ -300,19 +239,19 @@ class Proposer:
             Rows ``(1, groups)``.
         """
         found = []
-        _, size, latency = self.scales
+        lost, size, latency = self.axes.ends
         if min(size, latency) < 1.0:
             found = [
                 solve_capped(self._problem, max_size=size * margin, max_latency=latency * margin)
                 for margin in _MARGINS
             ]
-        if self.capped_loss:
+        if self.axes.capped_loss:
             found += [
                 solve_capped(
                     self._problem,
                     max_size=size,
                     max_latency=latency,
-                    max_loss=self.model.total(self.scales[0] * margin),
+                    max_loss=self.model.total(lost * margin),
                     objectives=self.objectives,
                 )
                 for margin in _MARGINS
@@ -321,51 +260,16 @@ class Proposer:
 
     def _by_weights(self, generator: np.random.Generator) -> Proposal | None:
         """Let Optuna choose weight, trade, trust in 8 bits and factors of the stages, and solve for those."""
-        study = optuna.create_study(
-            directions=["minimize"] * 3, sampler=_sampler(int(generator.integers(2**31)))
-        )
-        told = [r for r in self.results if r.weights][-_TOLD:]
-        study.add_trials(
-            [
-                optuna.trial.create_trial(
-                    params=r.weights, distributions=self._distributions(), values=[float(v) for v in r.values]
-                )
-                for r in told
-            ]
-        )
+        told = [(r.weights, r.values) for r in self.results if r.weights][-_TOLD:]
+        study = told_study(told, self.objectives, int(generator.integers(2**31)))
+        distributions = weight_distributions(self.objectives)
         for _ in range(4):
-            trial = study.ask(self._distributions())
-            choice = self.solved(trial.params)
+            trial = study.ask(distributions)
+            choice = solve_weighted(self._problem, self._plain, trial.params, self.objectives)
             if self._key(choice) not in self._seen:
                 return Proposal(choice, "weights", dict(trial.params))
             study.tell(trial, [float(v) for v in self.values_of(choice[None])[0]])
         return None
-
-    def solved(self, weights: dict[str, float]) -> Choices:
-        """Return the solution for what the sampler chose."""
-        groups = len(self._problem.loss)
-        stage = np.arange(groups) * _STAGES // max(1, groups)
-        loss = []
-        for index, (corrected, plain) in enumerate(zip(self._problem.loss, self._plain.loss, strict=True)):
-            factor = 10.0 ** weights[f"stage{stage[index]}"]
-            loss.append(corrected * factor + (10.0 ** weights["caution"]) * 1e-3 * (plain > 0))
-        problem = _with_losses(self._problem, loss)
-        low, high = weight_range(self._plain)
-        total = 10.0 ** (low + (high - low) * weights["weight"])
-        share = weights.get("latency_share", 1.0 if "latency" in self.objectives else 0.0)
-        found: Choices = solve(problem, np.array([total * (1 - share)]), np.array([total * share]))[0]
-        return found
-
-    def _distributions(self) -> dict[str, optuna.distributions.BaseDistribution]:
-        real = optuna.distributions.FloatDistribution
-        found: dict[str, optuna.distributions.BaseDistribution] = {
-            "weight": real(0.0, 1.0),  # a share of the range of weights, which moves with the predicted costs
-            "caution": real(-2.0, 1.0),
-        }
-        if {"size", "latency"} <= set(self.objectives):
-            found["latency_share"] = real(0.0, 1.0)
-        found |= {f"stage{stage}": real(-0.7, 0.7) for stage in range(_STAGES)}
-        return found
 
     def _by_moves(self, generator: np.random.Generator) -> Proposal | None:
         """Change one to three groups of a member of the front, the best predicted of a few."""
@@ -384,7 +288,7 @@ class Proposer:
             return None
         # The best of a few, not of all: what does not add up is found where the prediction is wrong.
         some = np.stack(candidates[:6])
-        return Proposal(some[int(self._gains(self.values_of(some)).argmax())], "moves")
+        return Proposal(some[int(self.axes.gains(self.values_of(some)).argmax())], "moves")
 
     def _at_random(self, generator: np.random.Generator) -> Proposal | None:
         for _ in range(_TRIES):
@@ -393,16 +297,11 @@ class Proposer:
                 return Proposal(row, "moves")
         return None
 
-    def _front(self) -> NDArray[np.int64]:
+    def _front(self) -> Choices:
         if not self.results:
             return np.empty((0, len(self._plain.loss)), dtype=np.int64)
-        scaled = self.scaled(self._raw)
-        on_front = np.zeros(len(self.results), dtype=bool)
-        for volume, mask in zip(self._volumes, self._masks, strict=True):
-            members = {row.tobytes() for row in volume.front}
-            rows = np.clip(self._on_axes(scaled, mask), 0.0, None)
-            on_front |= np.array([row.tobytes() in members for row in rows])
-        found = [r.choice for r, is_on in zip(self.results, on_front, strict=True) if is_on]
+        pairs = zip(self.results, self.axes.on_front(self._raw), strict=True)
+        found = [r.choice for r, is_on in pairs if is_on]
         return np.stack(found) if found else np.empty((0, len(self._plain.loss)), dtype=np.int64)
 
     def _refit(self) -> None:
@@ -412,8 +311,8 @@ class Proposer:
             ran = self._raw[:, 0] < ALL_LOST
             self.model = LossModel.fit(losses[ran], self._raw[ran, 0])
             factors = self.model.factors
-            self._problem = _with_losses(
-                self._plain, [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]
+            self._problem = self._plain.with_losses(
+                [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]
             )
             self._fitted_to = len(self.results)
             self._pool = None
@@ -424,15 +323,3 @@ class Proposer:
     def _generator(self) -> np.random.Generator:
         text = f"{self.seed}:{len(self.results)}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
-
-
-def _with_losses(problem: Problem, loss: Sequence[Array]) -> Problem:
-    return Problem(
-        tuple(loss), problem.size, problem.latency, problem.pairs, problem.base_size, problem.base_latency
-    )
-
-
-def _sampler(seed: int) -> optuna.samplers.BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, seed=seed)

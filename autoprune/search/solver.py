@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -70,6 +70,10 @@ class Problem:
     pairs: tuple[Pair, ...] = ()
     base_size: float = 0.0
     base_latency: float = 0.0
+
+    def with_losses(self, loss: Sequence[Array]) -> Problem:
+        """Return the same costs with other losses."""
+        return replace(self, loss=tuple(loss))
 
     @cached_property
     def neighbours(self) -> tuple[tuple[tuple[int, Array, Array], ...], ...]:

@@ -20,6 +20,7 @@ import optuna  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from autoprune.search.proposals import Proposer, Result  # noqa: E402
+from autoprune.search.weights import weight_distributions  # noqa: E402
 from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna  # noqa: E402
 
 SEEDS = range(5)
@@ -66,11 +67,8 @@ def proposal_ms() -> float:
     for number, (row, value) in enumerate(zip(rows, values, strict=True)):
         weights = {}
         if number % 4 == 0:  # as many as that arm usually has
-            distributions = proposer._distributions()
-            weights = {
-                name: float(generator.uniform(d.low, d.high))  # type: ignore[attr-defined]
-                for name, d in distributions.items()
-            }
+            distributions = weight_distributions(("accuracy", "latency", "size"))
+            weights = {name: float(generator.uniform(d.low, d.high)) for name, d in distributions.items()}
         proposer.add(Result(row, "weights" if weights else "solver", value, weights))
     taken = []
     for _ in range(40):

@@ -119,7 +119,7 @@ def test_an_axis_that_is_no_objective_changes_no_proposal(problem: Synthetic) ->
 
 def test_a_cap_holds_on_an_axis_that_is_no_objective(problem: Synthetic) -> None:
     proposer = Proposer(problem.profile, np.array([0.1, 1.0, 0.4]), ("accuracy", "size"), seed=0)
-    within, beyond = proposer.scaled(np.array([[0.02, 0.5, 0.3], [0.02, 0.5, 0.9]]))
+    within, beyond = proposer.axes.scaled(np.array([[0.02, 0.5, 0.3], [0.02, 0.5, 0.9]]))
     assert (within < 1.0).all()
     assert (beyond > 1.0).any()
 
