@@ -40,6 +40,8 @@ _FIRST_SHARE = 0.25
 _LEAST_BASELINES = 2
 # Where there is no time for so many solutions for each axis, those of the largest predicted gain are better.
 _LEAST_ANCHORS = 4
+# Solutions for each axis and network of the final recovery.
+_ANCHORS = 2
 # Screening ends when so many in a row together gained less than this share of the volume.
 _STALLED_AFTER = 60
 _STALLED_GAIN = 0.01
@@ -117,7 +119,7 @@ class AutoSearch:
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
             axes = max(1, int(self.proposer.axes.counts[1:].sum()))
-            parts = int(min(self._fitting(_FIRST_SHARE) / axes, self.config.most_networks))
+            parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
             for choice in self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else ():
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
                     self._evaluate(Proposal(choice, "solver"), "", 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _LEAST_GAIN = 4
 _LEAST_FREE = 2
 # Networks that do not cover the axes have to promise this much more volume.
 _HARDLY_MORE = 1.1
+# The volume hardly depends on their number: the more there are to choose from, the better.
+_HARDLY_LESS = 0.98
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
@@ -148,32 +151,43 @@ class FinalPhase:
     def _networks(self) -> list[list[TrialRecord]]:
         """Choose the networks to train.
 
-        The default search takes as many as promise the largest volume in the time left: each costs the others training.
-        Networks that cover the axes come before a choice that promises hardly more. A plain sampler's study takes
-        as many as the time left can train for long enough.
+        The default search takes as many as promise about the largest volume in the time left: each costs the others
+        training. Networks that cover the axes come before a choice that promises hardly more. A plain sampler's study
+        takes as many as the time left can train for long enough.
         """
         config = self.bench.config
         auto = config.sampler == "auto"
         found: list[list[TrialRecord]] = []
-        promised = 0.0
-        for covering in (True, False) if auto else (True,):
-            most = config.most_networks
-            needed = promised * (1.0 if covering else _HARDLY_MORE)
-            while most > 0:
-                networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
-                left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
-                if not networks or left_s < len(networks) * self._least_s(networks):
-                    most = min(most, len(networks)) - 1
-                    continue
-                if not auto:
-                    found = networks
-                    break
-                volume = self.driver.outlook.expected_volume(networks, left_s / len(networks))
-                if volume > needed:
-                    found, promised, needed = networks, volume, volume
-                most = min(most, len(networks)) - 1
+        if auto:
+            covering, promised = self._most_covering(self._affordable(covering=True))
+            others = max(self._affordable(covering=False), key=lambda choice: choice[0], default=(0.0, found))
+            found = others[1] if others[0] > _HARDLY_MORE * promised else covering
+        else:
+            found = next((networks for _, networks in self._affordable(covering=True)), found)
         self._trains = bool(found)
         return found or self._affordable_untrained()
+
+    def _affordable(self, *, covering: bool) -> Iterator[tuple[float, list[list[TrialRecord]]]]:
+        """Yield choices that there is time to train for long enough, and the volume they promise; the largest first."""
+        most = self.bench.config.most_networks
+        while most > 0:
+            networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
+            left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
+            if networks and left_s >= len(networks) * self._least_s(networks):
+                yield self.driver.outlook.expected_volume(networks, left_s / len(networks)), networks
+            most = min(most, len(networks)) - 1
+
+    @staticmethod
+    def _most_covering(
+        choices: Iterable[tuple[float, list[list[TrialRecord]]]],
+    ) -> tuple[list[list[TrialRecord]], float]:
+        """Return the most networks that promise hardly less than the best number of them, and what they promise."""
+        known = list(choices)
+        best = max((volume for volume, _ in known), default=0.0)
+        for volume, networks in known:
+            if volume >= _HARDLY_LESS * best:
+                return networks, volume
+        return [], 0.0
 
     def _unfinished(self, networks: list[list[TrialRecord]]) -> list[list[TrialRecord]]:
         """Leave out what a killed run of this phase has done."""

@@ -10,7 +10,7 @@ import numpy as np
 from autoprune.measure.record import Measurement
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.fidelity import SEEN_SPLIT, final_left, left_by_rung
+from autoprune.search.fidelity import INHERITED, SEEN_SPLIT, final_left, left_by_rung
 from autoprune.search.lineage import prunes_further
 from autoprune.search.selection import choose_networks
 from autoprune.search.severity import severity, volume_ends
@@ -104,7 +104,8 @@ class Outlook:
             counts = leader.recipe.kept_counts(self.bench.groups)
             before = [steps for parent, steps in lines if prunes_further(counts, parent)]
             taken = self.space.rungs[min(leader.rung, len(self.space.rungs) - 1)].steps
-            steps = own + max([taken, *before] if self.bench.config.has_lineage else [taken])
+            before = before if self.bench.config.has_lineage else []
+            steps = own + max([taken, *(INHERITED * each for each in before)])
             lines.append((counts, steps))
             left = final_left(steps, taken) if taken else 1.0
             rows.append(self._row(leader.measurement, dense, seen * left))
@@ -150,6 +151,6 @@ class Outlook:
         if final_s is None or step_s <= 0:
             return None
         config = self.bench.config
-        # Half of a line is behind a network on average; without lines each has its own share.
-        share = 0.5 if config.has_lineage else 1.0 / max(1, config.most_networks)
-        return share * final_s / step_s
+        # Each has its own share; in a line what is inherited of all that is behind adds up.
+        gain = 1.0 / (1.0 - INHERITED) if config.has_lineage else 1.0
+        return gain * final_s / max(1, config.most_networks) / step_s
