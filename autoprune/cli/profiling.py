@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autoprune.report.profile_view import Cell, Row
 
 _SHOWN = (0.25, 0.5, 0.75)
+_LOST = {"divergence": "divergence of the outputs in nats", "loss": "growth of the task's loss"}
 # A width stands under a heading no farther from it than this.
 _NEAR = 0.13
 
@@ -64,11 +65,11 @@ def profile(
     if json:
         print_json({"model": settings.model, "heat_map": str(to), **content})
         return
-    _print_rows(rows)
+    _print_rows(rows, _LOST[measured.measure])
     print_pairs({**{k: v for k, v in content.items() if k != "groups"}, "heat_map": str(to)})
 
 
-def _print_rows(rows: list[Row]) -> None:
+def _print_rows(rows: list[Row], lost: str) -> None:
     bits = min((row.bits for row in rows), default=32)
     columns = ["group", "units", f"{bits} bits", *(f"-{ratio:.0%}" for ratio in _SHOWN), "whole block", "is"]
     lines = []
@@ -81,9 +82,7 @@ def _print_rows(rows: list[Row]) -> None:
             cells.append(_cell(near) if near and abs(near.ratio - ratio) <= _NEAR else "")
         gone = next((cell for cell in row.cells if not cell.kept), None)
         lines.append([row.group, str(row.units), *cells, _cell(gone) if gone else "", row.verdict])
-    print_text(
-        "each choice: growth of the loss, share of the dense file saved, share of the dense latency saved"
-    )
+    print_text(f"each choice: {lost}, share of the dense file saved, share of the dense latency saved")
     print_table(columns, lines, ["units"], whole=["group", "is"])
 
 

@@ -87,7 +87,7 @@ class Trainer:
         self.final_loss = math.nan
         self._last: Tensor | None = None
         self.parts = 1
-        self._layout = memory_format(model)
+        self._layout = memory_format(model, lambda: stream.inputs(start_step)[0])
         copy = deepcopy(model).to(device).train()
         self.model: nn.Module = copy.to(memory_format=self._layout)
         self._weights = [p for p in self.model.parameters() if p.requires_grad]

@@ -54,6 +54,6 @@ def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Te
     """Round a layer's inputs to unsigned 8 bits over the range of the batch."""
     inputs = arguments[0]
     low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
-    scale = ((high - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = ((high - low) / 255).clamp_min(torch.finfo(inputs.dtype).tiny)
     zero = (-low / scale).round()  # an integer, so that 0 stays 0
     return (((inputs / scale).round() + zero).clamp(0, 255) - zero) * scale, *arguments[1:]

@@ -1,4 +1,4 @@
-"""Sensitivity: how far the outputs on new images move when one group alone is cut or quantized.
+"""Sensitivity: how far the outputs move when one group alone is cut or quantized.
 
 References:
     [Molchanov2019] Importance Estimation for Neural Network Pruning, CVPR 2019.
@@ -8,9 +8,9 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class _Reference:
     """What a network is compared with.
 
     Attributes:
-        logits: Outputs for each batch; None where losses are compared.
+        logits: Outputs for each batch, in float16 on the CPU; None where losses are compared.
         loss: The loss that counts as no growth.
     """
 
@@ -50,8 +50,8 @@ class SensitivityMeter:
     The measure is the divergence of the outputs from the dense network's, which training brings back: added over
     groups, divergences on a few hundred images rank whole recipes nearly as trials do, where the task's loss hardly
     moves before much is lost. The images have to be others than those that the recovery was fitted to, on which
-    even the removal of a whole block can look free. Networks whose training does not distil are compared by the task's
-    loss.
+    even the removal of a whole block can look free. Networks whose training does not distil, or whose targets are no
+    classes, are compared by the task's loss.
 
     BatchNorm statistics of a few hundred examples change outputs by themselves, which is no cut's doing. So cuts are
     compared with the dense network under such statistics.
@@ -92,15 +92,21 @@ class SensitivityMeter:
         self.device = device
         self._scores: dict[tuple[str, str], Tensor] = {}
         keep_freed_memory()
+        self._layout = memory_format(dense, lambda: unseen[0][0])
+        distils = distils and not any(targets.is_floating_point() for _, targets in unseen)
         self._dense = self._reference(self._placed(deepcopy(dense)), distils)
-        self._uncut = self._dense
-        if recovery.batchnorm:
-            self._uncut = self._reference(self._refreshed(deepcopy(dense)), distils)
+        uncut = self._refreshed(deepcopy(dense)) if recovery.batchnorm else self._placed(deepcopy(dense))
+        self._uncut = self._reference(uncut, distils, fast=distils)
 
     @property
     def dense_loss(self) -> float:
         """Loss of the dense network; 0 for a divergence."""
         return self._dense.loss
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether growths are divergences of outputs, in nats; else they are the task's loss."""
+        return self._dense.logits is not None
 
     def of_cut(self, group: str, kept: int, criterion: str) -> float:
         """Return the growth of the loss when ``group`` keeps ``kept`` units, ranked by ``criterion``."""
@@ -111,12 +117,12 @@ class SensitivityMeter:
                 self.dense, model, self.groups, plan, self.statistics, refreshed=self.recovery.batchnorm
             )
         model = self._refreshed(model) if self.recovery.batchnorm else self._placed(model)
-        return self._growth(model, self._uncut)
+        return self._growth(model, self._uncut, fast=self.compares_outputs)
 
     def of_int8(self, group: str) -> float:
         """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
         model = self._placed(rounded(self.dense, self.groups.by_name[group].producers))
-        return self._growth(model, self._dense)
+        return self._growth(model, self._dense)  # in float32: bfloat16 would round away what 8 bits change
 
     def estimate(self, group: str, kept: int, criterion: str) -> float:
         """Estimate :meth:`of_cut` from one backward pass that was taken for all groups at once.
@@ -152,7 +158,7 @@ class SensitivityMeter:
         return torch.stack(found).sum(dim=0) if found else None
 
     def _placed(self, model: nn.Module) -> nn.Module:
-        return model.to(self.device).to(memory_format=memory_format(model)).eval()
+        return model.to(self.device).to(memory_format=self._layout).eval()
 
     def _refreshed(self, model: nn.Module) -> nn.Module:
         model = self._placed(model)
@@ -161,25 +167,30 @@ class SensitivityMeter:
         return model
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> Iterator[tuple[Any, Tensor]]:
+    def _outputs(self, model: nn.Module, *, fast: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield outputs in float32, and targets; ``fast`` computes in the type that is fastest on the device."""
         for inputs, targets in self.unseen:
-            with autocast(self.device):
-                yield model(inputs.to(self.device)), targets.to(self.device)
+            with autocast(self.device) if fast else nullcontext():
+                outputs = model(inputs.to(self.device))
+            yield outputs.float(), targets.to(self.device)
 
-    def _reference(self, model: nn.Module, distils: bool) -> _Reference:
-        """Return what networks are compared with; their loss where outputs are not one tensor of logits."""
-        found = [outputs for outputs, _ in self._outputs(model)]
-        if distils and all(isinstance(o, Tensor) and o.dim() >= 2 and o.shape[1] > 1 for o in found):
-            return _Reference([outputs.float() for outputs in found], 0.0)
+    def _reference(self, model: nn.Module, distils: bool, *, fast: bool = False) -> _Reference:
+        """Return what networks are compared with: outputs if they are logits of several classes, else the loss."""
+        if distils:
+            limit = torch.finfo(torch.float16).max
+            found = [o.clamp(-limit, limit).half().cpu() for o, _ in self._outputs(model, fast=fast)]
+            if all(o.dim() >= 2 and o.shape[1] > 1 for o in found):
+                return _Reference(found, 0.0)
         return _Reference(None, self._growth(model, _Reference(None, 0.0)))
 
-    def _growth(self, model: nn.Module, reference: _Reference) -> float:
+    def _growth(self, model: nn.Module, reference: _Reference, *, fast: bool = False) -> float:
         total = seen = 0.0
-        for number, (outputs, targets) in enumerate(self._outputs(model)):
+        for number, (outputs, targets) in enumerate(self._outputs(model, fast=fast)):
             if reference.logits is None:
                 loss = self.loss(outputs, targets)
             else:
-                loss = distillation_loss(outputs.float(), reference.logits[number], temperature=1.0)
+                taught = reference.logits[number].to(outputs)
+                loss = distillation_loss(outputs, taught, temperature=1.0)
             total += float(loss) * len(targets)
             seen += len(targets)
         return total / seen - reference.loss

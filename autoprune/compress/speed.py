@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprune.compress.layers import BatchNorm
 
@@ -43,11 +45,27 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def memory_format(model: nn.Module) -> torch.memory_format:
-    """Return the memory layout of activations in which ``model`` trains fastest."""
+def memory_format(model: nn.Module, example: Callable[[], Tensor]) -> torch.memory_format:
+    """Return the memory layout of activations in which ``model`` trains fastest, of those in which it runs at all.
+
+    A network that flattens feature maps by ``view`` does not run in ``channels_last``.
+
+    Args:
+        model: A network; it is not changed.
+        example: Returns inputs, ``(n, ...)``; asked only where they decide.
+    """
     has_conv = any(isinstance(m, nn.Conv2d) for m in model.modules())
     narrow = any(isinstance(m, BatchNorm) and m.num_features < _NARROW for m in model.modules())
-    return torch.channels_last if has_conv and not narrow else torch.contiguous_format
+    if not has_conv or narrow:
+        return torch.contiguous_format
+    inputs = example()[:1].cpu()
+    copy = deepcopy(model).cpu().eval().to(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            copy(inputs.to(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 @cache

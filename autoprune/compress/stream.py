@@ -86,7 +86,7 @@ class TeacherStream:
     def _ask(self, inputs: Tensor) -> Tensor:
         if self._teacher is None:
             keep_freed_memory()
-            self._layout = memory_format(self._source)
+            self._layout = memory_format(self._source, lambda: inputs)
             teacher = deepcopy(self._source).eval().to(self.device)
             self._teacher = teacher.to(memory_format=self._layout)
         images = inputs.to(memory_format=self._layout) if inputs.dim() == 4 else inputs

@@ -19,12 +19,12 @@ from autoprune.study.artifacts import write_bytes_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A cut is called free where the loss grows by less than this share of the dense loss and a constant: for a divergence,
-# whose dense value is 0, 0.005 nats, some tenths of a point of accuracy.
+# A cut is called free where the loss grows by less than this share of the dense loss (and a constant for networks
+# that hardly lose anything), or outputs diverge by less, in nats: some tenths of a point of accuracy.
 _FREE = 0.01
-_CONSTANT = 0.5
-# Smaller growths look alike on the map.
-_LEAST_SHOWN = 1e-3
+_CONSTANT = 0.05
+_FREE_DIVERGENCE = 0.005
+_TITLES = {"divergence": "outputs diverge by (nats, log10)", "loss": "the task's loss grows by (log10)"}
 # Groups in the dearest quarter by loss for each byte are called precious.
 _PRECIOUS = 0.75
 
@@ -80,7 +80,7 @@ def profile_rows(profile: Profile, options: Options) -> list[Row]:
     rows = [_row(o, costs, smallest) for o in options.of]
     dear = {row.group: _price(row) for row in rows if row.cells}
     limit = float(np.quantile(list(dear.values()), _PRECIOUS)) if dear else math.inf
-    free = _FREE * (profile.dense_loss + _CONSTANT)
+    free = _least_loss(profile)
     verdicts = {
         row.group: "free"
         if any(cell.ratio >= 0.2 and cell.loss < free for cell in row.cells)
@@ -90,6 +90,12 @@ def profile_rows(profile: Profile, options: Options) -> list[Row]:
         for row in rows
     }
     return [Row(**{**vars(row), "verdict": verdicts[row.group]}) for row in rows]
+
+
+def _least_loss(profile: Profile) -> float:
+    if profile.measure == "divergence":
+        return _FREE_DIVERGENCE
+    return _FREE * (profile.dense_loss + _CONSTANT)
 
 
 def _row(options: GroupOptions, costs: CostModel, smallest: dict[str, int]) -> Row:
@@ -137,6 +143,7 @@ def profile_json(profile: Profile, options: Options, rows: Sequence[Row]) -> dic
     measured = sum(cut.measured for cut in profile.cuts)
     error = None if math.isnan(costs.latency_error) else costs.latency_error
     return {
+        "measure": profile.measure,
         "dense_loss": profile.dense_loss,
         "examples": profile.examples,
         "losses_measured": measured,
@@ -163,10 +170,11 @@ def heat_map(profile: Profile, rows: Sequence[Row]) -> Figure:
     )
     FigureCanvasAgg(figure)
     maps = (
-        ("loss on unseen images grows by (log10)", "loss", "YlOrRd"),
+        (_TITLES[profile.measure], "loss", "YlOrRd"),
         ("saves of the dense file, %", "size", "Greens"),
         ("saves of the dense latency, %", "latency", "PuOr"),
     )
+    least = _least_loss(profile) / 5
     axes = figure.subplots(1, 3, sharey=True, squeeze=False)[0]
     for axis, (title, name, colours) in zip(axes, maps, strict=True):
         values = np.full((max(1, len(shown)), max(1, len(ratios))), np.nan)
@@ -174,7 +182,7 @@ def heat_map(profile: Profile, rows: Sequence[Row]) -> Figure:
             for cell in row.cells:
                 value = getattr(cell, name)
                 values[i, ratios.index(cell.ratio)] = (
-                    math.log10(max(value, _LEAST_SHOWN)) if name == "loss" else 100 * value
+                    math.log10(max(value, least)) if name == "loss" else 100 * value
                 )
         largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
         limits = {"vmin": -largest, "vmax": largest} if name == "latency" else {}

@@ -120,9 +120,12 @@ class AutoSearch:
         if self.config.auto.solver:
             axes = max(1, int(self.proposer.axes.counts[1:].sum()))
             parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
-            for choice in self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else ():
+            begun_s = self.clock.monotonic()
+            anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
+            each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
+            for choice in anchors:
                 if self._key(choice) not in self.candidates and self.driver.may_propose():
-                    self._evaluate(Proposal(choice, "solver"), "", 0.0)
+                    self._evaluate(Proposal(choice, "solver"), "", each_s)
         while self.driver.may_propose() and self._do_next():
             pass
 

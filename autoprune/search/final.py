@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency
 from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver
+from autoprune.search.fidelity import INHERITED
 from autoprune.search.jobs import describe, with_steps
 from autoprune.search.lineage import prunes_further
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
@@ -29,7 +30,9 @@ _LEAST_FREE = 2
 # Networks that do not cover the axes have to promise this much more volume.
 _HARDLY_MORE = 1.1
 # The volume hardly depends on their number: the more there are to choose from, the better.
-_HARDLY_LESS = 0.98
+_HARDLY_LESS = 0.97
+
+Networks = list[list[TrialRecord]]
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
@@ -53,6 +56,22 @@ class FinalPoint:
     artifact: Artifact
     search: Capability
     report: Capability
+
+
+def choose_number(
+    covering: Sequence[tuple[float, Networks]], others: Sequence[tuple[float, Networks]]
+) -> Networks:
+    """Return the most networks that promise hardly less than the best number of them.
+
+    Args:
+        covering: Choices that cover the axes, the largest first, with the volume that each promises to add.
+        others: Choices that only add volume; the best of them is taken where it promises clearly more.
+    """
+    best = max((volume for volume, _ in covering), default=0.0)
+    promised, rival = max(others, key=lambda choice: choice[0], default=(0.0, []))
+    if promised > _HARDLY_MORE * best:
+        return rival
+    return next((networks for volume, networks in covering if volume >= _HARDLY_LESS * best), [])
 
 
 class FinalPhase:
@@ -151,7 +170,7 @@ class FinalPhase:
     def _networks(self) -> list[list[TrialRecord]]:
         """Choose the networks to train.
 
-        The default search takes as many as promise about the largest volume in the time left: each costs the others
+        The default search takes the most that promise about the largest volume in the time left: each costs the others
         training. Networks that cover the axes come before a choice that promises hardly more. A plain sampler's study
         takes as many as the time left can train for long enough.
         """
@@ -159,35 +178,25 @@ class FinalPhase:
         auto = config.sampler == "auto"
         found: list[list[TrialRecord]] = []
         if auto:
-            covering, promised = self._most_covering(self._affordable(covering=True))
-            others = max(self._affordable(covering=False), key=lambda choice: choice[0], default=(0.0, found))
-            found = others[1] if others[0] > _HARDLY_MORE * promised else covering
+            found = choose_number(
+                list(self._affordable(covering=True)), list(self._affordable(covering=False))
+            )
         else:
             found = next((networks for _, networks in self._affordable(covering=True)), found)
         self._trains = bool(found)
         return found or self._affordable_untrained()
 
-    def _affordable(self, *, covering: bool) -> Iterator[tuple[float, list[list[TrialRecord]]]]:
-        """Yield choices that there is time to train for long enough, and the volume they promise; the largest first."""
+    def _affordable(self, *, covering: bool) -> Iterator[tuple[float, Networks]]:
+        """Yield choices that there is time to train for long enough and the volume they promise to add, largest first."""
         most = self.bench.config.most_networks
         while most > 0:
             networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
             left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
             if networks and left_s >= len(networks) * self._least_s(networks):
-                yield self.driver.outlook.expected_volume(networks, left_s / len(networks)), networks
+                outlook = self.driver.outlook
+                untrained = outlook.expected_volume([], 0.0)
+                yield outlook.expected_volume(networks, left_s / len(networks)) - untrained, networks
             most = min(most, len(networks)) - 1
-
-    @staticmethod
-    def _most_covering(
-        choices: Iterable[tuple[float, list[list[TrialRecord]]]],
-    ) -> tuple[list[list[TrialRecord]], float]:
-        """Return the most networks that promise hardly less than the best number of them, and what they promise."""
-        known = list(choices)
-        best = max((volume for volume, _ in known), default=0.0)
-        for volume, networks in known:
-            if volume >= _HARDLY_LESS * best:
-                return networks, volume
-        return [], 0.0
 
     def _unfinished(self, networks: list[list[TrialRecord]]) -> list[list[TrialRecord]]:
         """Leave out what a killed run of this phase has done."""
@@ -327,7 +336,10 @@ class FinalPhase:
         best = own
         for number, parent in self._lines.items():
             kept = {g.name: len(parent.plan.get(g.name, range(g.size))) for g in self.bench.groups.groups}
-            if parent.train_steps > best.train_steps and prunes_further(counts, kept):
+            # Its own training counts for more than what a parent took before the cut.
+            is_worth_more = INHERITED * parent.train_steps > own.train_steps
+            further = parent.train_steps > best.train_steps and prunes_further(counts, kept)
+            if further and is_worth_more:
                 untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
                 best = self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
                 self.started_from[record.number] = number

@@ -17,8 +17,10 @@ from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import LayerShape
 
-# A loss that grew by less cannot be told from none on a few hundred examples, as a share of the dense loss + 0.05.
+# A loss that grew by less cannot be told from none on a few hundred examples: as a share of the dense loss + 0.05, and
+# in nats for a divergence.
 _LEAST_GROWTH = 1e-3
+_LEAST_DIVERGENCE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class Options:
         self.space = space
         self.costs = costs
         floor = _LEAST_GROWTH * (profile.dense_loss + 0.05)
+        if profile.measure == "divergence":
+            floor = _LEAST_DIVERGENCE
         by_group: dict[str, list[CutLoss]] = {}
         for cut in profile.cuts:
             by_group.setdefault(cut.group, []).append(cut)

@@ -151,6 +151,8 @@ class Outlook:
         if final_s is None or step_s <= 0:
             return None
         config = self.bench.config
-        # Each has its own share; in a line what is inherited of all that is behind adds up.
-        gain = 1.0 / (1.0 - INHERITED) if config.has_lineage else 1.0
-        return gain * final_s / max(1, config.most_networks) / step_s
+        count = max(1, config.most_networks)
+        inherited = INHERITED if config.has_lineage else 0.0
+        # The mean over a line of so many networks, each with its own share and what it inherits from the one before.
+        lines = [(1 - inherited**place) / (1 - inherited) for place in range(1, count + 1)]
+        return sum(lines) / count * final_s / count / step_s

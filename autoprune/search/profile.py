@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,8 +20,8 @@ class CutLoss(BaseModel):
         group: Name of the group.
         kept: Units that stay.
         criterion: How units were ranked.
-        growth: Divergence of the outputs from the dense network's, in nats, above what new BatchNorm statistics alone
-            cause; growth of the task's loss where training does not distil.
+        growth: Divergence of the outputs from the dense network's, in nats, under BatchNorm statistics from
+            as few images; or growth of the task's loss, see :class:`Profile`.
         measured: Whether the network was run; else it is the gradient's estimate.
     """
 
@@ -65,6 +66,7 @@ class Profile(BaseModel):
     """All that was measured.
 
     Attributes:
+        measure: What growths are of: the ``divergence`` of outputs from the dense network's, or the task's ``loss``.
         dense_loss: Loss of the dense network on the same examples; 0 for a divergence.
         examples: Examples of the search split that losses are taken over.
         cuts: Loss for groups, widths and criteria.
@@ -76,6 +78,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    measure: Literal["divergence", "loss"] = "loss"
     dense_loss: float
     examples: int
     cuts: tuple[CutLoss, ...] = ()

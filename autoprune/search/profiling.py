@@ -82,7 +82,7 @@ def measure_profile(
 
 
 def profile_key(bench: Bench, space: SearchSpace) -> str:
-    """Return a name for all that the profile depends on: network, data, target, machine and closed-form recovery."""
+    """Return a name for all that the profile depends on: network, data, target, machine and recovery."""
     recovery = space.default_recovery()
     host = describe_host()
     content = [
@@ -145,7 +145,13 @@ def _with_losses(
     everything += [cut for key, cut in cuts.items() if key not in asked]  # another space's, kept for it
     examples = sum(len(inputs) for inputs, _ in unseen)
     return profile.model_copy(
-        update={"dense_loss": meter.dense_loss, "examples": examples, "cuts": tuple(everything), "int8": int8}
+        update={
+            "measure": "divergence" if meter.compares_outputs else "loss",
+            "dense_loss": meter.dense_loss,
+            "examples": examples,
+            "cuts": tuple(everything),
+            "int8": int8,
+        }
     )
 
 
@@ -162,7 +168,7 @@ def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]
     """Yield ``(group, kept, criterion)`` and ``(group, 0, "int8")``, what tells most first.
 
     One width in the middle of every group and its 8 bits, then its deepest cut, then the other widths, all by the
-    first criterion; then the others in the same order.
+    first criterion; then the others in the same order. Blocks are removed once, criteria do not tell them apart.
     """
     by_group = {g.name: _widths(g, space) for g in groups.groups}
     deepest = max((len(widths) for widths in by_group.values()), default=0)

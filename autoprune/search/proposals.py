@@ -104,7 +104,7 @@ class Proposer:
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
         self._seen: set[bytes] = set()
         self._raw = np.empty((0, 3))
-        self.model = LossModel(1.0, 0.8, np.ones(len(problem.loss)))
+        self.model = LossModel.fit(np.zeros((0, len(problem.loss))), np.zeros(0))
         self._pool: Choices | None = None
         self._fitted_to = 0
 
@@ -259,7 +259,7 @@ class Proposer:
         return [choice[None] for choice in found if choice is not None]
 
     def _by_weights(self, generator: np.random.Generator) -> Proposal | None:
-        """Let Optuna choose weight, trade, trust in 8 bits and factors of the stages, and solve for those."""
+        """Let Optuna choose weight, trade, trust in small losses and factors of the stages, and solve for those."""
         told = [(r.weights, r.values) for r in self.results if r.weights][-_TOLD:]
         study = told_study(told, self.objectives, int(generator.integers(2**31)))
         distributions = weight_distributions(self.objectives)

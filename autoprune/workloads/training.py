@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.clock import Clock, SystemClock
+from autoprune.compress.speed import memory_format
 from autoprune.errors import UsageError
 from autoprune.naming import cache_root
 from autoprune.workloads.splits import Batch
@@ -178,13 +179,15 @@ class _Trainer:
         self.deadline, self.progress, self.clock = deadline, progress, clock
         self.steps = 0
         self._end_s = None if time_limit_s is None else self.clock.monotonic() + time_limit_s
-        self._flat = len(workload.data.input_shape) == 3
+        shape = workload.data.input_shape
+        self._flat = len(shape) == 3
+        self._layout = memory_format(workload.model, lambda: torch.zeros(1, *shape))
 
     def run(self, factor: float) -> nn.Module | None:
         """Train a copy of the network; returns None where its loss or its weights are not finite."""
         model = copy.deepcopy(self.workload.model).to(self.device).train()
         if self._flat:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=self._layout)
         optimizer = self._optimizer(model)
         started_s = said_s = self.clock.monotonic()
         self.steps = 0
@@ -237,7 +240,7 @@ class _Trainer:
         )
         inputs, targets = inputs.to(self.device), targets.to(self.device)
         if self._flat:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            inputs = inputs.contiguous(memory_format=self._layout)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoprune.search.cost_model import CostModel, LayerTimes
-from autoprune.search.options import Options
+from autoprune.search.options import Options, group_options
 from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery, uniform_recipe
@@ -188,6 +188,26 @@ def test_each_width_has_the_criterion_that_lost_least() -> None:
     assert set(zip(options.kept, options.criterion, strict=True)) >= {(32, ""), (16, "activation")}
     assert options.loss[options.nearest(32, 8)] == pytest.approx(0.02)
     assert options.loss[options.nearest(16, 32)] == pytest.approx(0.04)
+
+
+def test_an_estimate_never_goes_before_what_was_measured() -> None:
+    group = make_options().groups.groups[0]
+    space = SPACE.model_copy(update={"criteria": {"conv": ("l2", "activation", "taylor"), "linear": ("l2",)}})
+
+    def cut(kept: int, criterion: str, growth: float, *, measured: bool) -> CutLoss:
+        return CutLoss(group=group.name, kept=kept, criterion=criterion, growth=growth, measured=measured)
+
+    cuts = [
+        cut(16, "l2", 0.3, measured=True),
+        cut(16, "taylor", 0.01, measured=False),
+        # Nothing was measured here, so the estimate is by a criterion that was measured at another width.
+        cut(8, "taylor", 0.02, measured=False),
+        cut(8, "l2", 0.5, measured=False),
+    ]
+    options = group_options(group, space, cuts, int8_growth=0.0, floor=0.0)
+    found = {k: (c, float(g)) for k, c, g in zip(options.kept, options.criterion, options.loss, strict=True)}
+    assert found[16] == ("l2", 0.3)
+    assert found[8] == ("l2", 0.5)
 
 
 def test_recipes_come_back_as_the_rows_that_they_were_made_of() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from autoprune.config import Budget, StudyConfig
 from autoprune.search.bench import Timings
+from autoprune.search.fidelity import INHERITED
 from autoprune.search.jobs import Job
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from tests.search.fakes import Scene, make_scene
@@ -43,6 +44,16 @@ def test_more_training_promises_more_and_a_line_adds_up() -> None:
     assert promised[-1] > promised[0]
     alone = searched("alone", auto={"lineage": False})
     assert alone.driver.outlook.expected_volume(networks, 20.0) < promised[1]
+
+
+def test_a_step_behind_the_cut_counts_for_less_than_an_own_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    outlook = searched("share").driver.outlook
+    networks = outlook.networks(4)
+    promised = []
+    for share in (0.0, INHERITED, 1.0):
+        monkeypatch.setattr("autoprune.search.outlook.INHERITED", share)
+        promised.append(outlook.expected_volume(networks, 20.0))
+    assert promised[0] < promised[1] < promised[2]
 
 
 def test_more_networks_promise_more_at_equal_training() -> None:

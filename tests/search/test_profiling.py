@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autoprune.compress.recovery import refresh_batchnorm
 from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.config import make_config
 from autoprune.measure.node_times import layer_seconds
@@ -85,6 +87,10 @@ def test_with_time_everything_is_measured_and_kept(bench: Bench) -> None:
     assert all(cut.measured for cut in profile.cuts)
     # Each width of each group by each criterion, the removal of both blocks among them.
     assert {(c.group, c.kept) for c in profile.cuts} >= {("3.conv1", 0), ("3.conv1", 16), ("4.conv1", 0)}
+    # How a block is removed does not depend on the criterion.
+    assert len([c for c in profile.cuts if c.kept == 0]) == len(
+        {c.group for c in profile.cuts if c.kept == 0}
+    )
     assert set(profile.int8) == {g.name for g in bench.groups.groups}
     assert len(profile.designs) == len(design_recipes(bench.groups, SPACE, 0))
     assert told
@@ -111,18 +117,48 @@ def test_a_damaged_profile_is_measured_anew(bench: Bench, tmp_path: Path) -> Non
     assert measure_profile(bench, SPACE, 0.0, lambda _: None).designs
 
 
-def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Bench) -> None:
-    meter = SensitivityMeter(
+def meter_of(bench: Bench, *, distils: bool, as_numbers: bool = False) -> SensitivityMeter:
+    unseen = list(bench.workload.data.search.batches(64))
+    if as_numbers:  # a task whose targets are no classes
+        unseen = [(inputs, nn.functional.one_hot(targets, 3).float()) for inputs, targets in unseen]
+    return SensitivityMeter(
         bench.workload.model,
         bench.groups,
         bench.statistics,
         bench.calibration,
-        list(bench.workload.data.search.batches(64)),
+        unseen,
         loss=bench.workload.loss,
         recovery=SPACE.default_recovery(),
-        distils=True,
+        distils=distils,
         device=bench.device,
     )
+
+
+def test_outputs_are_compared_where_training_distils_and_losses_where_it_does_not(bench: Bench) -> None:
+    inputs, targets = next(iter(bench.workload.data.search.batches(1000)))
+    with torch.no_grad():
+        loss = float(bench.workload.loss(bench.workload.model(inputs), targets))
+        refreshed = deepcopy(bench.workload.model)
+        refresh_batchnorm(refreshed, [torch.cat([x for x, _ in bench.calibration])])
+        before = refreshed(inputs).log_softmax(1)
+        deep = deepcopy(refreshed)
+        assert isinstance(deep, nn.Sequential)
+        deep[3] = nn.ReLU()
+        refresh_batchnorm(deep, [torch.cat([x for x, _ in bench.calibration])])
+        divergence = float((before.exp() * (before - deep(inputs).log_softmax(1))).sum(1).mean())
+    by_loss, by_outputs = (meter_of(bench, distils=distils) for distils in (False, True))
+    assert by_outputs.dense_loss == 0.0
+    assert by_loss.dense_loss == pytest.approx(loss, rel=0.05)
+    assert by_outputs.compares_outputs
+    assert not by_loss.compares_outputs
+    # Without its branch the block is the ReLU at its end.
+    assert by_outputs.of_cut("3.conv1", 0, "l2") == pytest.approx(divergence, rel=0.1)
+    by_numbers = meter_of(bench, distils=True, as_numbers=True)
+    assert not by_numbers.compares_outputs
+
+
+def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Bench) -> None:
+    meter = meter_of(bench, distils=True)
     kept = [32, 24, 16, 8, 0]
     losses = [meter.of_cut("3.conv1", count, "l2") for count in kept]
     assert losses[0] == 0.0  # nothing is cut, and new BatchNorm statistics do not count as a cut's doing
@@ -151,7 +187,7 @@ def test_rows_and_heat_map_tell_what_the_options_hold(bench: Bench, tmp_path: Pa
     assert len(content["groups"]) == len(rows)
     figure = heat_map(profile, rows)
     assert [axis.get_title() for axis in figure.axes][:3] == [
-        "loss on unseen images grows by (log10)", "saves of the dense file, %", "saves of the dense latency, %",
+        "outputs diverge by (nats, log10)", "saves of the dense file, %", "saves of the dense latency, %",
     ]  # fmt: skip
     write_heat_map(profile, rows, tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
