@@ -187,7 +187,7 @@ class FinalPhase:
         return found or self._affordable_untrained()
 
     def _affordable(self, *, covering: bool) -> Iterator[tuple[float, Networks]]:
-        """Yield choices that there is time to train for long enough and the volume they promise to add, largest first."""
+        """Yield choices that there is time to train for long enough and the volume that each promises to add."""
         most = self.bench.config.most_networks
         while most > 0:
             networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))

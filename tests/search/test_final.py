@@ -17,7 +17,7 @@ def test_of_numbers_that_promise_about_the_same_the_largest_is_taken() -> None:
 
 
 def test_a_choice_that_covers_nothing_is_taken_where_it_promises_clearly_more() -> None:
-    covering = [(0.19, networks(3)), (0.2, networks(2))]
+    covering = [(0.195, networks(3)), (0.2, networks(2))]
     assert len(choose_number(covering, [(0.21, networks(1))])) == 3
     assert len(choose_number(covering, [(0.23, networks(1)), (0.1, networks(4))])) == 1
     assert len(choose_number([], [(0.01, networks(1))])) == 1
