@@ -288,6 +288,7 @@ class FinalPhase:
         ):
             return compressed
         compressed = self._from_line(record, compressed)
+        earlier = self._earlier.get(record.number)
         clock = self.driver.clock
         begun_s = clock.monotonic()
         trainer = Trainer(
@@ -297,8 +298,8 @@ class FinalPhase:
             loss=self.bench.workload.loss,
             device=self.bench.device,
             training_step=self.bench.workload.training_step,
-            # Batches that the trial has not seen yet.
-            start_step=compressed.train_steps,
+            # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
+            start_step=earlier.train_steps if earlier is not None else 0,
         )
         steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
         trained = Compressed(

@@ -15,8 +15,12 @@ _LEAST_LOST = 0.03
 _NEAR_FRONT = 1.15
 # What a network that starts a line of its own counts as: it will lose more, having less training behind it.
 _ALONE = 1.3
-# A trained candidate covers a part of an axis if its product of loss and cost is within this factor of the best.
+# A trained candidate covers a part of an axis if its price is within this factor of the best.
 _AS_GOOD = 1.1
+# What a row at the end of a part counts as against one in its middle, so that parts are covered evenly.
+_AT_EDGE = 1.25
+# Bounds of a front's elasticity: by how much the logarithm of the loss grows as that of the cost falls.
+_ELASTICITY = (1.0, 6.0)
 
 
 def is_hopeless(hopeful: Array, trained: Array) -> bool:
@@ -41,8 +45,8 @@ def cover(
         values: Capability lost as a share of where the volume ends, and costs, positive, ``(n, 1 + axes)``.
         parts: Parts of each axis.
         by_loss: Whether parts are equal in the logarithm of what is lost (for who gives half a point, one, two, four),
-            for losses that can be trusted; a part then gives the row that loses least for its cost. Else parts are
-            equal in the logarithm of the cost, and a part gives the row in its middle.
+            for losses that can be trusted; a part then gives the row that loses least for its cost, measured
+            along the front. Else parts are equal in the logarithm of the cost, and a part gives the row in its middle.
         nested: ``nested[i, j]`` where row ``i`` cuts row ``j`` further and can be trained from there. Such a row
             is taken before one that stands alone and is a little better.
 
@@ -53,11 +57,12 @@ def cover(
     for axis in range(1, values.shape[1]):
         own: list[int] = []
         front = _front(values, axis, slack=_NEAR_FRONT if by_loss else 1.0)
-        part = _parts(values, front, axis, parts, by_loss=by_loss)
+        part, off_middle = _parts(values, front, axis, parts, by_loss=by_loss)
+        price = _prices(values, axis, front) * _AT_EDGE ** (2 * off_middle)
         for number in range(parts):
             rows = [int(row) for row in front if part[row] == number]
             if rows and by_loss:
-                own.append(_cheapest(values, axis, rows, own, nested))
+                own.append(_cheapest(price, rows, own, nested))
             elif rows:
                 places = np.log(values[rows, axis])
                 own.append(rows[int(np.abs(places - (places.min() + places.max()) / 2).argmin())])
@@ -80,8 +85,8 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
         return None
     for axis in range(1, values.shape[1]):
         front = np.flatnonzero(useful)[_front(values[useful], axis)]
-        part = _parts(values, front, axis, parts, by_loss=True)
-        price = _prices(values, axis)
+        part, _ = _parts(values, front, axis, parts, by_loss=True)
+        price = _prices(values, axis, front)
         for number in range(parts):
             rows = front[part[front] == number]
             if not len(rows):
@@ -92,11 +97,8 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
     return None
 
 
-def _cheapest(
-    values: Array, axis: int, rows: list[int], line: list[int], nested: NDArray[np.bool_] | None
-) -> int:
-    """Return the row with the least product of loss and cost; one that no row of the line leads to counts as worse."""
-    prices = _prices(values, axis)
+def _cheapest(prices: Array, rows: list[int], line: list[int], nested: NDArray[np.bool_] | None) -> int:
+    """Return the row with the least price; one that no row of the line leads to counts as worse."""
 
     def price(row: int) -> float:
         alone = nested is not None and bool(line) and not nested[row, line].any()
@@ -105,8 +107,17 @@ def _cheapest(
     return min(rows, key=price)
 
 
-def _prices(values: Array, axis: int) -> Array:
-    prices: Array = np.maximum(values[:, 0], _LEAST_LOST) * values[:, axis]
+def _prices(values: Array, axis: int, front: NDArray[np.intp]) -> Array:
+    """Return what each row loses for its cost, such that all along a front of even elasticity it is the same.
+
+    The plain product of loss and cost falls towards the mild end, where a little more cost saves most of the loss.
+    """
+    lost = np.log(np.maximum(values[:, 0], _LEAST_LOST))
+    cost = np.log(np.maximum(values[:, axis], 1e-9))
+    elasticity = _ELASTICITY[0]
+    if len(front) > 2 and np.ptp(cost[front]) > 0:
+        elasticity = float(np.clip(-np.polyfit(cost[front], lost[front], 1)[0], *_ELASTICITY))
+    prices: Array = np.exp(lost + elasticity * cost)
     return prices
 
 
@@ -126,13 +137,17 @@ def _front(values: Array, axis: int, slack: float = 1.0) -> NDArray[np.intp]:
 
 def _parts(
     values: Array, front: NDArray[np.intp], axis: int, parts: int, *, by_loss: bool
-) -> NDArray[np.int64]:
-    """Return the part of an axis that each row lies in, 0 for the mildest; the front spans them all."""
+) -> tuple[NDArray[np.int64], Array]:
+    """Return the part of an axis that each row lies in, 0 for the mildest, and how far from its middle.
+
+    The front spans all parts; from the middle of a part to its end it is 0.5.
+    """
     along = np.log(np.maximum(values[:, 0], _LEAST_LOST)) if by_loss else -np.log(values[:, axis])
     if not len(front):
-        return np.zeros(len(values), dtype=np.int64)
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
     low, high = along[front].min(), along[front].max()
-    part: NDArray[np.int64] = np.floor((along - low) / max(high - low, 1e-9) * parts).astype(np.int64)
+    place = (along - low) / max(high - low, 1e-9) * parts
+    part: NDArray[np.int64] = np.floor(place).astype(np.int64)
     # The deepest of the front belongs to the last part; what lies beyond the front's ends to none.
     part[np.isclose(along, high)] = parts - 1
-    return part
+    return part, np.clip(np.abs(place - part - 0.5), 0.0, 0.5)
