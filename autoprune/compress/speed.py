@@ -11,13 +11,13 @@ from __future__ import annotations
 import ctypes
 import platform
 from collections.abc import Callable
-from copy import deepcopy
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.layers import BatchNorm
+from autoprune.workloads.head import runs_channels_last
 
 # BatchNorms below this width are slow in channels_last.
 _NARROW = 16
@@ -48,8 +48,6 @@ def autocast(device: torch.device) -> torch.autocast:
 def memory_format(model: nn.Module, example: Callable[[], Tensor]) -> torch.memory_format:
     """Return the memory layout of activations in which ``model`` trains fastest, of those in which it runs at all.
 
-    A network that flattens feature maps by ``view`` does not run in ``channels_last``.
-
     Args:
         model: A network; it is not changed.
         example: Returns inputs, ``(n, ...)``; asked only where they decide.
@@ -58,14 +56,7 @@ def memory_format(model: nn.Module, example: Callable[[], Tensor]) -> torch.memo
     narrow = any(isinstance(m, BatchNorm) and m.num_features < _NARROW for m in model.modules())
     if not has_conv or narrow:
         return torch.contiguous_format
-    inputs = example()[:1].cpu()
-    copy = deepcopy(model).cpu().eval().to(memory_format=torch.channels_last)
-    try:
-        with torch.no_grad():
-            copy(inputs.to(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last
+    return torch.channels_last if runs_channels_last(model, example()) else torch.contiguous_format
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +80,23 @@ def probe(model: nn.Module, input_shape: Sequence[int], example: Tensor | None =
             f"the network returns {shown} for inputs {tuple(inputs.shape)}; allowed: one tensor, a row for each input"
         )
     return outputs
+
+
+def runs_channels_last(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether a network runs in ``channels_last``; one that flattens feature maps by ``view`` does not.
+
+    Args:
+        model: A network; it is not changed.
+        inputs: ``(n, ...)``.
+    """
+    copy = deepcopy(model).cpu().eval().to(memory_format=torch.channels_last)
+    inputs = inputs[:1].cpu()
+    try:
+        with torch.no_grad():
+            copy(inputs.to(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs)
+    except RuntimeError:
+        return False
+    return True
 
 
 def find_head(model: nn.Module, outputs: int) -> str:

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autoprune.clock import Clock, SystemClock
-from autoprune.compress.speed import memory_format
 from autoprune.errors import UsageError
 from autoprune.naming import cache_root
+from autoprune.workloads.head import runs_channels_last
 from autoprune.workloads.splits import Batch
 from autoprune.workloads.splitting import content_hash
 from autoprune.workloads.weights import apply_state, load_state, state_digest
@@ -181,7 +181,9 @@ class _Trainer:
         self._end_s = None if time_limit_s is None else self.clock.monotonic() + time_limit_s
         shape = workload.data.input_shape
         self._flat = len(shape) == 3
-        self._layout = memory_format(workload.model, lambda: torch.zeros(1, *shape))
+        self._layout = torch.contiguous_format
+        if self._flat and runs_channels_last(workload.model, torch.zeros(1, *shape)):
+            self._layout = torch.channels_last
 
     def run(self, factor: float) -> nn.Module | None:
         """Train a copy of the network; returns None where its loss or its weights are not finite."""
