@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from autoprune.compress.finetune import Trainer
 from autoprune.compress.pipeline import Compressed
-from autoprune.deploy.runtime import Artifact
 from autoprune.errors import TrialError
-from autoprune.measure.latency import measure_front
-from autoprune.measure.record import Capability, Latency
 from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver
 from autoprune.search.fidelity import INHERITED
-from autoprune.search.jobs import describe, with_steps
+from autoprune.search.jobs import with_steps
 from autoprune.search.lineage import prunes_further
-from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
+from autoprune.search.points import Points
+from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.front import front_numbers
@@ -31,31 +27,11 @@ _LEAST_FREE = 2
 _HARDLY_MORE = 1.1
 # The volume hardly depends on their number: the more there are to choose from, the better.
 _HARDLY_LESS = 0.97
-
-Networks = list[list[TrialRecord]]
 # What a network that lost nothing counts as, against the one that lost most.
 _LEAST_NEED = 0.05
 
-
-@dataclass(frozen=True)
-class FinalPoint:
-    """One artifact of the final phase.
-
-    Attributes:
-        parent: The trial whose recipe it continues.
-        recipe: The recipe with the steps that its network took in all.
-        compressed: The recovered network.
-        artifact: The exported model in its final place.
-        search: Capability on the search split.
-        report: Capability on the report split.
-    """
-
-    parent: TrialRecord
-    recipe: Recipe
-    compressed: Compressed
-    artifact: Artifact
-    search: Capability
-    report: Capability
+# For each network its trials, the leading one first.
+Networks = list[list[TrialRecord]]
 
 
 def choose_number(
@@ -87,6 +63,7 @@ class FinalPhase:
         self.bench = bench
         self.paths = driver.paths
         self.keeper = driver.keeper
+        self.points = Points(driver, bench)
         self.round = driver.store.round
         finals = [r for r in driver.records if r.fidelity == "final"]
         self.done = {r.parent for r in finals if r.round == self.round}
@@ -125,10 +102,10 @@ class FinalPhase:
         }
         wanted = {r.number for r in [*self._free(), *self._kept_from_earlier()]} | set(trained)
         chosen = [r for r in self.driver.records if r.number in wanted]
-        made = [self._point(r, trained.get(r.number) or self._untrained(r)) for r in chosen]
+        made = [self.points.make(r, trained.get(r.number) or self._untrained(r)) for r in chosen]
         points = [point for point in made if point is not None]
         if points:
-            self._measure(points)
+            self.points.measure(points, self.started_from)
         for record in chosen:
             shutil.rmtree(self.paths.recovered(record.number, self.round), ignore_errors=True)
 
@@ -351,77 +328,3 @@ class FinalPhase:
             return Compressed(model=self.bench.workload.model, plan={}, train_steps=0, solved=[])
         earlier = self._earlier.get(record.number)
         return self.bench.load(artifact_folder(self.paths, earlier or record))
-
-    # -- measurement -------------------------------------------------------------------------
-
-    def _point(self, record: TrialRecord, compressed: Compressed) -> FinalPoint | None:
-        """Export one point into its final place and score it on both splits."""
-        if record.recipe is None:
-            return None
-        steps = compressed.train_steps
-        recipe = record.recipe.model_copy(update={"recovery": with_steps(record.recipe.recovery, steps)})
-        self.driver.listener(self.driver.progress(f"final measurement of trial {record.number}", "measure"))
-        folder = temporary_folder(self.paths.artifacts)
-        try:
-            with failures_as_trial_errors():
-                artifact = self.bench.deploy(compressed.model, recipe, folder)
-                self.bench.save(compressed, recipe, folder)
-                search = evaluate(self.bench, artifact, self.bench.workload.data.search)
-                report = evaluate(self.bench, artifact, self.bench.workload.data.report.unseal())
-                place = self.paths.final_artifact(record.number, self.round)
-                commit_folder(folder, place)
-        except TrialError as error:
-            self.driver.note_final_failure(record, error)
-            return None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        moved = Artifact(
-            path=place / artifact.path.name, executed=artifact.executed, parity_error=artifact.parity_error
-        )
-        return FinalPoint(record, recipe, compressed, moved, search, report)
-
-    def _timed(self, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
-        return measure_front(paths, dense, self.bench.config.target, self.bench.workload.data.input_shape)
-
-    def _measure(self, points: list[FinalPoint]) -> None:
-        """Time all points and the dense network interleaved in one session, and record them."""
-        dense = self.bench.dense
-        if dense is None:
-            raise RuntimeError("the final phase needs the dense artifact, which trial 0 builds")
-        clock = self.driver.clock
-        begun_s = clock.monotonic()
-        paths: list[Path] = [point.artifact.path for point in points]
-        try:
-            timed = self._timed(paths, dense.path)
-        except TrialError as error:
-            if len(points) == 1:
-                self.driver.note_final_failure(points[0].parent, error)
-                return
-            for point in points:  # one that cannot be timed must not take the others with it
-                self._measure([point])
-            return
-        each_s = (clock.monotonic() - begun_s) / len(points)
-        for point, (latency, memory_bytes) in zip(points, timed, strict=True):
-            measurement = assemble(
-                self.bench,
-                point.compressed.model,
-                point.artifact,
-                latency,
-                memory_bytes,
-                search=point.search,
-                report=point.report,
-            )
-            number = self.driver.store.add_final(
-                point.parent,
-                measurement,
-                recipe=point.recipe,
-                train_steps=point.compressed.train_steps,
-                duration_s=each_s,
-                label=point.parent.label or f"{point.parent.origin} #{point.parent.number}",
-                started_from=self.started_from.get(point.parent.number),
-                ended_s=self.keeper.spent_s,
-            )
-            self.driver.reload()
-            self.driver.listener(
-                self.driver.progress(f"final point {number}", "measure", describe(number, measurement))
-            )
