@@ -175,9 +175,10 @@ class Outcome:
             "hypervolume": self.volume(),
             **{f"points lost at {share:g}": self.lost_at(share) for share in SHARES},
             "least latency": fastest,
+            "networks trained": sum(t.train_steps > 0 for t in self.finals),
             "screened": len(self.screens),
             "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
-            "trained": sum(t.is_trained for t in self.trials),
+            "trials": sum(t.is_trained for t in self.trials),
             "spent, s": self.spent_s,
         }
 
@@ -233,15 +234,17 @@ def readme(table: pd.DataFrame, outcomes: list[Outcome], missing: list[str]) -> 
             "",
             "The same seeds with and without the part.",
             "",
-            "| without | mean hypervolume | the part's worth |",
-            "|---|---|---|",
+            "| without | mean hypervolume | the part's worth | networks trained | with it |",
+            "|---|---|---|---|---|",
         ]
         for name, found in ablations.groupby("search"):
             value = found["hypervolume"].mean()
             alike = runs[(runs["search"] == "auto") & runs["seed"].isin(set(found["seed"]))]
             worth = alike["hypervolume"].mean() - value
+            count, with_it = found["networks trained"].mean(), alike["networks trained"].mean()
             lines.append(
-                f"| {str(name).removeprefix('no ')} | {value:.4f} | {worth:+.4f} ({worth / value:+.1%}) |"
+                f"| {str(name).removeprefix('no ')} | {value:.4f} | {worth:+.4f} ({worth / value:+.1%}) | {count:g} "
+                f"| {with_it:g} |"
             )
     lines += [
         "",
