@@ -207,7 +207,7 @@ class StudyConfig(BaseModel):
         """Most networks that the final recovery trains."""
         if self.front_points is not None:
             return self.front_points
-        return 10 if self.has_lineage else 5
+        return 12 if self.has_lineage else 5
 
     @property
     def has_lineage(self) -> bool:

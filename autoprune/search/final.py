@@ -232,12 +232,8 @@ class FinalPhase:
     def _needs(self, networks: list[list[TrialRecord]]) -> list[float]:
         """Return each network's weight in sharing out the time; a mild cut is healed soon, a deep one never quite.
 
-        Where networks start from each other all get the same: what the first ones learn goes on in the others. Else
-        the weight is the cube root of what the network lost in its trial, so that eight times the loss gets twice
-        the time.
+        It is the cube root of what the network lost in its trial, so that eight times the loss gets twice the time.
         """
-        if self.bench.config.has_lineage:
-            return [1.0] * len(networks)
         dense = next((r for r in self.driver.records if r.origin == "dense" and r.measurement), None)
         best = dense.measurement.search.value if dense and dense.measurement else 0.0
         values = [members[0].measurement for members in networks]

@@ -44,9 +44,10 @@ def cover(
     Args:
         values: Capability lost as a share of where the volume ends, and costs, positive, ``(n, 1 + axes)``.
         parts: Parts of each axis.
-        by_loss: Whether parts are equal in the logarithm of what is lost (for who gives half a point, one, two, four),
-            for losses that can be trusted; a part then gives the row that loses least for its cost, measured
-            along the front. Else parts are equal in the logarithm of the cost, and a part gives the row in its middle.
+        by_loss: Whether parts are equal in the logarithms of what is lost (for who gives half a point, one, two, four)
+            and of the cost together, for losses that can be trusted; a part then gives the row that loses least for its
+            cost, measured along the front. Else parts are equal in the logarithm of the cost, and a part gives the row
+            in its middle.
         nested: ``nested[i, j]`` where row ``i`` cuts row ``j`` further and can be trained from there. Such a row
             is taken before one that stands alone and is a little better.
 
@@ -77,7 +78,7 @@ def uncovered(values: Array, trained: Sequence[bool], parts: int) -> int | None:
     Args:
         values: Capability lost and costs, as shares of where the volume ends, ``(n, 1 + axes)``.
         trained: Whether each went on before.
-        parts: Parts of each axis, by what is lost; see :func:`cover`.
+        parts: Parts of each axis, by what is lost and the cost; see :func:`cover`.
     """
     known = np.array(trained, dtype=bool)
     useful = (values < 1.0).all(axis=1) & (values[:, 0] > 0)
@@ -142,7 +143,9 @@ def _parts(
 
     The front spans all parts; from the middle of a part to its end it is 0.5.
     """
-    along = np.log(np.maximum(values[:, 0], _LEAST_LOST)) if by_loss else -np.log(values[:, axis])
+    along = -np.log(values[:, axis])
+    if by_loss:
+        along = along + np.log(np.maximum(values[:, 0], _LEAST_LOST))
     if not len(front):
         return np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
     low, high = along[front].min(), along[front].max()
