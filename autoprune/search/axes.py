@@ -12,6 +12,9 @@ from autoprune.search.volume import Array, Volume, counted_axes
 # Where the volume ends as a multiple of a hard cap, and the value of what exceeds the cap.
 _BEYOND_CAP = 1.25
 _OUTSIDE = 2.0
+# A cost beyond the dense network's counts as just below it: smaller but slower is still smaller, and the predicted
+# latencies of small networks may all be too high.
+_MOST_COST = 0.999
 
 
 class Axes:
@@ -71,7 +74,7 @@ class Axes:
         """Return capability lost, size and latency as shares of where the volume ends.
 
         The volume ends a little beyond a cap, or the best network that just keeps it would have none; what exceeds
-        the cap has none.
+        the cap has none. Without a cap, a cost beyond the dense network's leaves a rest of the volume.
 
         Args:
             values: ``(n, 3)``.
@@ -80,6 +83,7 @@ class Axes:
         ends = self.ends if lost is None else np.array([lost, *self.ends[1:]])
         capped = np.array([self.capped_loss, self.ends[1] < 1.0, self.ends[2] < 1.0])
         scaled: Array = values / (ends * np.where(capped, _BEYOND_CAP, 1.0)) * self.counts
+        scaled[:, 1:] = np.where((scaled[:, 1:] > 1.0) & ~capped[1:], _MOST_COST, scaled[:, 1:])
         # A cap holds on an axis that is no objective, too.
         scaled[(values > ends) & capped] = _OUTSIDE
         return scaled
