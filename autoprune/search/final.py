@@ -155,24 +155,30 @@ class FinalPhase:
         auto = config.sampler == "auto"
         found: list[list[TrialRecord]] = []
         if auto:
-            found = choose_number(
-                list(self._affordable(covering=True)), list(self._affordable(covering=False))
-            )
+            covering, others = (self._promising(covering=each) for each in (True, False))
+            found = choose_number(covering, others)
         else:
-            found = next((networks for _, networks in self._affordable(covering=True)), found)
+            found = next((networks for networks, _ in self._affordable(covering=True)), found)
         self._trains = bool(found)
         return found or self._affordable_untrained()
 
-    def _affordable(self, *, covering: bool) -> Iterator[tuple[float, Networks]]:
-        """Yield choices that there is time to train for long enough and the volume that each promises to add."""
+    def _promising(self, *, covering: bool) -> list[tuple[float, Networks]]:
+        """Return choices that there is time to train for long enough, with the volume that each promises to add."""
+        outlook = self.driver.outlook
+        untrained = outlook.expected_volume([], 0.0)
+        return [
+            (outlook.expected_volume(networks, slot_s) - untrained, networks)
+            for networks, slot_s in self._affordable(covering=covering)
+        ]
+
+    def _affordable(self, *, covering: bool) -> Iterator[tuple[Networks, float]]:
+        """Yield choices that there is time to train for long enough, the largest first, and the seconds for each."""
         most = self.bench.config.most_networks
         while most > 0:
             networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
             left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
             if networks and left_s >= len(networks) * self._least_s(networks):
-                outlook = self.driver.outlook
-                untrained = outlook.expected_volume([], 0.0)
-                yield outlook.expected_volume(networks, left_s / len(networks)) - untrained, networks
+                yield networks, left_s / len(networks)
             most = min(most, len(networks)) - 1
 
     def _unfinished(self, networks: list[list[TrialRecord]]) -> list[list[TrialRecord]]:

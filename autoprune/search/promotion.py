@@ -113,13 +113,17 @@ def _prices(values: Array, axis: int, front: NDArray[np.intp]) -> Array:
 
     The plain product of loss and cost falls towards the mild end, where a little more cost saves most of the loss.
     """
-    lost = np.log(np.maximum(values[:, 0], _LEAST_LOST))
-    cost = np.log(np.maximum(values[:, axis], 1e-9))
+    lost, cost = _logarithms(values, axis)
     elasticity = _ELASTICITY[0]
     if len(front) > 2 and np.ptp(cost[front]) > 0:
         elasticity = float(np.clip(-np.polyfit(cost[front], lost[front], 1)[0], *_ELASTICITY))
     prices: Array = np.exp(lost + elasticity * cost)
     return prices
+
+
+def _logarithms(values: Array, axis: int) -> tuple[Array, Array]:
+    """Return the logarithms of what each row loses, as far as it can be told, and of its cost."""
+    return np.log(np.maximum(values[:, 0], _LEAST_LOST)), np.log(np.maximum(values[:, axis], 1e-9))
 
 
 def _front(values: Array, axis: int, slack: float = 1.0) -> NDArray[np.intp]:
@@ -143,9 +147,8 @@ def _parts(
 
     The front spans all parts; from the middle of a part to its end it is 0.5.
     """
-    along = -np.log(values[:, axis])
-    if by_loss:
-        along = along + np.log(np.maximum(values[:, 0], _LEAST_LOST))
+    lost, cost = _logarithms(values, axis)
+    along = lost - cost if by_loss else -cost
     if not len(front):
         return np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
     low, high = along[front].min(), along[front].max()
