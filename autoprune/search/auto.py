@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -12,25 +11,18 @@ from autoprune.clock import Clock
 from autoprune.config import StudyConfig
 from autoprune.errors import TrialError
 from autoprune.search.baselines import Baseline
-from autoprune.search.candidates import Candidate, as_timed
-from autoprune.search.driver import (
-    MAX_FAILURES_IN_A_ROW,
-    MAX_RETRIES,
-    UNFINISHED,
-    Driver,
-    too_many_failures,
-)
+from autoprune.search.candidates import Candidate
+from autoprune.search.driver import MAX_FAILURES_IN_A_ROW, Driver, too_many_failures
 from autoprune.search.fidelity import Step, steps_between_rungs
 from autoprune.search.jobs import Job, brief, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
+from autoprune.search.pool import Pool
 from autoprune.search.promotion import is_hopeless, uncovered
 from autoprune.search.proposals import Proposal, Proposer, Result
-from autoprune.search.severity import ALL_LOST, severity, volume_ends
-from autoprune.search.solver import Choices
+from autoprune.search.severity import ALL_LOST, volume_ends
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
-from autoprune.study.records import TrialRecord
 from autoprune.study.screens import Screen, append_screens, read_screens
 
 # Screens before anything is trained, as far as they fit into this share of the search's time.
@@ -51,8 +43,6 @@ _LAST_SHARE = 0.35
 _LEAST_BY_VOLUME = 4
 # Trained recipes for each network of the final recovery, from which they are chosen.
 _CHOICE_FOR_FINAL = 1.5
-# Trials after which the predictions of latency are corrected again.
-_CORRECT_EVERY = 3
 # Screens for one line of progress.
 _TOLD_EVERY = 10
 
@@ -74,18 +64,17 @@ class AutoSearch:
         self, driver: Driver, options: Options, screen: ScreenFunction, config: StudyConfig, clock: Clock
     ) -> None:
         self.driver = driver
-        self.options = options
         self.config = config
         self.clock = clock
         default = driver.space.default_recovery()
         # A space that trains nothing needs no rung above the first export.
         self.rungs = driver.space.rungs if default.finetune_steps else driver.space.rungs[:2]
         self._trains = default.finetune_steps > 0
-        self.candidates: dict[bytes, Candidate] = {}
         self._screen = screen
         self._recovery = with_steps(default, 0)
         self._screen_s: list[float] = []
-        self._dense = driver.outlook.dense_measurement().search.value
+        dense = driver.outlook.dense_measurement().search.value
+        self.pool = Pool(options, dense, self._lowest, len(self.rungs))
         self._scales = volume_ends(driver.outlook.dense_measurement(), config.limits)
         self.proposer = Proposer(
             options.problem,
@@ -97,10 +86,8 @@ class AutoSearch:
             within=options.within if config.auto.lineage else None,
             capped_loss=config.limits.min_accuracy is not None,
         )
-        self._corrected_by = 0
         self._failed_screens = 0
         self._whole_s: float | None = None
-        self._prunes = any(kept < o.group.size for o in options.of for kept in o.kept)
 
     def run(self, baselines: Iterable[Baseline]) -> None:
         """Search until the search's share of the budget is spent, or nothing more is to be gained.
@@ -114,8 +101,8 @@ class AutoSearch:
         for number, baseline in enumerate(baselines):
             if number >= _LEAST_BASELINES and number >= self._fitting(_FIRST_SHARE / 2):
                 break
-            choice = self.options.encode(baseline.recipe)
-            if self._key(choice) not in self.candidates and self.driver.may_propose():
+            choice = self.pool.options.encode(baseline.recipe)
+            if choice not in self.pool and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
         if self.config.auto.solver:
             axes = max(1, int(self.proposer.axes.counts[1:].sum()))
@@ -124,7 +111,7 @@ class AutoSearch:
             anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
             each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
             for choice in anchors:
-                if self._key(choice) not in self.candidates and self.driver.may_propose():
+                if choice not in self.pool and self.driver.may_propose():
                     self._evaluate(Proposal(choice, "solver"), "", each_s)
         while self.driver.may_propose() and self._do_next():
             pass
@@ -150,15 +137,15 @@ class AutoSearch:
         # The time that is left is the final recovery's, once there is enough for it to choose from.
         if self._lowest == 1:
             return False
-        if self._count(1) < _LEAST_BY_VOLUME and self._promote(0):
+        if self.pool.count(1) < _LEAST_BY_VOLUME and self._promote(0):
             return True
         enough = _CHOICE_FOR_FINAL * self.config.most_networks
-        return self._fill_gap() or (self._count(1) < enough and self._promote(0))
+        return self._fill_gap() or (self.pool.count(1) < enough and self._promote(0))
 
     def _fill_gap(self) -> bool:
         """Train a recipe in a part of the costs where none was trained; return whether there was one."""
         while True:
-            pool = [c for c in self.candidates.values() if c.recipe.prunes and 0 in c.lost and not c.hopeless]
+            pool = [c for c in self.pool if c.recipe.prunes and 0 in c.lost and not c.hopeless]
             scaled = self._scaled(pool, 0)
             # What exceeds the cap on another axis covers nothing.
             within = np.flatnonzero((scaled < 1.0).all(axis=1))
@@ -177,16 +164,9 @@ class AutoSearch:
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
-        if rung == 0 and self._count(0) < self._first_screens():
+        if rung == 0 and self.pool.count(0) < self._first_screens():
             return False
-        return self._count(rung + 1) < int(self.steps()[rung].promoted_share * self._count(rung))
-
-    def _count(self, rung: int) -> int:
-        return sum(rung in c.lost and (rung == 0 or self._counts(c)) for c in self.candidates.values())
-
-    def _counts(self, candidate: Candidate) -> bool:
-        """Return whether a candidate is one that trainings are for; where nothing can be cut, all are."""
-        return candidate.recipe.prunes or not self._prunes
+        return self.pool.count(rung + 1) < int(self.steps()[rung].promoted_share * self.pool.count(rung))
 
     def _first_screens(self) -> int:
         return int(np.clip(self._fitting(_FIRST_SHARE), 2, _FIRST_SCREENS))
@@ -211,10 +191,10 @@ class AutoSearch:
         self, proposal: Proposal, label: str, proposal_s: float, given: Recipe | None = None
     ) -> None:
         """Screen a proposal, or the recipe that it stands for; train it at once where screening is switched off."""
-        recipe = self.options.recipe(proposal.choice, self._recovery)
+        recipe = self.pool.options.recipe(proposal.choice, self._recovery)
         if given is not None:
             recipe = given.model_copy(update={"recovery": self._recovery})
-        costs = self.options.predicted_costs(proposal.choice)
+        costs = self.pool.options.predicted_costs(proposal.choice)
         candidate = Candidate(recipe, proposal.arm, label, costs)
         if self._lowest == 1:
             self._train(candidate, 1)
@@ -246,32 +226,21 @@ class AutoSearch:
             ended_s=self.driver.keeper.spent_s,
         )
         append_screens(self.driver.paths, [screen])
-        self._take_screen(proposal.choice, screen)
+        self._take_screen(proposal, screen)
 
-    def _take_screen(self, choice: Choices, screen: Screen) -> None:
-        candidate = Candidate(
-            screen.recipe,
-            screen.arm,
-            screen.label,
-            (screen.size_ratio, screen.latency_ratio),
-            {0: severity(screen.lost, self._dense)},
-            screened=screen.lost,
-        )
+    def _take_screen(self, proposal: Proposal, screen: Screen) -> None:
         self._screen_s.append(screen.duration_s)
-        self._take(Proposal(choice, screen.arm, screen.weights), candidate)
+        self._take(proposal, self.pool.screened(screen))
 
     def _take(self, proposal: Proposal, candidate: Candidate) -> None:
-        self.candidates[self._key(proposal.choice)] = candidate
+        self.pool.put(proposal.choice, candidate)
         values = np.array(candidate.values(self._lowest))
         self.proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
 
     def _promote(self, rung: int) -> bool:
         """Train the candidate of ``rung`` that adds most to those that were promoted; return whether there was one."""
-        at_rung = [c for c in self.candidates.values() if rung in c.lost]
-        waiting = [
-            c for c in at_rung if rung + 1 not in c.lost and not c.hopeless and (rung == 0 or self._counts(c))
-        ]
-        known = self._scaled([c for c in at_rung if rung + 1 in c.lost], rung)
+        waiting = self.pool.waiting(rung)
+        known = self._scaled(self.pool.promoted(rung), rung)
         while waiting:
             best = pick_greedily(known, self._scaled(waiting, rung), 1)
             if not best:
@@ -290,7 +259,7 @@ class AutoSearch:
     def _is_hopeless(self, candidate: Candidate, rung: int) -> bool:
         """Return whether a trained network beats what the candidate may at best come to."""
         best = np.array(candidate.values(rung)) * np.array([self.steps()[rung].hopeful_loss, 1.0, 1.0])
-        others = [c.values(rung + 1) for c in self.candidates.values() if rung + 1 in c.trials]
+        others = [c.values(rung + 1) for c in self.pool if rung + 1 in c.trials]
         counts = self.proposer.axes.counts
         return is_hopeless(best * counts, np.array(others).reshape(-1, 3) * counts)
 
@@ -317,34 +286,12 @@ class AutoSearch:
                 screened=candidate.screened,
             )
         )
-        self._note_trial(candidate, self.driver.records[-1])
+        self.pool.note(candidate, self.driver.records[-1])
         if rung == 1 and self._lowest == 0:
             self.proposer.rescale(float(self._scales_at(0)[0]))
-            self._correct_costs()
-
-    def _correct_costs(self) -> None:
-        """Fit the predictions of latency to the trials too, once there are some more of them."""
-        trained = [c for c in self.candidates.values() if c.trials]
-        if len(trained) < self._corrected_by + _CORRECT_EVERY:
-            return
-        self._corrected_by = len(trained)
-        self.options = self.options.corrected([as_timed(c, self.driver.groups) for c in trained])
-        for key, candidate in self.candidates.items():
-            if not candidate.trials:
-                candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))
-        costs = np.array([self.candidates[self._key(r.choice)].costs for r in self.proposer.results])
-        self.proposer.correct(self.options.problem, costs)
-
-    def _key(self, choice: Choices) -> bytes:
-        return self.options.canonical(choice).tobytes()
-
-    def _note_trial(self, candidate: Candidate, record: TrialRecord) -> None:
-        measured = record.measurement
-        if record.state != "complete" or measured is None:
-            return
-        candidate.trials[record.rung] = record
-        candidate.lost[record.rung] = severity(self._dense - measured.search.value, self._dense)
-        candidate.costs = (measured.size_ratio, measured.latency.ratio)
+            if self.pool.correct_costs(self.driver.groups):
+                costs = [self.pool[result.choice].costs for result in self.proposer.results]
+                self.proposer.correct(self.pool.options.problem, np.array(costs))
 
     # -- what is known -----------------------------------------------------------------------
 
@@ -366,45 +313,13 @@ class AutoSearch:
     def _replay(self) -> None:
         """Take up what earlier runs of the study screened and trained."""
         for screen in read_screens(self.driver.paths):
-            self._take_screen(self.options.encode(screen.recipe), screen)
-        tries: Counter[bytes] = Counter()
-        for record in self.driver.records:
-            if record.fidelity != "search" or record.rung < 1 or record.recipe is None:
-                continue
-            choice = self.options.encode(record.recipe)
-            key = self._key(choice)
-            candidate = self.candidates.get(key)
-            if candidate is None:
-                if self._lowest == 0 or record.rung > 1:
-                    continue
-                costs = self.options.predicted_costs(choice)
-                candidate = Candidate(record.recipe, record.origin, record.label, costs)
-            tries[key] += record.failure_kind in UNFINISHED
-            self._note_trial(candidate, record)
-            if record.state == "failed" and (
-                record.failure_kind not in UNFINISHED or tries[key] > MAX_RETRIES
-            ):
-                candidate.lost.setdefault(record.rung, ALL_LOST)
-            if key not in self.candidates and 1 in candidate.lost:
-                self._take(Proposal(choice, record.origin), candidate)
+            choice = self.pool.options.encode(screen.recipe)
+            self._take_screen(Proposal(choice, screen.arm, screen.weights), screen)
+        for choice, candidate in self.pool.replay(self.driver.records):
+            self._take(Proposal(choice, candidate.arm), candidate)
 
     def _take_free(self) -> None:
         """Take up what needs no training, the dense network and int8 alone, so that nothing is done that they beat."""
-        for record in self.driver.records:
-            measured = record.measurement
-            if not record.is_measured_search or measured is None or record.recipe is None:
-                continue
-            if record.recipe.prunes or record.origin not in ("dense", "baseline"):
-                continue
-            lost = severity(max(0.0, self._dense - measured.search.value), self._dense)
-            candidate = Candidate(
-                record.recipe,
-                record.origin,
-                record.label,
-                (measured.size_ratio, measured.latency.ratio),
-                dict.fromkeys(range(self._lowest, len(self.rungs)), lost),
-                dict.fromkeys(range(1, len(self.rungs)), record),
-            )
-            choice = self.options.encode(record.recipe)
-            if self._key(choice) not in self.candidates:
-                self._take(Proposal(choice, record.origin), candidate)
+        for choice, candidate in self.pool.untrained(self.driver.records):
+            if choice not in self.pool:
+                self._take(Proposal(choice, candidate.arm), candidate)

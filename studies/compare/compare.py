@@ -22,7 +22,8 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from autoprune.report.course import overhead_of  # noqa: E402
-from autoprune.study.front import volume_of  # noqa: E402
+from autoprune.study.front import costs, volume_of  # noqa: E402
+from autoprune.study.pareto import Array, non_dominated  # noqa: E402
 from autoprune.study.records import TrialRecord  # noqa: E402
 from autoprune.study.screens import Screen  # noqa: E402
 from autoprune.yaml_io import read_yaml  # noqa: E402
@@ -37,11 +38,12 @@ class Run:
     """One search of the comparison.
 
     Attributes:
-        kind: ``runs``, ``quarter``, ``long`` or ``ablations``.
+        kind: ``runs``, ``quarter``, ``long``, ``untrained`` or ``ablations``.
         name: Name in the tables.
         seed: Its seed.
         budget: Its budget.
         settings: Settings beyond the common ones.
+        against: Name of the search that has the part which this one lacks; None where it lacks none.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Run:
     seed: int
     budget: str
     settings: dict[str, Any]
+    against: str | None = None
 
     @property
     def study(self) -> str:
@@ -69,9 +72,14 @@ def planned() -> Iterator[Run]:
             yield Run("runs", name, seed, values["budget"], settings)
         yield Run("quarter", "auto", seed, values["quarter"], {})
     yield Run("long", "auto", values["seeds"][0], values["long"], {})
-    for seed in values["ablation_seeds"]:
-        for name, settings in values["ablations"].items():
-            yield Run("ablations", name, seed, values["budget"], settings)
+    for seed in values["seeds"]:
+        yield Run("untrained", "untrained", seed, values["quarter"], values["untrained"])
+        for name, settings in values["untrained_ablations"].items():
+            yield Run("ablations", name, seed, values["quarter"], settings, "untrained")
+    for budget, seeds in values["ablation_seeds"].items():
+        for seed in seeds:
+            for name, settings in values["ablations"].items():
+                yield Run("ablations", name, seed, budget, settings, "auto")
 
 
 def run_missing(data: str, weights: str, only: str | None) -> None:
@@ -156,6 +164,11 @@ class Outcome:
             [t.measurement for t in self.finals if t.measurement], OBJECTIVES, self.dense, on_search=False
         )
 
+    def _costs(self) -> Array:
+        return np.array(
+            [costs(t.measurement, OBJECTIVES, on_search=False) for t in self.finals if t.measurement]
+        )
+
     def lost_at(self, share: float) -> float:
         """Return the least points lost by a final point of at most ``share`` of the dense bytes; NaN if there is none."""
         lost = [
@@ -175,6 +188,7 @@ class Outcome:
             "hypervolume": self.volume(),
             **{f"points lost at {share:g}": self.lost_at(share) for share in SHARES},
             "least latency": fastest,
+            "front points": sum(non_dominated(self._costs())),
             "networks trained": sum(t.train_steps > 0 for t in self.finals),
             "screened": len(self.screens),
             "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
@@ -226,26 +240,7 @@ def readme(table: pd.DataFrame, outcomes: list[Outcome], missing: list[str]) -> 
             lines += [
                 f"In a quarter of the time the default search has {quarter.mean():.4f}: it {verdict} the other's end."
             ]
-    ablations = table[table["kind"] == "ablations"]
-    if len(ablations) and "auto" in means:
-        lines += [
-            "",
-            "## What each part is worth",
-            "",
-            "The same seeds with and without the part.",
-            "",
-            "| without | mean hypervolume | the part's worth | networks trained | with it |",
-            "|---|---|---|---|---|",
-        ]
-        for name, found in ablations.groupby("search"):
-            value = found["hypervolume"].mean()
-            alike = runs[(runs["search"] == "auto") & runs["seed"].isin(set(found["seed"]))]
-            worth = alike["hypervolume"].mean() - value
-            count, with_it = found["networks trained"].mean(), alike["networks trained"].mean()
-            lines.append(
-                f"| {str(name).removeprefix('no ')} | {value:.4f} | {worth:+.4f} ({worth / value:+.1%}) | {count:g} "
-                f"| {with_it:g} |"
-            )
+    lines += parts_table([o.run for o in outcomes], table)
     lines += [
         "",
         "![fronts](front.png)",
@@ -255,6 +250,40 @@ def readme(table: pd.DataFrame, outcomes: list[Outcome], missing: list[str]) -> 
     if missing:
         lines += ["", f"Not run yet: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
+
+
+def parts_table(runs: list[Run], table: pd.DataFrame) -> list[str]:
+    """Return the lines that tell what each part is worth; none where nothing was run without a part."""
+    lines: list[str] = []
+    for name, budget, against in dict.fromkeys((r.name, r.budget, r.against) for r in runs if r.against):
+        of = {
+            each: {r.seed: row for r, row in zip(runs, table.to_dict("records"), strict=True)
+                   if (r.name, r.budget) == (each, budget)}
+            for each in (name, against)
+        }  # fmt: skip
+        seeds = sorted(of[name].keys() & of[against].keys())
+        if not seeds:
+            continue
+        without, with_it = ([of[each][seed] for seed in seeds] for each in (name, against))
+        means = [np.mean([row["hypervolume"] for row in rows]) for rows in (without, with_it)]
+        gains = [b["hypervolume"] / a["hypervolume"] - 1 for a, b in zip(without, with_it, strict=True)]
+        counts = [np.mean([row["front points"] for row in rows]) for rows in (without, with_it)]
+        lines.append(
+            f"| {name} | {against} | {budget} | {means[0]:.4f} | {means[1]:.4f} "
+            f"| {', '.join(f'{gain:+.1%}' for gain in gains)} | {counts[0]:g} | {counts[1]:g} |"
+        )
+    if not lines:
+        return []
+    return [
+        "",
+        "## What each part is worth",
+        "",
+        "The same seeds without the part and with it; `untrained` is the search over a space in which no network is trained.",
+        "",
+        "| without | against | budget | hypervolume without | with | worth by seed | points of the front without | with |",
+        "|---|---|---|---|---|---|---|---|",
+        *lines,
+    ]
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,0 +1,157 @@
+"""The pool of a default search: every recipe that it looked at, and how far each has come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from autoprune.search.candidates import Candidate, as_timed
+from autoprune.search.driver import MAX_RETRIES, UNFINISHED
+from autoprune.search.options import Options
+from autoprune.search.severity import ALL_LOST, severity
+from autoprune.search.solver import Choices
+from autoprune.space.groups import Groups
+from autoprune.study.records import TrialRecord
+from autoprune.study.screens import Screen
+
+# Trained recipes after which the predictions of latency are corrected again.
+_CORRECT_EVERY = 3
+
+
+class Pool:
+    """Candidates by what their recipes come to: choices that cut and quantize alike are one.
+
+    Args:
+        options: Options of every group and their predicted costs.
+        dense: Capability of the dense network on the search split.
+        lowest: The rung that every candidate goes through.
+        rungs: Number of rungs.
+    """
+
+    def __init__(self, options: Options, dense: float, lowest: int, rungs: int) -> None:
+        self.options = options
+        self.candidates: dict[bytes, Candidate] = {}
+        self._dense = dense
+        self._lowest = lowest
+        self._rungs = rungs
+        self._prunes = any(kept < o.group.size for o in options.of for kept in o.kept)
+        self._corrected_by = 0
+
+    def __contains__(self, choice: Choices) -> bool:
+        return self._key(choice) in self.candidates
+
+    def __iter__(self) -> Iterator[Candidate]:
+        return iter(self.candidates.values())
+
+    def _key(self, choice: Choices) -> bytes:
+        return self.options.canonical(choice).tobytes()
+
+    def __getitem__(self, choice: Choices) -> Candidate:
+        return self.candidates[self._key(choice)]
+
+    def put(self, choice: Choices, candidate: Candidate) -> None:
+        """Take up a candidate under the choice that it comes from."""
+        self.candidates[self._key(choice)] = candidate
+
+    # -- rungs -------------------------------------------------------------------------------
+
+    def counts(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is one that trainings are for; where nothing can be cut, all are."""
+        return candidate.recipe.prunes or not self._prunes
+
+    def count(self, rung: int) -> int:
+        """Return how many candidates that count have a result of ``rung``; all that were screened do."""
+        return sum(rung in c.lost and (rung == 0 or self.counts(c)) for c in self)
+
+    def waiting(self, rung: int) -> list[Candidate]:
+        """Return the candidates of ``rung`` that may be taken to the next one."""
+        return [
+            c for c in self
+            if rung in c.lost and rung + 1 not in c.lost and not c.hopeless and (rung == 0 or self.counts(c))
+        ]  # fmt: skip
+
+    def promoted(self, rung: int) -> list[Candidate]:
+        """Return the candidates of ``rung`` that were taken to the next one."""
+        return [c for c in self if rung in c.lost and rung + 1 in c.lost]
+
+    # -- results -----------------------------------------------------------------------------
+
+    def note(self, candidate: Candidate, record: TrialRecord) -> None:
+        """Take up what a trial measured; one that failed changes nothing."""
+        measured = record.measurement
+        if record.state != "complete" or measured is None:
+            return
+        candidate.trials[record.rung] = record
+        candidate.lost[record.rung] = severity(self._dense - measured.search.value, self._dense)
+        candidate.costs = (measured.size_ratio, measured.latency.ratio)
+
+    def screened(self, screen: Screen) -> Candidate:
+        """Return the candidate of a screen; it is not taken up yet."""
+        return Candidate(
+            screen.recipe,
+            screen.arm,
+            screen.label,
+            (screen.size_ratio, screen.latency_ratio),
+            {0: severity(screen.lost, self._dense)},
+            screened=screen.lost,
+        )
+
+    def untrained(self, records: Sequence[TrialRecord]) -> Iterator[tuple[Choices, Candidate]]:
+        """Yield what needs no training, the dense network and int8 alone, with a result of every rung."""
+        for record in records:
+            measured = record.measurement
+            if not record.is_measured_search or measured is None or record.recipe is None:
+                continue
+            if record.recipe.prunes or record.origin not in ("dense", "baseline"):
+                continue
+            lost = severity(max(0.0, self._dense - measured.search.value), self._dense)
+            yield (
+                self.options.encode(record.recipe),
+                Candidate(
+                    record.recipe,
+                    record.origin,
+                    record.label,
+                    (measured.size_ratio, measured.latency.ratio),
+                    dict.fromkeys(range(self._lowest, self._rungs), lost),
+                    dict.fromkeys(range(1, self._rungs), record),
+                ),
+            )
+
+    def replay(self, records: Sequence[TrialRecord]) -> Iterator[tuple[Choices, Candidate]]:
+        """Take up the trials of earlier runs; yield the candidates that were trained without a screen."""
+        tries: Counter[bytes] = Counter()
+        for record in records:
+            if record.fidelity != "search" or record.rung < 1 or record.recipe is None:
+                continue
+            choice = self.options.encode(record.recipe)
+            key = self._key(choice)
+            known = self.candidates.get(key)
+            if known is None and (self._lowest == 0 or record.rung > 1):
+                continue
+            candidate = known or Candidate(
+                record.recipe, record.origin, record.label, self.options.predicted_costs(choice)
+            )
+            tries[key] += record.failure_kind in UNFINISHED
+            self.note(candidate, record)
+            if record.state == "failed" and (
+                record.failure_kind not in UNFINISHED or tries[key] > MAX_RETRIES
+            ):
+                candidate.lost.setdefault(record.rung, ALL_LOST)
+            if known is None and 1 in candidate.lost:
+                yield choice, candidate
+
+    # -- costs -------------------------------------------------------------------------------
+
+    def correct_costs(self, groups: Groups) -> bool:
+        """Fit the predictions of latency to the trials too, once there are some more; return whether that was done."""
+        trained = [c for c in self if c.trials]
+        if len(trained) < self._corrected_by + _CORRECT_EVERY:
+            return False
+        self._corrected_by = len(trained)
+        self.options = self.options.corrected([as_timed(c, groups) for c in trained])
+        for key, candidate in self.candidates.items():
+            if not candidate.trials:
+                candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))
+        return True
