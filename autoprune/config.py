@@ -153,7 +153,7 @@ class StudyConfig(BaseModel):
         search_examples: Most images in the search split.
         report_examples: Most images in the report split; a fixed part of it where there are more.
         calibration_examples: Images for closed-form recovery, BatchNorm statistics and int8 ranges.
-        front_points: Most networks that the final recovery trains; one network may give several points. By default 10
+        front_points: Most networks that the final recovery trains; one network may give several points. By default 12
             where networks start from each other, 5 where each starts from its own trial.
         trust_code: Whether Python files given as model or data may be run.
     """

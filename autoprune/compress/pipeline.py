@@ -13,7 +13,7 @@ from autoprune.compress.recovery import refresh_batchnorm, solve_following_layer
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.compress.surgery import Plan, make_plan, prune
 from autoprune.errors import CompressionError
-from autoprune.space.groups import Groups
+from autoprune.space.groups import Group, Groups
 from autoprune.space.recipe import Recipe
 
 
@@ -32,6 +32,10 @@ class Compressed:
     plan: Plan
     train_steps: int
     solved: list[str]
+
+    def kept(self, group: Group) -> int:
+        """Return how many units of a group are left."""
+        return len(self.plan.get(group.name, range(group.size)))
 
 
 def compress(

@@ -43,6 +43,8 @@ _LAST_SHARE = 0.35
 _LEAST_BY_VOLUME = 4
 # Trained recipes for each network of the final recovery, from which they are chosen.
 _CHOICE_FOR_FINAL = 1.5
+# The volume ends at so many times what the best network within the user's caps is predicted to lose, if that is more.
+_ROOM = 2.0
 # Screens for one line of progress.
 _TOLD_EVERY = 10
 
@@ -72,9 +74,12 @@ class AutoSearch:
         self._trains = default.finetune_steps > 0
         self._screen = screen
         self._recovery = with_steps(default, 0)
-        self._screen_s: list[float] = []
+        # Seconds that looking at a recipe took: its screen, or its first training where nothing is screened.
+        self._look_s: list[float] = []
         dense = driver.outlook.dense_measurement().search.value
         self.pool = Pool(options, dense, self._lowest, len(self.rungs))
+        # What the best network within the user's caps is predicted to lose, with room to spare.
+        self._least_lost = 0.0
         self._scales = volume_ends(driver.outlook.dense_measurement(), config.limits)
         self.proposer = Proposer(
             options.problem,
@@ -87,7 +92,11 @@ class AutoSearch:
             capped_loss=config.limits.min_accuracy is not None,
         )
         self._failed_screens = 0
+        # Screens since the last training.
+        self._looks_in_vain = 0
         self._whole_s: float | None = None
+        self._least_lost = _ROOM * self.proposer.least_lost()
+        self.proposer.rescale(float(self._scales_at(self._lowest)[0]))
 
     def run(self, baselines: Iterable[Baseline]) -> None:
         """Search until the search's share of the budget is spent, or nothing more is to be gained.
@@ -95,16 +104,17 @@ class AutoSearch:
         Args:
             baselines: Recipes to begin with.
         """
-        self._whole_s = self.driver.keeper.search_left_s()
+        self._whole_s = self._whole_search_s()
         self._take_free()
         self._replay()
         for number, baseline in enumerate(baselines):
-            if number >= _LEAST_BASELINES and number >= self._fitting(_FIRST_SHARE / 2):
+            few = number < _LEAST_BASELINES or number < self._fitting(_FIRST_SHARE / 2)
+            if not few or self._is_stalled():
                 break
             choice = self.pool.options.encode(baseline.recipe)
             if choice not in self.pool and self.driver.may_propose():
                 self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
-        if self.config.auto.solver:
+        if self.config.auto.solver and not self._is_stalled():
             axes = max(1, int(self.proposer.axes.counts[1:].sum()))
             parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
             begun_s = self.clock.monotonic()
@@ -115,6 +125,18 @@ class AutoSearch:
                     self._evaluate(Proposal(choice, "solver"), "", each_s)
         while self.driver.may_propose() and self._do_next():
             pass
+        if self.driver.may_propose():
+            self.driver.say("nothing more is to be gained by proposals")
+
+    def _whole_search_s(self) -> float | None:
+        """Return the seconds that proposals had when the first run of this round began them; None without a limit."""
+        left_s = self.driver.keeper.search_left_s()
+        if left_s is None:
+            return None
+        name = f"proposing_s:{self.driver.store.round}"
+        whole_s = max(left_s, float(self.driver.store.notes().get(name, "0")))
+        self.driver.store.note(name, str(whole_s))
+        return whole_s
 
     @property
     def _lowest(self) -> int:
@@ -128,12 +150,12 @@ class AutoSearch:
         rungs = range(len(self.rungs) - 2, self._lowest - 1, -1)
         if any(self._is_due(rung) and self._promote(rung) for rung in rungs):
             return True
-        if not self._is_stalled():
-            begun_s = self.clock.monotonic()
-            proposal = self.proposer.propose()
-            if proposal is not None:
-                self._evaluate(proposal, "", self.clock.monotonic() - begun_s)
+        if not self._is_stalled() and self._look_at_something_new():
+            return True
+        if self.driver.keeper.search_left_s() is None:  # trials are left to nobody else
+            if any(self._promote(rung) for rung in rungs):
                 return True
+            return self._looks_in_vain < _STALLED_AFTER and self._look_at_something_new()
         # The time that is left is the final recovery's, once there is enough for it to choose from.
         if self._lowest == 1:
             return False
@@ -141,6 +163,15 @@ class AutoSearch:
             return True
         enough = _CHOICE_FOR_FINAL * self.config.most_networks
         return self._fill_gap() or (self.pool.count(1) < enough and self._promote(0))
+
+    def _look_at_something_new(self) -> bool:
+        """Evaluate a proposal; return whether there was one."""
+        begun_s = self.clock.monotonic()
+        proposal = self.proposer.propose()
+        if proposal is None:
+            return False
+        self._evaluate(proposal, "", self.clock.monotonic() - begun_s)
+        return True
 
     def _fill_gap(self) -> bool:
         """Train a recipe in a part of the costs where none was trained; return whether there was one."""
@@ -172,11 +203,11 @@ class AutoSearch:
         return int(np.clip(self._fitting(_FIRST_SHARE), 2, _FIRST_SCREENS))
 
     def _fitting(self, share: float) -> float:
-        """Return how many screens fit into a share of the search's time that is left; infinite where not known."""
+        """Return how many recipes can be looked at in a share of the time that is left; infinite where not known."""
         left_s = self.driver.keeper.search_left_s()
-        if left_s is None or not self._screen_s:
+        if left_s is None or not self._look_s:
             return math.inf
-        return share * max(left_s, 0.0) / max(float(np.median(self._screen_s)), 1e-9)
+        return share * max(left_s, 0.0) / max(float(np.median(self._look_s)), 1e-9)
 
     def _is_stalled(self) -> bool:
         left_s = self.driver.keeper.search_left_s()
@@ -197,7 +228,9 @@ class AutoSearch:
         costs = self.pool.options.predicted_costs(proposal.choice)
         candidate = Candidate(recipe, proposal.arm, label, costs)
         if self._lowest == 1:
+            begun_s = self.clock.monotonic()
             self._train(candidate, 1)
+            self._look_s.append(self.clock.monotonic() - begun_s)
             candidate.lost.setdefault(1, ALL_LOST)  # one that failed must not be proposed again
             self._take(proposal, candidate)
             return
@@ -229,7 +262,8 @@ class AutoSearch:
         self._take_screen(proposal, screen)
 
     def _take_screen(self, proposal: Proposal, screen: Screen) -> None:
-        self._screen_s.append(screen.duration_s)
+        self._look_s.append(screen.duration_s)
+        self._looks_in_vain += 1
         self._take(proposal, self.pool.screened(screen))
 
     def _take(self, proposal: Proposal, candidate: Candidate) -> None:
@@ -265,6 +299,7 @@ class AutoSearch:
 
     def _train(self, candidate: Candidate, rung: int) -> None:
         """Run a trial that takes a candidate to ``rung``."""
+        self._looks_in_vain = 0
         earlier = candidate.trials.get(rung - 1)
         if earlier is not None and not self.driver.has_artifact(earlier):
             earlier = None  # it was not worth keeping then: all steps are taken anew
@@ -287,8 +322,8 @@ class AutoSearch:
             )
         )
         self.pool.note(candidate, self.driver.records[-1])
-        if rung == 1 and self._lowest == 0:
-            self.proposer.rescale(float(self._scales_at(0)[0]))
+        if rung == 1:
+            self.proposer.rescale(float(self._scales_at(self._lowest)[0]))
             if self.pool.correct_costs(self.driver.groups):
                 costs = [self.pool[result.choice].costs for result in self.proposer.results]
                 self.proposer.correct(self.pool.options.problem, np.array(costs))
@@ -305,10 +340,14 @@ class AutoSearch:
         return self.proposer.axes.scaled(values, float(self._scales_at(rung)[0]))
 
     def _scales_at(self, rung: int) -> Array:
-        """Return where the volume ends in results of ``rung``, which lose more than they will in the end."""
-        left = self.driver.outlook.left_by_rung()[rung]
+        """Return where the volume ends in results of ``rung``, which lose more than they will in the end.
+
+        Where nothing within the user's caps loses as little as the volume allows, it ends beyond the best that does.
+        """
+        by_rung = self.driver.outlook.left_by_rung()
+        first, left = by_rung[self._lowest], by_rung[rung]
         scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
-        return scales
+        return np.maximum(scales, [self._least_lost * first / max(left, 1e-3), 0.0, 0.0])
 
     def _replay(self) -> None:
         """Take up what earlier runs of the study screened and trained."""

@@ -120,7 +120,7 @@ class Bench:
         device: Where networks are trained.
         dense: The dense network's artifact; None until trial 0 built it.
         timings: How long the stages take here.
-        gradients: Whether statistics are collected with gradients.
+        by_gradient: Whether networks are ranked by gradients, which those that were trained then need too.
     """
 
     config: StudyConfig
@@ -133,13 +133,19 @@ class Bench:
     device: torch.device
     dense: Artifact | None = None
     timings: Timings = field(default_factory=Timings)
-    gradients: bool = True
+    by_gradient: bool = True
     _networks: dict[str, Compressed] = field(default_factory=dict)
     _ancestors: dict[Path, Ancestor] = field(default_factory=dict)
 
     @classmethod
     def build(
-        cls, config: StudyConfig, workload: Workload, groups: Groups, *, gradients: bool = True
+        cls,
+        config: StudyConfig,
+        workload: Workload,
+        groups: Groups,
+        *,
+        gradients: bool = True,
+        by_gradient: bool | None = None,
     ) -> Bench:
         """Collect what the trials share.
 
@@ -147,7 +153,8 @@ class Bench:
             config: Settings of the study.
             workload: A dense network that is trained for its data.
             groups: Its groups.
-            gradients: Whether a criterion of the space needs gradients.
+            gradients: Whether the dense network's statistics hold gradients.
+            by_gradient: Whether a criterion of the space needs them; as ``gradients`` if not given.
         """
         device = training_device()
         calibration = list(workload.data.calibration.batches(64, limit=config.calibration_examples))
@@ -159,8 +166,17 @@ class Bench:
         )
         runtime = OnnxRuntime(config.target)
         runtime.prepare(workload.model, calibration[0][0][:2])
+        by_gradient = gradients if by_gradient is None else by_gradient
         return cls(
-            config, workload, groups, statistics, calibration, stream, runtime, device, gradients=gradients
+            config,
+            workload,
+            groups,
+            statistics,
+            calibration,
+            stream,
+            runtime,
+            device,
+            by_gradient=by_gradient,
         )
 
     def compressed(
@@ -215,7 +231,7 @@ class Bench:
             network = self.load(folder)
             groups = groups_after(self.workload.model, self.groups, network.plan)
             statistics = collect_statistics(
-                network.model, groups, self.calibration, gradients=self.gradients, loss=self.workload.loss
+                network.model, groups, self.calibration, gradients=self.by_gradient, loss=self.workload.loss
             )
             while len(self._ancestors) >= _REMEMBERED_ANCESTORS:
                 self._ancestors.pop(next(iter(self._ancestors)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from autoprune.search.baselines import effective_key
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, uniform_recipe
 from autoprune.space.search_space import SearchSpace
@@ -30,7 +31,9 @@ def design_recipes(groups: Groups, space: SearchSpace, seed: int) -> list[Recipe
         found.append(_mixed(groups, space, ratios, generator))
         if len(bits) > 1 and place % 2 == 1:
             found.append(uniform_recipe(groups, ratio, bits[-1], width=space.width))
-    return found[:_MOST_DESIGNS]
+    # In a space of one bit-width the first uniform network is the dense one again.
+    alike = {effective_key(recipe, groups): recipe for recipe in reversed(found)}
+    return list(reversed(alike.values()))[:_MOST_DESIGNS]
 
 
 def _mixed(groups: Groups, space: SearchSpace, ratios: list[float], generator: random.Random) -> Recipe:

@@ -25,7 +25,7 @@ from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder
 from autoprune.study.decode import Plan
 from autoprune.study.front import front_numbers, study_hypervolume
-from autoprune.study.records import TrialRecord
+from autoprune.study.records import TrialRecord, is_given
 from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
@@ -199,7 +199,7 @@ class Driver:
         proposals = sum(
             r.fidelity == "search"
             and r.rung > 0  # a screen that failed was no trial
-            and not self._is_given(r)
+            and not is_given(r, self.store.sampler_name)
             and r.failure_kind not in UNFINISHED
             for r in self.records
         )
@@ -207,12 +207,6 @@ class Driver:
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
             return False
         return self.keeper.fits_search(self._durations())
-
-    def _is_given(self, record: TrialRecord) -> bool:
-        """Return whether the search did not choose a trial; the default one trains uniform recipes if they are good."""
-        if record.origin == "baseline" and self.store.sampler_name == "auto":
-            return record.recipe is None or not record.recipe.prunes
-        return record.origin in ("dense", "baseline")
 
     def _durations(self) -> list[float]:
         return [
@@ -264,6 +258,7 @@ class Driver:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.store.set_spent(self.keeper.spent_s)
+        self.store.note("timings", self.bench.timings.text())
         return False
 
     def _ask(self, recipe: Recipe | None) -> tuple[optuna.Trial, Recipe]:

@@ -313,17 +313,19 @@ class FinalPhase:
         if recipe is None or not self.bench.config.has_lineage:
             return own
         counts = recipe.kept_counts(self.bench.groups)
-        best = own
-        for number, parent in self._lines.items():
-            kept = {g.name: len(parent.plan.get(g.name, range(g.size))) for g in self.bench.groups.groups}
+        parents = [
+            (parent.train_steps, number)
+            for number, parent in self._lines.items()
             # Its own training counts for more than what a parent took before the cut.
-            is_worth_more = INHERITED * parent.train_steps > own.train_steps
-            further = parent.train_steps > best.train_steps and prunes_further(counts, kept)
-            if further and is_worth_more:
-                untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
-                best = self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
-                self.started_from[record.number] = number
-        return best
+            if INHERITED * parent.train_steps > own.train_steps
+            and prunes_further(counts, {g.name: parent.kept(g) for g in self.bench.groups.groups})
+        ]
+        if not parents:
+            return own
+        _, number = max(parents)
+        self.started_from[record.number] = number
+        untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
+        return self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
 
     def _untrained(self, record: TrialRecord) -> Compressed:
         if record.recipe is None or not record.recipe.prunes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autoprune.search.cost_model import CostModel
 from autoprune.search.profile import CutLoss, Profile, Timed
 from autoprune.search.solver import Array, Choices, Pair, Problem
-from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.groups import Group, Groups, is_inside, kept_count
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import LayerShape
@@ -116,18 +116,48 @@ class Options:
             row.append(options.nearest(kept, choice.bits))
         return np.array(row, dtype=np.int64)
 
-    def canonical(self, choice: Choices) -> Choices:
-        """Return the row that stands for all of the same network: groups in a block that is gone count as whole."""
-        counts = self.kept(choice)
-        gone = self.groups.removed_blocks(counts)
-        if not gone:
-            return choice
-        left = {g.name for g in self.groups.without(gone).groups}
-        row = choice.copy()
-        for index, options in enumerate(self.of):
-            if options.group.name not in left and counts[options.group.name] > 0:
-                row[index] = 0
-        return row
+    def canonical(self, choices: Choices) -> Choices:
+        """Return the rows that stand for all of the same networks: groups in a block that is gone count as whole.
+
+        Args:
+            choices: ``(n, groups)``, or one row ``(groups,)``.
+
+        Returns:
+            Of the same shape.
+        """
+        if not len(self._has_block):
+            return choices
+        rows = np.atleast_2d(choices)
+        emptied = np.stack([none[rows[:, i]] for i, none in enumerate(self._keeps_none)], axis=1)
+        gone = emptied[:, self._has_block]
+        found = rows.copy()
+        for index, inside in enumerate(self._inside):
+            # A group is away with the last layer that makes its units.
+            away = np.all(np.any(gone[:, None, :] & inside[None], axis=2), axis=1) & np.any(gone, axis=1)
+            found[away & ~emptied[:, index], index] = 0
+        return found.reshape(choices.shape)
+
+    @cached_property
+    def _keeps_none(self) -> list[NDArray[np.bool_]]:
+        """For each group which options keep no unit."""
+        return [np.array(options.kept) == 0 for options in self.of]
+
+    @cached_property
+    def _has_block(self) -> NDArray[np.intp]:
+        """The groups that take a block away where none of their units is kept."""
+        return np.flatnonzero([bool(options.group.block) for options in self.of])
+
+    @cached_property
+    def _inside(self) -> list[NDArray[np.bool_]]:
+        """For each group in which of those blocks each layer lies that makes its units, ``(layers, blocks)``."""
+        blocks = [self.of[index].group.block for index in self._has_block]
+        return [
+            np.array(
+                [[is_inside(m.layer, (b,)) for b in blocks] for m in o.group.members if m.axis == "out"],
+                dtype=bool,
+            ).reshape(-1, len(blocks))
+            for o in self.of
+        ]
 
     def predicted_costs(self, choice: Choices) -> tuple[float, float]:
         """Return predicted size and latency of a row of option numbers, as shares of the dense network's."""

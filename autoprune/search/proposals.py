@@ -15,7 +15,7 @@ from autoprune.search.promotion import cover
 from autoprune.search.severity import ALL_LOST
 from autoprune.search.solver import Choices, Problem, neighbours_of, solve_capped, sweep
 from autoprune.search.volume import Array
-from autoprune.search.weights import solve_weighted, told_study, weight_distributions
+from autoprune.search.weights import counted, solve_weighted, told_study, weight_distributions
 
 ARMS = ("solver", "weights", "moves")
 _FIRST_SHARES = {"solver": 0.6, "weights": 0.25, "moves": 0.15}
@@ -74,7 +74,7 @@ class Proposer:
         objectives: Objectives of the study.
         seed: Seed of everything random.
         use_solver: Whether the arms that solve may be used; else moves alone propose.
-        canonical: Returns the row that stands for all rows of the same network.
+        canonical: Returns the rows that stand for all rows of the same networks, ``(n, groups)`` or one of them.
         within: Returns which options cut a row's network further, or not at all; where it is given, anchors of one axis
             lie on one line.
         capped_loss: Whether the user capped the capability that may be lost.
@@ -88,7 +88,7 @@ class Proposer:
         *,
         seed: int,
         use_solver: bool = True,
-        canonical: Callable[[Choices], Choices] = lambda choice: choice,
+        canonical: Callable[[Choices], Choices] = lambda choices: choices,
         within: Callable[[Choices], Sequence[NDArray[np.bool_]]] | None = None,
         capped_loss: bool = False,
     ) -> None:
@@ -224,13 +224,26 @@ class Proposer:
             best = np.argsort(-self.axes.gains(values))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
-        fresh = np.array([self._key(row) not in self._seen for row in self._pool], dtype=bool)
+        keys = self._canonical(self._pool)
+        fresh = np.array([row.tobytes() not in self._seen for row in keys], dtype=bool)
         pool = self._pool[fresh]
         if not len(pool):
             return None
         gains = self.axes.gains(self.values_of(pool))
         best_row = int(gains.argmax())
         return Proposal(pool[best_row], "solver") if gains[best_row] > 0 else None
+
+    def least_lost(self) -> float:
+        """Return the capability that is predicted to be lost by the best network within the user's caps on costs.
+
+        Returns:
+            0 where there is no cap, or nothing keeps it.
+        """
+        _, size, latency = self.axes.ends
+        if min(size, latency) >= 1.0:
+            return 0.0
+        best = solve_capped(self._problem, max_size=size, max_latency=latency)
+        return 0.0 if best is None else float(self.model.lost(self._problem.evaluate(best[None])[:, 0])[0])
 
     def _at_caps(self) -> list[Choices]:
         """Solve for the user's hard caps, and a little below them because predictions have errors.
@@ -260,7 +273,8 @@ class Proposer:
 
     def _by_weights(self, generator: np.random.Generator) -> Proposal | None:
         """Let Optuna choose weight, trade, trust in small losses and factors of the stages, and solve for those."""
-        told = [(r.weights, r.values) for r in self.results if r.weights][-_TOLD:]
+        scaled = self.axes.scaled(self._raw)
+        told = [(r.weights, row) for r, row in zip(self.results, scaled, strict=True) if r.weights][-_TOLD:]
         study = told_study(told, self.objectives, int(generator.integers(2**31)))
         distributions = weight_distributions(self.objectives)
         for _ in range(4):
@@ -268,7 +282,7 @@ class Proposer:
             choice = solve_weighted(self._problem, self._plain, trial.params, self.objectives)
             if self._key(choice) not in self._seen:
                 return Proposal(choice, "weights", dict(trial.params))
-            study.tell(trial, [float(v) for v in self.values_of(choice[None])[0]])
+            study.tell(trial, counted(self.values_of(choice[None])[0], self.objectives))
         return None
 
     def _by_moves(self, generator: np.random.Generator) -> Proposal | None:

@@ -141,17 +141,21 @@ def _search(
     groups = _groups(store, workload)
     space.check(groups)
     store.note("search_split_seen", "yes" if workload.search_split_seen else "no")
+    if workload.search_split_seen and config.limits.min_accuracy is not None:
+        message = (
+            "the network may know the search split: --min-accuracy is kept there, the report split shows less"
+        )
+        listener(Progress("groups", message, left_s=keeper.left_s))
     auto = config.sampler == "auto"
     # The default search's profile estimates from gradients what it has no time to measure.
-    gradients = auto or any("taylor" in names for names in space.criteria.values())
-    bench = Bench.build(config, workload, groups, gradients=gradients)
+    by_gradient = any("taylor" in names for names in space.criteria.values())
+    bench = Bench.build(config, workload, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
     driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
     final = FinalPhase(driver, bench)
     store.phase = "search"
     # A run that goes on after a kill has timed nothing itself.
     bench.timings.take(store.notes().get("timings", "{}"))
     driver.search(final.reserve_s, default_strategy(driver, bench, config, clock) if auto else None)
-    store.note("timings", bench.timings.text())
     if interrupt():
         return
     keeper.begin_final()

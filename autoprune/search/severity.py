@@ -52,8 +52,8 @@ def volume_ends(dense: Measurement, limits: Limits) -> NDArray[np.float64]:
 
 
 def worst_severity(dense: float, min_accuracy: float | None) -> float:
-    """Return the severity at which a network is of no use: a tenth lost, or less where the user says so."""
+    """Return the severity at which a network is of no use: a tenth lost, or what the user says."""
     lost = WORST_DROP * max(1.0, abs(dense))
     if min_accuracy is not None:
-        lost = min(lost, max(dense - min_accuracy, 1e-3))
+        lost = max(dense - min_accuracy, 1e-3)
     return severity(lost, dense)

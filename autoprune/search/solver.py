@@ -113,7 +113,6 @@ def solve(
     size_weights: Array,
     latency_weights: Array,
     *,
-    start: Choices | None = None,
     allowed: Sequence[NDArray[np.bool_]] | None = None,
 ) -> Choices:
     """Minimise loss + weight x size + weight x latency for many weightings at once.
@@ -122,7 +121,6 @@ def solve(
         problem: Tables of the options.
         size_weights: ``(n,)``, non-negative.
         latency_weights: ``(n,)``, non-negative.
-        start: Choices to start from, ``(n, variables)``; the least loss if not given.
         allowed: For each variable which options may be chosen; all if not given.
 
     Returns:
@@ -138,9 +136,8 @@ def solve(
         if allowed is not None:
             cost = np.where(allowed[index][None, :], cost, np.inf)
         own.append(cost)
-    first = np.stack([cost.argmin(axis=1) for cost in own], axis=1).astype(np.int64)
-    choices = first if start is None else start.copy()
-    if not problem.pairs and start is None:
+    choices = np.stack([cost.argmin(axis=1) for cost in own], axis=1).astype(np.int64)
+    if not problem.pairs:
         return choices
     for _ in range(_MOST_SWEEPS):
         before = choices.copy()

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 
 from autoprune.search.solver import Array, Choices, Problem, solve, weight_range
+from autoprune.search.volume import counted_axes
 
 _STAGES = 4
 
@@ -32,22 +33,28 @@ def told_study(
     """Return a study in memory that knows earlier choices and their outcomes.
 
     Args:
-        told: Choices and values, ``(3,)``.
+        told: Choices and what they came to: capability lost, size and latency on the scale of the volume, ``(3,)``.
         objectives: Objectives of the search.
         seed: Seed of the sampler.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed)
-    study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
+    axes = int(counted_axes(objectives).sum())
+    study = optuna.create_study(directions=["minimize"] * axes, sampler=sampler)
     distributions = weight_distributions(objectives)
     for weights, values in told:
         study.add_trial(
             optuna.trial.create_trial(
-                params=weights, distributions=distributions, values=[float(v) for v in values]
+                params=weights, distributions=distributions, values=counted(values, objectives)
             )
         )
     return study
+
+
+def counted(values: Array, objectives: Sequence[str]) -> list[float]:
+    """Return those of capability lost, size and latency that are objectives."""
+    return [float(value) for value in values[counted_axes(objectives) > 0]]
 
 
 def solve_weighted(

@@ -15,7 +15,7 @@ from autoprune.measure.stats import indistinguishable
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import artifact_folder
 from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
-from autoprune.study.records import TrialRecord, superseded
+from autoprune.study.records import TrialRecord, is_given, superseded
 from autoprune.study.store import StudyStore
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class FrontPoint:
         record: The trial.
         on_front: Whether no other point of the same fidelity dominates it.
         tie_with: Trials on the front whose capability and latency no interval tells from this one's.
-        baseline: Whether it needed no search: the dense network, int8 alone, a uniform ratio.
+        baseline: Whether the search did not choose it: the dense network, int8 alone, a plain sampler's uniform ratios.
     """
 
     record: TrialRecord
@@ -176,7 +176,7 @@ def all_points(store: StudyStore) -> list[FrontPoint]:
     else:
         on_front = front_numbers(records, store.objectives)
     members = [r for r in measured if r.number in on_front]
-    marked = {r.number for r in records if r.origin in ("dense", "baseline")}
+    marked = {r.number for r in records if is_given(r, store.sampler_name)}
     return [
         FrontPoint(
             record=r,

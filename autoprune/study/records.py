@@ -84,6 +84,18 @@ class TrialRecord(BaseModel):
         )
 
 
+def is_given(record: TrialRecord, sampler_name: str) -> bool:
+    """Return whether a search did not choose a trial; the default one trains uniform recipes only if they are good.
+
+    Args:
+        record: A trial of search fidelity.
+        sampler_name: The study's sampler.
+    """
+    if record.origin == "baseline" and sampler_name == "auto":
+        return record.recipe is None or not record.recipe.prunes
+    return record.origin in ("dense", "baseline")
+
+
 def superseded(records: Sequence[TrialRecord]) -> set[int]:
     """Return the trials whose very recipe went on to a higher rung, which counts instead of them."""
     trained = [r for r in records if r.is_trained]

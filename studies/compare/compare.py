@@ -113,6 +113,7 @@ def keep_records(run: Run) -> None:
     content = {
         "run": vars(run),
         "spent_s": store.spent_s,
+        "commit": commit(),
         "environment": json.loads(store.paths.environment.read_text(encoding="utf-8")),
         "screens": [screen.model_dump(mode="json") for screen in read_screens(store.paths)],
         "trials": [record.model_dump(mode="json") for record in store.records()],
@@ -123,6 +124,13 @@ def keep_records(run: Run) -> None:
     run.records.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
 
 
+def commit() -> str:
+    """Return the commit of the code that runs; empty outside a repository."""
+    command = ["git", "rev-parse", "--short=7", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    return done.stdout.strip()
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run came to, on the report split."""
@@ -131,6 +139,7 @@ class Outcome:
     trials: list[TrialRecord]
     screens: list[Screen]
     spent_s: float
+    commit: str
     host: dict[str, Any]
 
     @classmethod
@@ -142,6 +151,7 @@ class Outcome:
             [TrialRecord.model_validate(trial) for trial in content["trials"]],
             [Screen.model_validate(screen) for screen in content["screens"]],
             content["spent_s"],
+            content["commit"],
             content["environment"][-1]["host"],
         )
 
@@ -194,6 +204,7 @@ class Outcome:
             "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
             "trials": sum(t.is_trained for t in self.trials),
             "spent, s": self.spent_s,
+            "commit": self.commit,
         }
 
 

@@ -27,6 +27,7 @@ class FakeStore:
     trials: list[TrialRecord] = field(default_factory=list)
     words: dict[str, str] = field(default_factory=dict)
     model: str = "resnet20"
+    sampler_name: str = "tpe"
     spent_s: float = 3725.0
 
     def records(self) -> list[TrialRecord]:

@@ -13,6 +13,7 @@ from autoprune.config import Budget, Limits, StudyConfig
 from autoprune.errors import TooManyFailuresError, TrialError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key
+from autoprune.search.bench import Timings
 from autoprune.search.cost_model import CostModel
 from autoprune.search.lineage import prunes_further
 from autoprune.search.options import Options
@@ -234,6 +235,49 @@ def test_what_lies_beyond_a_limit_is_not_trained() -> None:
     assert len(predicted["bound"]) >= 4
 
 
+@pytest.mark.parametrize("limits", [{"max_size_mb": 0.13}, {"min_accuracy": 0.4, "max_size_mb": 0.13}])
+def test_a_limit_that_costs_more_than_a_tenth_is_searched_all_the_same(limits: dict[str, float]) -> None:
+    scene, _ = searched("hard", limits=limits)
+    within = [r for r in trained(scene) if r.measurement and r.measurement.size_bytes <= 0.13e6]
+    assert len(within) >= 4
+    assert all(r.measurement and r.measurement.search.value < 0.8 for r in within)
+
+
+def test_without_screens_every_arm_proposes_and_few_solutions_are_trained_first() -> None:
+    scene, _ = searched("unscreened", 1500.0, auto={"screening": False})
+    origins = {r.origin for r in trained(scene)}
+    assert {"baseline", "solver", "weights", "moves"} <= origins
+    assert {r.rung for r in trained(scene)} >= {1, 2}
+
+
+def test_all_trials_of_the_budget_are_taken() -> None:
+    scene = make_scene("many", budget=Budget(trials=60), config=config("many"), duration_s=5.0)
+    run(scene)
+    assert not scene.driver.may_propose()
+    assert len(trained(scene)) > 50
+
+
+def test_a_run_that_goes_on_in_the_last_share_looks_at_nothing_new() -> None:
+    first, _ = searched("late", 900.0)
+    whole = float(first.store.notes()[f"proposing_s:{first.store.round}"])
+    scene = make_scene("late", budget=Budget(seconds=900.0), config=config("late"), duration_s=5.0)
+    scene.store.set_spent(0.4 * 900.0 - 0.2 * whole)
+    scene.store.release()
+    scene = make_scene("late", budget=Budget(seconds=900.0), config=config("late"), duration_s=5.0)
+    assert scene.driver.keeper.search_left_s() == pytest.approx(0.2 * whole)
+    screen = run(scene)
+    assert not screen.seen
+
+
+def test_what_stages_took_is_noted_with_every_trial() -> None:
+    scene = make_scene("timed", budget=Budget(trials=2), config=config("timed"), duration_s=5.0)
+    scene.driver.bench.timings.step.append(0.25)
+    run(scene)
+    timings = Timings()
+    timings.take(scene.store.notes()["timings"])
+    assert timings.step_s() == 0.25
+
+
 def test_the_budget_is_kept() -> None:
     scene, _ = searched("budget", 600.0)
     assert scene.clock.now_s <= 0.4 * 600.0
@@ -368,3 +412,4 @@ def test_a_study_that_nothing_can_improve_ends() -> None:
     )
     screen = run(scene)
     assert len(screen.seen) < 200
+    assert "nothing more is to be gained" in scene.events[-1].message

@@ -12,7 +12,7 @@ from autoprune.search.options import Options, group_options
 from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery, uniform_recipe
-from autoprune.space.search_space import SearchSpace
+from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.space.shapes import AxisUse, LayerShape
 
 SIZES = {"a": 32, "b": 64, "c": 64}
@@ -252,9 +252,48 @@ def test_rows_of_the_same_network_have_one_representative() -> None:
     assert options.kept(row)["b"] == 0
     assert (other != row).any()
     assert (options.canonical(other) == options.canonical(row)).all()
+    both = np.stack([other, row])
+    assert (options.canonical(both) == options.canonical(row)).all()
     # Without the block gone they are two networks.
     one, two = (options.encode(Recipe(groups={"a": stem, "c": GroupChoice(ratio=r)})) for r in (0.0, 0.75))
     assert (options.canonical(one) != options.canonical(two)).any()
+
+
+def test_representatives_are_those_of_the_groups_that_are_left() -> None:
+    def group(name: str, layers: tuple[str, ...], block: str = "") -> Group:
+        members = tuple(
+            Member(layer=layer, kind="conv", axis="out", index_map=tuple((u,) for u in range(16)))
+            for layer in layers
+        )
+        return Group(name=name, type="conv", size=16, members=members, prunable=True, block=block)
+
+    groups = Groups(
+        groups=(
+            group("stem", ("stem", "one.last", "two.last")),
+            group("one", ("one.first",), "one"),
+            group("inner", ("one.middle", "two.middle")),
+            group("two", ("two.first",), "two"),
+            group("own", ("two.own",)),
+        ),
+        input_shape=(3, 8, 8),
+    )
+    space = load_space("default")
+    profile = Profile(dense_loss=0.2, examples=10, cuts=(), designs=(), shapes=())
+    options = Options(profile, groups, space, None)  # type: ignore[arg-type]
+    generator = np.random.default_rng(0)
+    rows = np.stack([generator.integers(len(o.kept), size=400) for o in options.of], axis=1)
+    seen = set()
+    for row, found in zip(rows, options.canonical(rows), strict=True):
+        counts = options.kept(row)
+        gone = groups.removed_blocks(counts)
+        left = {g.name for g in groups.without(gone).groups}
+        wanted = [
+            option if o.group.name in left or counts[o.group.name] == 0 else 0
+            for o, option in zip(options.of, row, strict=True)
+        ]
+        assert list(found) == wanted
+        seen.add(gone)
+    assert {(), ("one",), ("two",), ("one", "two")} <= seen
 
 
 def test_a_layer_that_reads_two_groups_has_the_same_cost_in_both_models() -> None:

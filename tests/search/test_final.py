@@ -1,9 +1,20 @@
-"""How many networks the final phase trains."""
+"""Which networks the final phase trains, for how long, and what each starts from."""
 
 from __future__ import annotations
 
-from autoprune.search.final import Networks, choose_number
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from autoprune.compress.pipeline import Compressed
+from autoprune.config import Budget, StudyConfig
+from autoprune.search.final import FinalPhase, Networks, choose_number
+from autoprune.search.jobs import Job
+from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.records import TrialRecord
+from tests.search.fakes import FakeBench, make_scene
 
 
 def networks(count: int) -> Networks:
@@ -21,3 +32,83 @@ def test_a_choice_that_covers_nothing_is_taken_where_it_promises_clearly_more() 
     assert len(choose_number(covering, [(0.21, networks(1))])) == 3
     assert len(choose_number(covering, [(0.23, networks(1)), (0.1, networks(4))])) == 1
     assert len(choose_number([], [(0.01, networks(1))])) == 1
+
+
+@dataclass
+class CuttingBench(FakeBench):
+    """Notes from which folder a network was cut."""
+
+    cut_from: list[Path | None] = field(default_factory=list)
+
+    def compressed(self, recipe: Recipe, start: Path | None = None) -> Compressed:
+        self.cut_from.append(start)
+        kept = recipe.kept_counts(self.groups)
+        plan = {name: tuple(range(count)) for name, count in kept.items()}
+        return Compressed(model=nn.Identity(), plan=plan, train_steps=1000, solved=[])
+
+
+@pytest.fixture
+def phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinalPhase:
+    """Return the final phase of a study of four nested networks, of which nothing was trained yet."""
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+    return made()
+
+
+def made(**fields: object) -> FinalPhase:
+    config = StudyConfig.model_validate(
+        {"model": "fake", "data": "fake", "study": "s", "sampler": "auto", **fields}
+    )
+    scene = make_scene("s", budget=Budget(seconds=600.0), config=config)
+    scene.driver.trial(Job(Recipe(), "dense", "dense"))
+    for ratio in (0.25, 0.4, 0.5, 0.7):
+        recipe = uniform_recipe(scene.driver.groups, ratio, 8, recovery=Recovery(finetune_steps=50))
+        scene.driver.trial(Job(recipe, "solver"))
+    return FinalPhase(scene.driver, CuttingBench(scene.driver.groups, config))  # type: ignore[arg-type]
+
+
+def trained(phase: FinalPhase, number: int, steps: int) -> None:
+    """Pretend that a trial's network was recovered by so many steps."""
+    recipe = phase.driver.records[number].recipe
+    assert recipe is not None
+    plan = {name: tuple(range(count)) for name, count in recipe.kept_counts(phase.bench.groups).items()}
+    phase._lines[number] = Compressed(model=nn.Identity(), plan=plan, train_steps=steps, solved=[])
+
+
+def start_of(phase: FinalPhase, number: int, own_steps: int = 50) -> int | None:
+    """Return the trial that a network's final recovery starts from."""
+    own = Compressed(model=nn.Identity(), plan={}, train_steps=own_steps, solved=[])
+    found = phase._from_line(phase.driver.records[number], own)
+    assert (found is own) == (number not in phase.started_from)
+    return phase.started_from.get(number)
+
+
+def test_a_deeper_cut_starts_from_the_best_trained_network_that_it_cuts_further(phase: FinalPhase) -> None:
+    assert start_of(phase, 3) is None
+    trained(phase, 1, 900)
+    trained(phase, 2, 2000)
+    trained(phase, 4, 9000)  # smaller, so that nothing of it can be cut to come to the third
+    assert start_of(phase, 3) == 2
+    assert isinstance(phase.bench, CuttingBench)
+    assert phase.bench.cut_from == [phase.paths.recovered(2, phase.round)]  # one cut, however many could be
+
+
+def test_its_own_training_counts_for_more_than_a_parent_s(phase: FinalPhase) -> None:
+    trained(phase, 1, 900)
+    assert start_of(phase, 2, own_steps=800) is None
+    assert start_of(phase, 3, own_steps=300) == 1
+
+
+def test_without_lineage_each_network_goes_on_from_its_own_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+    phase = made(auto={"lineage": False})
+    trained(phase, 1, 9000)
+    assert start_of(phase, 3) is None
+
+
+def test_what_lost_more_trains_longer_and_eight_times_the_loss_twice_as_long(phase: FinalPhase) -> None:
+    needs = phase._needs([[record] for record in phase.driver.records[1:]])
+    assert needs == sorted(needs)
+    lost = [0.9 - r.measurement.search.value for r in phase.driver.records[1:] if r.measurement]
+    assert needs[-1] / needs[1] == pytest.approx((lost[-1] / lost[1]) ** (1 / 3))

@@ -11,6 +11,7 @@ from autoprune.search.bench import Timings
 from autoprune.search.fidelity import INHERITED
 from autoprune.search.jobs import Job
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.study.front import volume_of
 from tests.search.fakes import Scene, make_scene
 
 
@@ -54,6 +55,20 @@ def test_a_step_behind_the_cut_counts_for_less_than_an_own_one(monkeypatch: pyte
         monkeypatch.setattr("autoprune.search.outlook.INHERITED", share)
         promised.append(outlook.expected_volume(networks, 20.0))
     assert promised[0] < promised[1] < promised[2]
+
+
+def test_where_nothing_is_trained_nothing_is_taken_back(tmp_path: Path) -> None:
+    space = tmp_path / "untrained.yaml"
+    space.write_text("recovery: {finetune_steps: 0}\n", encoding="utf-8")
+    scene = searched("untrained", space=str(space))
+    outlook = scene.driver.outlook
+    networks = outlook.networks(4)
+    assert outlook.expected_volume(networks, 1e6) == outlook.expected_volume(networks, 0.0)
+    measured = [r.measurement for r in scene.driver.records if r.measurement]
+    dense = outlook.dense_measurement().search.value
+    best = volume_of(measured, scene.store.objectives, dense, on_search=True)
+    # Severities, by which is expected, are a little more than the losses themselves.
+    assert outlook.expected_volume(networks, 1e6) == pytest.approx(best, rel=0.05)
 
 
 def test_more_networks_promise_more_at_equal_training() -> None:

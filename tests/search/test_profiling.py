@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,28 @@ def test_a_damaged_profile_is_measured_anew(bench: Bench, tmp_path: Path) -> Non
     place.parent.mkdir(parents=True)
     place.write_text('{"dense_loss": "no"')
     assert measure_profile(bench, SPACE, 0.0, lambda _: None).designs
+
+
+def test_a_profile_is_of_one_network_data_target_and_recovery(bench: Bench) -> None:
+    other_network = deepcopy(bench.workload.model)
+    with torch.no_grad():
+        next(other_network.parameters()).add_(0.1)
+    workload = replace(bench.workload, model=other_network)
+    target = bench.config.model_copy(update={"target": bench.config.target.model_copy(update={"threads": 3})})
+    data = replace(bench.workload, data=replace(bench.workload.data, fingerprint="other images"))
+    others = [
+        profile_key(replace(bench, workload=workload), SPACE),
+        profile_key(replace(bench, workload=data), SPACE),
+        profile_key(replace(bench, config=target), SPACE),
+        profile_key(
+            bench,
+            SPACE.model_copy(
+                update={"recovery": SPACE.recovery.model_copy(update={"least_squares": (False,)})}
+            ),
+        ),
+    ]
+    assert profile_key(bench, SPACE) == profile_key(bench, SPACE)
+    assert len({profile_key(bench, SPACE), *others}) == 5
 
 
 def meter_of(bench: Bench, *, distils: bool, as_numbers: bool = False) -> SensitivityMeter:

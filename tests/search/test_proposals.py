@@ -9,7 +9,8 @@ import pytest
 
 from autoprune.search.proposals import ARMS, Proposer, Result
 from autoprune.search.severity import ALL_LOST
-from autoprune.search.solver import Problem, solve_capped
+from autoprune.search.solver import Choices, Problem, solve_capped
+from autoprune.search.weights import told_study, weight_distributions
 from tests.search.synthetic import SAMPLERS, SCALES, Synthetic, run_auto, run_optuna
 
 OBJECTIVES = ("accuracy", "latency", "size")
@@ -105,16 +106,51 @@ def test_hard_caps_are_solved_for(problem: Synthetic, capped_loss: bool) -> None
 
 
 def test_an_axis_that_is_no_objective_changes_no_proposal(problem: Synthetic) -> None:
-    slow = replace(problem.profile, latency=tuple(5 * table for table in problem.profile.latency))
+    """Networks that are slow here are fast there."""
+    slow = replace(problem.profile, latency=tuple(table.max() - table for table in problem.profile.latency))
     first, second = (Proposer(p, SCALES, ("accuracy", "size"), seed=1) for p in (problem.profile, slow))
-    for _ in range(12):
+    for _ in range(60):
         proposal, again = first.propose(), second.propose()
         assert proposal is not None
         assert again is not None
         assert (proposal.choice == again.choice).all()
         values = problem.values(proposal.choice[None])[0]
         first.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
-        second.add(Result(again.choice, again.arm, values * np.array([1.0, 1.0, 5.0]), again.weights))
+        turned = np.array([*values[:2], 1.0 - values[2]])
+        second.add(Result(again.choice, again.arm, turned, again.weights))
+
+
+def test_whoever_stands_for_a_pool_is_asked_for_all_of_it_at_once(problem: Synthetic) -> None:
+    asked: list[int] = []
+
+    def canonical(choices: Choices) -> Choices:
+        asked.append(len(choices) if choices.ndim == 2 else 1)
+        return choices
+
+    proposer = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0, canonical=canonical)
+    for _ in range(10):
+        asked.clear()
+        proposal = proposer.propose()
+        assert proposal is not None
+        assert len(asked) <= 30
+        values = problem.values(proposal.choice[None])[0]
+        proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
+    assert max(asked, default=0) <= 1 or max(asked) > 100
+
+
+def test_what_the_sampler_over_weights_is_told_is_on_one_scale() -> None:
+    objectives = ("accuracy", "latency")
+    weights = dict.fromkeys(weight_distributions(objectives), 0.1)
+    study = told_study([(weights, np.array([0.2, 0.3, 0.4]))], objectives, 0)
+    assert study.trials[0].values == [0.2, 0.4]
+
+
+def test_within_caps_the_least_loss_is_predicted(problem: Synthetic) -> None:
+    assert Proposer(problem.profile, SCALES, OBJECTIVES, seed=0).least_lost() == 0.0
+    caps = [Proposer(problem.profile, np.array([0.1, size, 1.0]), OBJECTIVES, seed=0) for size in (0.5, 0.2)]
+    mild, hard = (proposer.least_lost() for proposer in caps)
+    assert 0.0 < mild < hard
+    assert Proposer(problem.profile, np.array([0.1, 1e-9, 1.0]), OBJECTIVES, seed=0).least_lost() == 0.0
 
 
 def test_a_cap_holds_on_an_axis_that_is_no_objective(problem: Synthetic) -> None:
