@@ -31,7 +31,7 @@ _FIRST_SHARE = 0.25
 # However short the time is, so many uniform recipes are looked at.
 _LEAST_BASELINES = 2
 # Where there is no time for so many solutions for each axis, those of the largest predicted gain are better.
-_LEAST_ANCHORS = 4
+_LEAST_ANCHORS = 3
 # Solutions for each axis and network of the final recovery.
 _ANCHORS = 2
 # Screening ends when so many in a row together gained less than this share of the volume.

@@ -40,6 +40,8 @@ class Timekeeper:
         self._divided_s = divided_s
         self._started_s = clock.monotonic() if started_s is None else started_s
         self._final_from_s: float | None = None
+        # Seconds of the final phase that the search got.
+        self._granted_s = 0.0
 
     @property
     def run_s(self) -> float:
@@ -61,14 +63,23 @@ class Timekeeper:
         """Seconds kept for the final phase at least; None where the budget counts trials."""
         if self._budget.seconds is None:
             return None
-        return (self._budget.seconds - self._divided_s) * self._final_share
+        return (self._budget.seconds - self._divided_s) * self._final_share - self._granted_s
 
     def search_left_s(self) -> float | None:
         """Return the seconds until proposals have to end; None where the budget counts trials."""
         if self._budget.seconds is None:
             return None
         added_s = self._budget.seconds - self._divided_s
-        return self._divided_s + added_s * (1.0 - self._final_share) - self.spent_s
+        return self._divided_s + added_s * (1.0 - self._final_share) + self._granted_s - self.spent_s
+
+    def wanted_s(self, share: float) -> float:
+        """Return the seconds that the search lacks to have a share of the time that is left; 0 if it has that."""
+        left_s, search_s = self.left_s, self.search_left_s()
+        return 0.0 if left_s is None or search_s is None else max(0.0, share * left_s - search_s)
+
+    def grant(self, seconds: float) -> None:
+        """Give seconds of the final phase to the search."""
+        self._granted_s += seconds
 
     def trials_left(self, proposals: int) -> int | None:
         """Return how many more proposals may be made; None where the budget counts time."""

@@ -38,6 +38,10 @@ from autoprune.workloads.workload import Workload, load_workload
 # Share of the budget for the profile, and seconds under a budget of trials.
 _PROFILE_SHARE = 0.05
 _PROFILE_TRIALS_S = 120.0
+# Of the time that is left after the profile the search has at least so much of its share, and this share where the
+# final phase only measures.
+_LEAST_OF_SHARE = 0.75
+_SHARE_WITHOUT_TRAINING = 0.6
 
 
 def run_study(
@@ -183,6 +187,7 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
             return
         if driver.interrupt():
             return
+        _share_preparations(driver)
         options = Options(profile, bench.groups, driver.space, CostModel(profile.shapes, profile.designs))
         examples = driver.space.rungs[0].examples
         dense = bench.screened(Recipe(), examples).value
@@ -194,6 +199,18 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
         AutoSearch(driver, options, screen, config, clock).run(baselines)
 
     return strategy
+
+
+def _share_preparations(driver: Driver) -> None:
+    """Let the final phase bear its part of what came before the first proposal, once in each round of the study."""
+    name = f"granted_s:{driver.store.round}"
+    noted = driver.store.notes().get(name)
+    share = _LEAST_OF_SHARE * (1.0 - driver.bench.config.final_share)
+    if driver.space.default_recovery().finetune_steps == 0:
+        share = max(share, _SHARE_WITHOUT_TRAINING)
+    granted_s = driver.keeper.wanted_s(share) if noted is None else float(noted)
+    driver.store.note(name, str(granted_s))
+    driver.keeper.grant(granted_s)
 
 
 def _profile(driver: Driver, bench: Bench, config: StudyConfig) -> Profile:

@@ -63,3 +63,19 @@ def test_more_trials_add_training_for_themselves_alone() -> None:
     clock.advance(40.0)
     keeper.begin_final()
     assert keeper.training_left_s(0.0) == pytest.approx(60.0)
+
+
+def test_the_final_phase_bears_its_part_of_the_preparations() -> None:
+    clock = FakeClock()
+    keeper = Timekeeper(Budget(seconds=100.0), 0.6, clock)
+    clock.advance(35.0)
+    assert keeper.search_left_s() == pytest.approx(5.0)
+    assert keeper.wanted_s(0.3) == pytest.approx(0.3 * 65.0 - 5.0)
+    keeper.grant(keeper.wanted_s(0.3))
+    assert keeper.search_left_s() == pytest.approx(0.3 * 65.0)
+    assert keeper.final_s == pytest.approx(60.0 - 14.5)
+    assert keeper.left_s == 65.0
+    assert keeper.wanted_s(0.3) == pytest.approx(0.0)
+    early = Timekeeper(Budget(seconds=100.0), 0.6, FakeClock())
+    assert early.wanted_s(0.3) == 0.0
+    assert Timekeeper(Budget(trials=5), 0.6, FakeClock()).wanted_s(0.3) == 0.0
