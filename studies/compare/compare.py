@@ -79,8 +79,9 @@ def planned() -> Iterator[Run]:
             yield Run("ablations", name, seed, values["quarter"], settings, "untrained")
     for budget, seeds in values["ablation_seeds"].items():
         for seed in seeds:
+            yield Run("ablations", "all parts", seed, budget, {})
             for name, settings in values["ablations"].items():
-                yield Run("ablations", name, seed, budget, settings, "auto")
+                yield Run("ablations", name, seed, budget, settings, "all parts")
 
 
 def run_missing(data: str, weights: str, only: str | None) -> None:
@@ -299,7 +300,8 @@ def parts_table(runs: list[Run], table: pd.DataFrame) -> list[str]:
         "",
         "## What each part is worth",
         "",
-        "The same seeds without the part and with it; `untrained` is the search over a space in which no network is trained.",
+        "The same seeds without the part and with it (`all parts` is the default search once more, run beside those without",
+        "one; `untrained` is the search over a space in which no network is trained).",
         "",
         "| without | against | budget | hypervolume without | with | worth by seed | points of the front without | with |",
         "|---|---|---|---|---|---|---|---|",
