@@ -70,8 +70,7 @@ class AutoSearch:
         self.clock = clock
         default = driver.space.default_recovery()
         # A space that trains nothing needs no rung above the first export.
-        self.rungs = driver.space.rungs if default.finetune_steps else driver.space.rungs[:2]
-        self._trains = default.finetune_steps > 0
+        self.rungs = driver.space.rungs if driver.space.trains else driver.space.rungs[:2]
         self._screen = screen
         self._recovery = with_steps(default, 0)
         # Seconds that looking at a recipe took: its screen, or its first training where nothing is screened.
@@ -226,8 +225,8 @@ class AutoSearch:
         if given is not None:
             recipe = given.model_copy(update={"recovery": self._recovery})
         costs = self.pool.options.predicted_costs(proposal.choice)
-        candidate = Candidate(recipe, proposal.arm, label, costs)
         if self._lowest == 1:
+            candidate = Candidate(recipe, proposal.arm, label, costs)
             begun_s = self.clock.monotonic()
             self._train(candidate, 1)
             self._look_s.append(self.clock.monotonic() - begun_s)
@@ -305,7 +304,7 @@ class AutoSearch:
             earlier = None  # it was not worth keeping then: all steps are taken anew
         steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
         recipe = candidate.recipe.model_copy(
-            update={"recovery": brief(self._recovery, steps) if self._trains else self._recovery}
+            update={"recovery": brief(self._recovery, steps) if self.driver.space.trains else self._recovery}
         )
         start = earlier
         if start is None and self.config.auto.lineage and recipe.prunes:

@@ -89,7 +89,6 @@ class Outlook:
             slot_s: Seconds of training for each.
         """
         dense = self.dense_measurement()
-        trains = self.space.default_recovery().finetune_steps > 0
         own = slot_s / max(self.bench.timings.step_s(), 1e-9)
         seen = SEEN_SPLIT if self._is_seen else 1.0
         ends = volume_ends(dense, self.bench.config.limits)
@@ -108,7 +107,7 @@ class Outlook:
             before = before if self.bench.config.has_lineage else []
             steps = own + max([taken, *(INHERITED * each for each in before)])
             lines.append((counts, steps))
-            left = final_left(steps, taken) if taken and trains else 1.0
+            left = final_left(steps, taken) if taken and self.space.trains else 1.0
             rows.append(self._row(leader.measurement, dense, seen * left))
         return Volume(np.array(rows) / ends * counted_axes(self.store.objectives)).total
 
@@ -124,10 +123,9 @@ class Outlook:
 
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""
-        trains = self.space.default_recovery().finetune_steps > 0
         final = final_left(self._final_steps(), self.space.rungs[-1].steps)
         return left_by_rung(
-            self._records(), len(self.space.rungs), final=final, seen=self._is_seen, trains=trains
+            self._records(), len(self.space.rungs), final=final, seen=self._is_seen, trains=self.space.trains
         )
 
     def _within_limits(self) -> Sequence[TrialRecord]:

@@ -13,7 +13,7 @@ from autoprune.search.options import Options
 from autoprune.search.severity import ALL_LOST, severity
 from autoprune.search.solver import Choices
 from autoprune.space.groups import Groups
-from autoprune.study.records import TrialRecord
+from autoprune.study.records import TrialRecord, is_given
 from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.
@@ -104,7 +104,7 @@ class Pool:
             measured = record.measurement
             if not record.is_measured_search or measured is None or record.recipe is None:
                 continue
-            if record.recipe.prunes or record.origin not in ("dense", "baseline"):
+            if not is_given(record, "auto"):
                 continue
             lost = severity(max(0.0, self._dense - measured.search.value), self._dense)
             yield (

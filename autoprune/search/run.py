@@ -206,7 +206,7 @@ def _share_preparations(driver: Driver) -> None:
     name = f"granted_s:{driver.store.round}"
     noted = driver.store.notes().get(name)
     share = _LEAST_OF_SHARE * (1.0 - driver.bench.config.final_share)
-    if driver.space.default_recovery().finetune_steps == 0:
+    if not driver.space.trains:
         share = max(share, _SHARE_WITHOUT_TRAINING)
     granted_s = driver.keeper.wanted_s(share) if noted is None else float(noted)
     driver.store.note(name, str(granted_s))

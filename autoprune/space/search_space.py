@@ -143,6 +143,11 @@ class SearchSpace(BaseModel):
             )
         return rungs
 
+    @property
+    def trains(self) -> bool:
+        """Whether recipes are fine-tuned at all."""
+        return self.default_recovery().finetune_steps > 0
+
     def default_recovery(self) -> Recovery:
         """Return the recovery made of every first choice, which the baselines use."""
         return self.recovery.default()

@@ -22,9 +22,10 @@ import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
 from autoprune.config import StudyConfig  # noqa: E402
+from autoprune.measure.record import Measurement  # noqa: E402
 from autoprune.report.course import overhead_of  # noqa: E402
 from autoprune.study.front import costs, volume_of  # noqa: E402
-from autoprune.study.pareto import Array, non_dominated  # noqa: E402
+from autoprune.study.pareto import non_dominated  # noqa: E402
 from autoprune.study.records import TrialRecord  # noqa: E402
 from autoprune.study.screens import Screen  # noqa: E402
 from autoprune.yaml_io import read_yaml  # noqa: E402
@@ -163,6 +164,11 @@ class Outcome:
         return [t for t in self.trials if t.fidelity == "final" and t.measurement is not None]
 
     @property
+    def measurements(self) -> list[Measurement]:
+        """What was measured of them."""
+        return [t.measurement for t in self.finals if t.measurement]
+
+    @property
     def dense(self) -> float:
         """The dense network's capability on the report split."""
         report = next(t.measurement.report for t in self.finals if t.label == "dense" and t.measurement)
@@ -172,27 +178,26 @@ class Outcome:
 
     def volume(self) -> float:
         """Return the hypervolume of the final points below (10 points lost, dense latency, dense size)."""
-        return volume_of(
-            [t.measurement for t in self.finals if t.measurement], OBJECTIVES, self.dense, on_search=False
-        )
+        return volume_of(self.measurements, OBJECTIVES, self.dense, on_search=False)
 
-    def _costs(self) -> Array:
-        return np.array(
-            [costs(t.measurement, OBJECTIVES, on_search=False) for t in self.finals if t.measurement]
+    def front(self) -> list[bool]:
+        """Return which of the final points no other one dominates."""
+        return list(
+            non_dominated(np.array([costs(m, OBJECTIVES, on_search=False) for m in self.measurements]))
         )
 
     def lost_at(self, share: float) -> float:
         """Return the least points lost by a final point of at most ``share`` of the dense bytes; NaN if there is none."""
         lost = [
-            100 * (self.dense - t.measurement.report.value)
-            for t in self.finals
-            if t.measurement and t.measurement.report and t.measurement.size_ratio <= share
+            100 * (self.dense - m.report.value)
+            for m in self.measurements
+            if m.report and m.size_ratio <= share
         ]
         return min(lost, default=float("nan"))
 
     def row(self) -> dict[str, Any]:
         """Return the run's line of the table."""
-        fastest = min(t.measurement.latency.ratio for t in self.finals if t.measurement)
+        fastest = min(m.latency.ratio for m in self.measurements)
         return {
             "search": self.run.name,
             "seed": self.run.seed,
@@ -200,7 +205,7 @@ class Outcome:
             "hypervolume": self.volume(),
             **{f"points lost at {share:g}": self.lost_at(share) for share in BARS},
             "least latency": fastest,
-            "front points": sum(non_dominated(self._costs())),
+            "front points": sum(self.front()),
             "trained points": sum(t.train_steps > 0 for t in self.finals),
             "screened": len(self.screens),
             "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
@@ -277,16 +282,15 @@ def readme(table: pd.DataFrame, outcomes: list[Outcome], missing: list[str]) -> 
 def parts_table(runs: list[Run], table: pd.DataFrame) -> list[str]:
     """Return the lines that tell what each part is worth; none where nothing was run without a part."""
     lines: list[str] = []
+    by_search: dict[tuple[str, str], dict[int, dict[Any, Any]]] = {}
+    for row in table.to_dict("records"):
+        by_search.setdefault((row["search"], row["budget"]), {})[row["seed"]] = row
     for name, budget, against in dict.fromkeys((r.name, r.budget, r.against) for r in runs if r.against):
-        of = {
-            each: {r.seed: row for r, row in zip(runs, table.to_dict("records"), strict=True)
-                   if (r.name, r.budget) == (each, budget)}
-            for each in (name, against)
-        }  # fmt: skip
-        seeds = sorted(of[name].keys() & of[against].keys())
+        one, other = by_search[name, budget], by_search.get((against, budget), {})
+        seeds = sorted(one.keys() & other.keys())
         if not seeds:
             continue
-        without, with_it = ([of[each][seed] for seed in seeds] for each in (name, against))
+        without, with_it = ([rows[seed] for seed in seeds] for rows in (one, other))
         means = [np.mean([row["hypervolume"] for row in rows]) for rows in (without, with_it)]
         gains = [b["hypervolume"] / a["hypervolume"] - 1 for a, b in zip(without, with_it, strict=True)]
         counts = [np.mean([row["front points"] for row in rows]) for rows in (without, with_it)]
@@ -334,7 +338,7 @@ def draw(outcomes: list[Outcome]) -> None:
     names = list(dict.fromkeys(o.run.name for o in outcomes if o.run.kind == "runs"))
     colours = {name: f"C{index}" for index, name in enumerate(names)}
     for outcome in (o for o in outcomes if o.run.kind == "runs"):
-        points = [(t.measurement, t.measurement.report) for t in outcome.finals if t.measurement]
+        points = [(m, m.report) for m in outcome.measurements]
         lost = [100 * (outcome.dense - report.value) for _, report in points if report]
         first = outcome.run.seed == min(o.run.seed for o in outcomes)
         for axis, shares in (
