@@ -28,7 +28,7 @@ from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
@@ -246,7 +246,7 @@ def compress_once(
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)
     criteria = {recipe.criterion_of(g) for g in groups.groups}
-    bench = Bench.build(config, workload, groups, gradients="taylor" in criteria)
+    bench = Bench.build(config, workload, groups, gradients=any(c in GRADIENT_CRITERIA for c in criteria))
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = temporary_folder(to.parent)
     try:

@@ -11,7 +11,7 @@ from autoprune.cli import options
 from autoprune.cli.output import print_json, print_pairs, print_table, print_text
 
 _REQUIRED = (
-    "torch", "torchvision", "optuna", "ray", "pandas", "matplotlib", "torch-pruning", "onnx", "onnxscript",
+    "torch", "torchvision", "optuna", "ray", "pandas", "matplotlib", "onnx", "onnxscript",
     "onnxruntime", "scikit-learn", "scipy", "safetensors", "pydantic", "typer", "rich", "ruamel.yaml", "plotly",
 )  # fmt: skip
 _OPTIONAL = ("openvino", "timm", "huggingface-hub", "psycopg", "optuna-dashboard")

@@ -19,16 +19,16 @@ def score_group(
     """Score the units of one group.
 
     Every layer of the group that the criterion speaks of gives one score for each unit; they are divided by
-    their mean and added. ``l1``, ``l2`` and ``taylor`` speak of the filters that make the channels and of the
-    weights that read them, ``bn_scale`` of the BatchNorm layers between, ``activation`` of the readers. A
-    group without a BatchNorm that has scales is scored by ``l2`` under ``bn_scale``, and one that no layer
-    reads under ``activation``.
+    their mean and added. ``l1``, ``l2``, ``taylor`` and ``fisher`` speak of the filters that make the channels
+    and of the weights that read them, ``fpgm`` of the filters alone, ``bn_scale`` of the BatchNorm layers
+    between, ``activation`` of the readers. A group without a BatchNorm that has scales is scored by ``l2``
+    under ``bn_scale``, and one that no layer reads under ``activation``.
 
     Args:
         model: The dense network.
         group: One of its groups.
         criterion: One of :data:`autoprune.space.recipe.CRITERIA`.
-        statistics: What ``activation`` and ``taylor`` need.
+        statistics: What ``activation``, ``taylor`` and ``fisher`` need.
 
     Returns:
         ``(group.size,)``, float64 on the CPU; larger means keep.
@@ -47,6 +47,10 @@ def score_group(
         scores = _activation(model, group, _needed(statistics, criterion)) or _magnitude(model, group, "l2")
     elif criterion == "taylor":
         scores = _taylor(group, _needed(statistics, criterion))
+    elif criterion == "fisher":
+        scores = _fisher(group, _needed(statistics, criterion))
+    elif criterion == "fpgm":
+        scores = _fpgm(model, group)
     else:
         scores = _magnitude(model, group, criterion)
     try:
@@ -97,6 +101,23 @@ def _taylor(group: Group, statistics: LayerStatistics) -> list[Tensor]:
     for member in _weighted(group):
         products = statistics.products_of(member.layer, member.axis)
         scores.append(importance.taylor_scores(importance.pool_units(products, member.index_map)))
+    return scores
+
+
+def _fisher(group: Group, statistics: LayerStatistics) -> list[Tensor]:
+    scores = []
+    for member in _weighted(group):
+        squares = statistics.squares_of(member.layer, member.axis)
+        scores.append(importance.fisher_scores(importance.pool_units(squares, member.index_map)))
+    return scores
+
+
+def _fpgm(model: nn.Module, group: Group) -> list[Tensor]:
+    scores = []
+    for member in _weighted(group):
+        if member.axis == "out":
+            rows = weight_rows(submodule(model, member.layer), "out")
+            scores.append(importance.pool_units(importance.fpgm_scores(rows), member.index_map))
     return scores
 
 

@@ -23,8 +23,8 @@ _LAST_PROOF = 0.15
 def find_groups(model: nn.Module, example: Tensor, *, time_limit_s: float = 60.0) -> Groups:
     """Find the channels of ``model`` that can only be removed together, and prove that they can be.
 
-    The work runs in a forked child with one thread: torch-pruning can hang, a network of the user's own can
-    do anything, and neither may take the search down. Fork, not spawn, because a network that is defined
+    The work runs in a forked child with one thread: a network of the user's own can do anything, also while it
+    is exported, and may not take the search down. Fork, not spawn, because a network that is defined
     in a script or notebook cannot be sent to a fresh interpreter, and because a fresh one would run the
     user's script again; one thread, because a forked child has none of its parent's thread pools. Where
     the platform cannot fork it is spawned. Groups whose proof did not end in time are left alone by name,
@@ -121,11 +121,11 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
     try:
         # Imported here: the parent needs neither.
         from autoprune.compress.blocks import removable_blocks
-        from autoprune.compress.trace import trace_groups
+        from autoprune.compress.graph.find import trace_groups
         from autoprune.compress.verification import verify_groups
 
         shape = tuple(example.shape[1:])
-        groups = Groups(groups=tuple(trace_groups(model, example[:1])), input_shape=shape)
+        groups = Groups(groups=tuple(trace_groups(model, example)), input_shape=shape)
         sender.send(("found", groups))
         time_left_s = deadline - time.monotonic()
         enough = deadline - _LAST_PROOF * time_left_s

@@ -7,6 +7,9 @@ References:
     [Liu2017] Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017.
     [Molchanov2019] Importance Estimation for Neural Network Pruning, CVPR 2019.
     [Sun2024] A Simple and Effective Pruning Approach for Large Language Models (Wanda), ICLR 2024.
+    [He2019] Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration, CVPR 2019.
+    [LeCun1990] Optimal Brain Damage, NeurIPS 1989.
+    [Theis2018] Faster Gaze Prediction with Dense Networks and Fisher Pruning, 2018.
     [Fang2023] DepGraph: Towards Any Structural Pruning, CVPR 2023.
 """
 
@@ -43,6 +46,19 @@ def l2_scores(rows: Tensor) -> Tensor:
         One non-negative score for each channel, ``(channels,)``; larger means keep.
     """
     return rows.double().square().sum(1).sqrt()
+
+
+def fpgm_scores(rows: Tensor) -> Tensor:
+    """Score channels by their distances from all others: one near the geometric median can be replaced [He2019]_.
+
+    Args:
+        rows: Weights of each channel, ``(channels, weights)``.
+
+    Returns:
+        The sum of Euclidean distances, ``(channels,)``; larger means keep.
+    """
+    doubled = rows.double()
+    return torch.cdist(doubled, doubled).sum(1)
 
 
 def bn_scale_scores(scale: Tensor) -> Tensor:
@@ -101,6 +117,27 @@ def taylor_scores(products: Tensor) -> Tensor:
             f"taylor needs products of shape (batches, units), got {tuple(products.shape)}"
         )
     return products.double().square().mean(0)
+
+
+def fisher_scores(squares: Tensor) -> Tensor:
+    r"""Score units by the diagonal of the Hessian, as Optimal Brain Damage does [LeCun1990]_.
+
+    :math:`\frac12 \sum_w E[g_w^2] w^2`, with the empirical Fisher information in place of the second derivative
+    [Theis2018]_. Gradients are of batches, not of single examples, which changes the scale of all scores alike.
+    Unlike ``taylor`` the weights of a unit are taken one by one: changes that cancel each other still count.
+
+    Args:
+        squares: :math:`\sum_w (g_w w)^2` over the weights of each unit for each batch, ``(batches, units)``.
+
+    Returns:
+        ``(units,)``; larger means keep.
+
+    Raises:
+        CompressionError: If there are no batches.
+    """
+    if squares.dim() != 2 or squares.shape[0] == 0:
+        raise CompressionError(f"fisher needs squares of shape (batches, units), got {tuple(squares.shape)}")
+    return 0.5 * squares.double().mean(0)
 
 
 def random_scores(name: str, size: int) -> Tensor:

@@ -33,12 +33,14 @@ class LayerStatistics:
             ``weight.flatten(1)``.
         products: For each weighted layer of a prunable group, the sums of gradient times weight over each
             channel's weights, one row for each batch, ``(batches, channels)`` by axis. Empty unless asked for.
+        squares: The same with the squares of the products added up, ``(batches, channels)`` by axis.
         before_batchnorm: Layers whose very outputs a BatchNorm reads.
     """
 
     second_moment: dict[str, Tensor] = field(default_factory=dict)
     gram: dict[str, Tensor] = field(default_factory=dict)
     products: dict[tuple[str, Axis], Tensor] = field(default_factory=dict)
+    squares: dict[tuple[str, Axis], Tensor] = field(default_factory=dict)
     before_batchnorm: frozenset[str] = frozenset()
 
     def moment_of(self, layer: str) -> Tensor:
@@ -57,11 +59,23 @@ class LayerStatistics:
         Raises:
             CompressionError: If they were not collected.
         """
-        if (layer, axis) not in self.products:
-            raise CompressionError(
-                f"no gradients of layer {layer!r} were collected", "collect statistics with gradients=True"
-            )
-        return self.products[layer, axis]
+        return _collected(self.products, layer, axis)
+
+    def squares_of(self, layer: str, axis: Axis) -> Tensor:
+        """Return the squares of gradient times weight of a layer's channels.
+
+        Raises:
+            CompressionError: If they were not collected.
+        """
+        return _collected(self.squares, layer, axis)
+
+
+def _collected(values: dict[tuple[str, Axis], Tensor], layer: str, axis: Axis) -> Tensor:
+    if (layer, axis) not in values:
+        raise CompressionError(
+            f"no gradients of layer {layer!r} were collected", "collect statistics with gradients=True"
+        )
+    return values[layer, axis]
 
 
 def collect_statistics(
@@ -80,7 +94,7 @@ def collect_statistics(
         groups: Its groups.
         batches: Inputs and targets, on any device.
         gram_limit: Longest patch (features of one output's input) that gets a Gram matrix.
-        gradients: Whether to differentiate ``loss``, which the ``taylor`` criterion needs.
+        gradients: Whether to differentiate ``loss``, which the criteria ``taylor`` and ``fisher`` need.
         loss: ``(outputs, targets)`` to a scalar; only used with ``gradients``.
 
     Returns:
@@ -101,7 +115,7 @@ def collect_statistics(
         for layer, axis in sorted(members)
         if axis == "in"
     }
-    rows: dict[tuple[str, Axis], list[Tensor]] = {}
+    rows: dict[tuple[str, Axis], list[tuple[Tensor, Tensor]]] = {}
     with _as_was(model), _hooked(model, collectors):
         model.eval()
         for inputs, targets in batches:
@@ -116,7 +130,8 @@ def collect_statistics(
         gram={
             layer: c.gram / c.patches for layer, c in collectors.items() if c.gram is not None and c.patches
         },
-        products={key: torch.stack(values) for key, values in rows.items()},
+        products={key: torch.stack([sums for sums, _ in values]) for key, values in rows.items()},
+        squares={key: torch.stack([squares for _, squares in values]) for key, values in rows.items()},
         before_batchnorm=_before_batchnorm(model, batches[0][0][:2].to(device)),
     )
 
@@ -227,16 +242,19 @@ def sample_patches(conv: nn.Conv2d, x: Tensor, places: int, generator: torch.Gen
 
 
 def _note_products(
-    model: nn.Module, members: set[tuple[str, Axis]], rows: dict[tuple[str, Axis], list[Tensor]]
+    model: nn.Module,
+    members: set[tuple[str, Axis]],
+    rows: dict[tuple[str, Axis], list[tuple[Tensor, Tensor]]],
 ) -> None:
-    """Add one batch's sums of gradient times weight."""
+    """Add one batch's sums of gradient times weight, and of its square."""
     for layer, axis in members:
         module = submodule(model, layer)
         if not isinstance(module, Conv | nn.Linear):
             continue
         gradient = module.weight.grad
         product = torch.zeros_like(module.weight) if gradient is None else gradient * module.weight.detach()
-        rows.setdefault((layer, axis), []).append(weight_rows(module, axis, product).double().sum(1).cpu())
+        each = weight_rows(module, axis, product).double()
+        rows.setdefault((layer, axis), []).append((each.sum(1).cpu(), each.square().sum(1).cpu()))
 
 
 @contextmanager

@@ -32,7 +32,6 @@ _PACKAGES = (
     "onnxruntime",
     "onnxscript",
     "optuna",
-    "torch-pruning",
 )
 
 

@@ -25,7 +25,7 @@ from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
 from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.env import write_environment
@@ -152,7 +152,7 @@ def _search(
         listener(Progress("groups", message, left_s=keeper.left_s))
     auto = config.sampler == "auto"
     # The default search's profile estimates from gradients what it has no time to measure.
-    by_gradient = any("taylor" in names for names in space.criteria.values())
+    by_gradient = any(name in GRADIENT_CRITERIA for names in space.criteria.values() for name in names)
     bench = Bench.build(config, workload, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
     driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
     final = FinalPhase(driver, bench)

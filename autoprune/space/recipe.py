@@ -14,7 +14,9 @@ from autoprune.space.groups import Group, Groups, kept_count
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
-CRITERIA: tuple[str, ...] = ("l1", "l2", "bn_scale", "activation", "taylor", "random")
+CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
+# Those that need gradients of the loss on calibration data.
+GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
 
 
 class GroupChoice(BaseModel):

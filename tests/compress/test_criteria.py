@@ -41,6 +41,20 @@ def test_taylor_squares_each_batch_before_the_mean() -> None:
         importance.taylor_scores(torch.zeros(0, 3))
 
 
+def test_fpgm_is_the_sum_of_distances() -> None:
+    scores = importance.fpgm_scores(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]))
+    assert scores.tolist() == pytest.approx([6.0, 5.0 + 18**0.5, 1.0 + 18**0.5])
+    # The filter in the middle of the others can be replaced by them, whatever its norm.
+    assert int(importance.fpgm_scores(torch.tensor([[1.0], [2.0], [3.0], [40.0]])).argmin()) in (1, 2)
+
+
+def test_fisher_takes_the_weights_of_a_unit_one_by_one() -> None:
+    squares = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    assert importance.fisher_scores(squares).tolist() == [1.0, 2.0]
+    with pytest.raises(CompressionError, match="batches, units"):
+        importance.fisher_scores(torch.zeros(0, 3))
+
+
 def test_random_depends_on_the_name_alone() -> None:
     first = importance.random_scores("layer1", 5)
     torch.manual_seed(7)
@@ -117,14 +131,18 @@ def test_taylor_is_gradient_times_weight() -> None:
     torch.manual_seed(0)
     model = Plain()
     groups, statistics = prepared(model)
-    products = []
+    products, squares = [], []
     for step in range(3):
         inputs, targets = Split().training_batch(step, 16, 0)
         model.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
         assert model.conv1.weight.grad is not None
         products.append((model.conv1.weight.grad * model.conv1.weight.detach()).sum((1, 2, 3)).double())
+        squares.append(
+            (model.conv1.weight.grad * model.conv1.weight.detach()).square().sum((1, 2, 3)).double()
+        )
     assert torch.allclose(statistics.products_of("conv1", "out"), torch.stack(products), rtol=1e-4, atol=1e-9)
+    assert torch.allclose(statistics.squares_of("conv1", "out"), torch.stack(squares), rtol=1e-4, atol=1e-12)
     scores = score_group(model, groups.by_name["conv1"], "taylor", statistics)
     assert scores.shape == (8,) and bool((scores >= 0).all())
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune.compress import trace, verification
+from autoprune.compress import verification
 from autoprune.compress.discovery import find_groups
+from autoprune.compress.graph import find
 from autoprune.space.groups import Groups
 from autoprune.workloads.cifar_resnet import cifar_resnet
 from tests.compress.networks import Mixed, OptionA, Plain
@@ -171,11 +172,11 @@ def test_attention_is_left_alone_and_what_follows_is_cut() -> None:
     groups = find_groups(Attention(), EXAMPLE)
     assert [g.name for g in groups.prunable] == ["up"]
     assert "MultiheadAttention 'attention'" in groups.by_name["embed"].reason
-    assert "MultiheadAttention 'attention'" in groups.by_name["attention.out_proj"].reason
+    assert groups.by_name["embed"].producers == ("embed", "attention.out_proj", "down")
 
 
 def test_a_hang_ends_in_time_with_everything_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "trace_groups", lambda *_: time.sleep(600))
+    monkeypatch.setattr(find, "trace_groups", lambda *_: time.sleep(600))
     begun = time.monotonic()
     model = Plain()
     groups = find_groups(model, EXAMPLE, time_limit_s=0.5)
@@ -197,7 +198,7 @@ def test_a_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(trace, "trace_groups", fail)
+    monkeypatch.setattr(find, "trace_groups", fail)
     groups = find_groups(Plain(), EXAMPLE)
     assert {g.reason for g in groups.groups} == {"the search for groups failed: ZeroDivisionError: by zero"}
 
@@ -205,7 +206,7 @@ def test_a_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_crash_of_the_child_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    monkeypatch.setattr(trace, "trace_groups", lambda *_: os._exit(9))
+    monkeypatch.setattr(find, "trace_groups", lambda *_: os._exit(9))
     groups = find_groups(Plain(), EXAMPLE)
     assert all("exit code 9" in g.reason for g in groups.groups)
 
