@@ -166,7 +166,7 @@ def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
 def list_groups(config: StudyConfig, listener: Listener = ignore) -> Groups:
     """Return the groups of a model: what can be removed, and why the rest cannot."""
     listener(Progress("groups", f"finding the groups of {config.model}"))
-    return discover(load_workload(config))
+    return discover(load_workload(config))[1]
 
 
 def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[Profile, Options]:
@@ -180,7 +180,7 @@ def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[P
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     listener(Progress("groups", f"finding the groups of {config.model}"))
-    groups = discover(workload)
+    workload, groups = discover(workload)
     space.check(groups)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)
@@ -240,7 +240,7 @@ def compress_once(
     recovery = _checked_recovery(ratio, bits, steps)
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
-    groups = discover(workload)
+    workload, groups = discover(workload)
     recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
     recipe.check(groups)
     if not workload.dense_trained:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.graph.network import GraphNetwork, bypass
 from autoprune.compress.layers import Conv, split_name, submodule
 from autoprune.compress.outputs import flat_outputs
 from autoprune.space.groups import Group, Groups
@@ -63,6 +64,9 @@ def removable_blocks(
 
 def take_out(model: nn.Module, block: str) -> None:
     """Put the identity in the place of a block, in place."""
+    if isinstance(model, GraphNetwork):
+        bypass(model, block)
+        return
     owner, own = split_name(block)
     setattr(submodule(model, owner), own, nn.Identity())
 

@@ -8,13 +8,16 @@ import time
 import warnings
 from copy import deepcopy
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.layers import Conv, channel_count, device_of, layer_kind
 from autoprune.space.groups import Group, Groups, Member
+
+if TYPE_CHECKING:  # the parent needs none of it
+    from autoprune.compress.graph.find import Traced
 
 # Share of the time left after the search for groups that is kept for the last proof.
 _LAST_PROOF = 0.15
@@ -66,6 +69,22 @@ def find_groups(model: nn.Module, example: Tensor, *, time_limit_s: float = 60.0
     return listener.result(why)
 
 
+def cuttable(model: nn.Module, groups: Groups, example: Tensor) -> nn.Module:
+    """Return the network that ``groups`` are of: the network itself, or the same written as a graph.
+
+    Args:
+        model: The network that :func:`find_groups` got; it is not changed, and a graph shares its parameters.
+        groups: What it returned.
+        example: One batch of its inputs.
+    """
+    if not groups.rewritten:
+        return model
+    # Imported here: most networks need nothing of it.
+    from autoprune.compress.graph.find import trace
+
+    return trace(model, example).network
+
+
 class _Listener:
     """Collects what the child reports, so that what it found before it stopped counts."""
 
@@ -111,7 +130,9 @@ class _Listener:
                 block = "" if reason else self.blocks.get(group.name, "")
                 group = group.model_copy(update={"prunable": not reason, "reason": reason, "block": block})
             judged.append(group)
-        return Groups(groups=tuple(judged), input_shape=self.found.input_shape)
+        return Groups(
+            groups=tuple(judged), input_shape=self.found.input_shape, rewritten=self.found.rewritten
+        )
 
 
 def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: float) -> None:
@@ -121,31 +142,85 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
     try:
         # Imported here: the parent needs neither.
         from autoprune.compress.blocks import removable_blocks
-        from autoprune.compress.graph.find import trace_groups
+        from autoprune.compress.graph import find, residual
         from autoprune.compress.verification import verify_groups
 
-        shape = tuple(example.shape[1:])
-        groups = Groups(groups=tuple(trace_groups(model, example)), input_shape=shape)
+        traced = find.trace(model, example)
+        groups = _carried_out(model, traced, example)
         sender.send(("found", groups))
         time_left_s = deadline - time.monotonic()
         enough = deadline - _LAST_PROOF * time_left_s
         faulty: set[str] = set()
-        for name, reason in verify_groups(model, groups, example, stop=lambda: time.monotonic() > enough):
+        judged = verify_groups(model, traced, groups, example, stop=lambda: time.monotonic() > enough)
+        for name, reason in judged:
             sender.send(("verdict", name, reason))
             if reason:
                 faulty.add(name)
         sound = [
             g if g.name not in faulty else g.model_copy(update={"prunable": False}) for g in groups.groups
         ]
-        proved = Groups(groups=tuple(sound), input_shape=shape)
+        proved = Groups(groups=tuple(sound), input_shape=groups.input_shape, rewritten=groups.rewritten)
         last = deadline - 0.5 * _LAST_PROOF * time_left_s
-        sender.send(
-            ("blocks", removable_blocks(model, proved, example, stop=lambda: time.monotonic() > last))
-        )
+
+        def late() -> bool:
+            return time.monotonic() > last
+
+        if groups.rewritten:
+            blocks = residual.removable_blocks(traced.network, proved, example, stop=late)
+        else:
+            blocks = removable_blocks(model, proved, example, stop=late)
+        sender.send(("blocks", blocks))
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone
         text = (str(error).strip().splitlines() or [""])[0][:200]
         sender.send(("failed", f"the search for groups failed: {type(error).__name__}: {text}"))
+
+
+def _carried_out(model: nn.Module, traced: Traced, example: Tensor) -> Groups:
+    """Return the groups as the network itself can carry them out, or as the one that is written as a graph can.
+
+    A network whose code asks its tensors for their sizes stays what it is.
+    """
+    shape = tuple(example.shape[1:])
+    rewritten = Groups(groups=traced.groups, input_shape=shape, rewritten=True)
+    if not any(_needs_graph(model, group) for group in rewritten.prunable):
+        return Groups(groups=traced.groups, input_shape=shape)
+    if all(_lacks_size_alone(model, group) for group in rewritten.prunable):
+        from autoprune.compress.verification import fault_of
+
+        plain = Groups(groups=tuple(_without_sizes(group) for group in traced.groups), input_shape=shape)
+        if not fault_of(model, traced, plain, example):
+            return plain
+    if traced.free_batch:
+        return rewritten
+    reason = "its code holds sizes, and also the number of examples"
+    return Groups(
+        groups=tuple(
+            g.model_copy(update={"prunable": False, "reason": reason}) if _needs_graph(model, g) else g
+            for g in traced.groups
+        ),
+        input_shape=shape,
+    )
+
+
+def _needs_graph(model: nn.Module, group: Group) -> bool:
+    """Whether the network itself cannot be cut at all members of a group, were its sizes changed."""
+    return any(m.kind == "size" for m in group.members) or not _lacks_size_alone(model, group)
+
+
+def _lacks_size_alone(model: nn.Module, group: Group) -> bool:
+    """Whether the network has every layer and parameter of a group."""
+    modules = dict(model.named_modules())
+    tensors = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return all(
+        (m.layer in modules and layer_kind(modules[m.layer]) == m.kind) or m.layer in tensors
+        for m in group.members
+        if m.kind != "size"
+    )
+
+
+def _without_sizes(group: Group) -> Group:
+    return group.model_copy(update={"members": tuple(m for m in group.members if m.kind != "size")})
 
 
 def _alone(model: nn.Module, example: Tensor, reason: str) -> Groups:

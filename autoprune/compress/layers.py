@@ -16,7 +16,8 @@ InstanceNorm = nn.modules.instancenorm._InstanceNorm
 def layer_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind that surgery knows ``module`` as; None for one that it cannot cut.
 
-    ``norm`` is every layer that has its own parameters for each channel and mixes no channels, and LayerNorm.
+    ``norm`` is every layer that has its own parameters for each channel and mixes no channels, and those that
+    normalise over channels.
     """
     if isinstance(module, Conv):
         depthwise = module.groups > 1 and module.groups == module.in_channels == module.out_channels
@@ -27,9 +28,11 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
         return "norm"
     if isinstance(module, nn.PReLU):
         return "norm" if module.num_parameters > 1 else None
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return "norm" if len(module.normalized_shape) == 1 else None
-    return None
+    if isinstance(module, nn.GroupNorm):
+        return "norm"
+    return "embedding" if isinstance(module, nn.Embedding) else None
 
 
 def channel_count(module: nn.Module, axis: Axis) -> int:
@@ -46,8 +49,12 @@ def channel_count(module: nn.Module, axis: Axis) -> int:
         return int(module.num_features)
     if isinstance(module, nn.PReLU):
         return int(module.num_parameters)
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return int(module.normalized_shape[-1])
+    if isinstance(module, nn.GroupNorm):
+        return int(module.num_channels)
+    if isinstance(module, nn.Embedding):
+        return int(module.embedding_dim)
     raise CompressionError(f"{type(module).__name__} has no channels that can be cut")
 
 

@@ -19,21 +19,20 @@ from autoprune.compress.layers import (
     Conv,
     InstanceNorm,
     channel_count,
-    parameter_dim,
     split_name,
     submodule,
 )
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.errors import CompressionError
 from autoprune.naming import unknown_name
-from autoprune.space.groups import Axis, Group, Groups, is_inside
+from autoprune.space.groups import Group, Groups, Side, is_inside
 from autoprune.space.recipe import Recipe
 
 Plan = dict[str, tuple[int, ...]]
 """Kept unit indices, sorted, of every group that is cut, by the group's name."""
 
-Kept = dict[str, dict[Axis, list[int]]]
-"""Kept channel indices of every layer that is cut, by the layer's name and axis."""
+Kept = dict[str, dict[Side, list[int]]]
+"""Kept channel indices of every layer that is cut, by the layer's name and axis (of a parameter its dimension)."""
 
 
 def make_plan(
@@ -92,26 +91,31 @@ def kept_channels(model: nn.Module, groups: Groups, plan: Plan) -> Kept:
         CompressionError: If the plan cuts a group that is left alone, keeps no unit of a group or names a
             unit that does not exist.
     """
-    removed: dict[tuple[str, Axis], set[int]] = {}
+    removed: dict[tuple[str, Side], set[int]] = {}
     blocks = gone_blocks(groups, plan)
     for name, kept_units in plan.items():
         group = _checked(groups, name, kept_units)
         gone = sorted(set(range(group.size)) - set(kept_units))
         for member in (m for m in group.members if not is_inside(m.layer, blocks)):
             channels = (channel for unit in gone for channel in member.index_map[unit])
-            removed.setdefault((member.layer, member.axis), set()).update(channels)
-    parameters = dict(model.named_parameters())
+            removed.setdefault((member.layer, member.side), set()).update(channels)
     kept: Kept = {}
-    for (layer, axis), lost in removed.items():
-        if not lost:
-            continue
-        if layer in parameters:
-            parameter = parameters[layer]
-            count = int(parameter.shape[parameter_dim(parameter)])
-        else:
-            count = channel_count(submodule(model, layer), axis)
-        kept.setdefault(layer, {})[axis] = [channel for channel in range(count) if channel not in lost]
+    for (layer, side), lost in removed.items():
+        if lost:
+            count = _count(model, layer, side)
+            kept.setdefault(layer, {})[side] = [channel for channel in range(count) if channel not in lost]
     return kept
+
+
+def _count(model: nn.Module, layer: str, side: Side) -> int:
+    """Return how many channels a member has along one side."""
+    owner, own = split_name(layer)
+    held = getattr(submodule(model, owner), own, None)
+    if isinstance(held, int):
+        return held
+    if isinstance(held, Tensor) and isinstance(side, int):
+        return int(held.shape[side])
+    return channel_count(submodule(model, layer), "in" if side == "in" else "out")
 
 
 def gone_blocks(groups: Groups, plan: Plan) -> tuple[str, ...]:
@@ -138,32 +142,19 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
     copy = deepcopy(model)
     for block in gone_blocks(groups, plan):
         take_out(copy, block)
+    cutter = _Cutter()
     for name, sides in kept.items():
         owner, own = split_name(name)
-        if isinstance(parameter := getattr(submodule(copy, owner), own, None), nn.Parameter):
-            setattr(submodule(copy, owner), own, _select(parameter, parameter_dim(parameter), sides["out"]))
-            continue
-        _cut(name, submodule(copy, name), sides)
-    return copy
-
-
-def zero_mask(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
-    """Return a copy of ``model`` that ignores the units that ``plan`` drops, with all shapes as before.
-
-    Every weight that reads a dropped channel is zero. A LayerNorm, whose statistics run over all channels,
-    is replaced by one that sees the kept channels alone.
-
-    Raises:
-        CompressionError: If the plan does not fit the groups.
-    """
-    copy = deepcopy(model)
-    for name, sides in kept_channels(model, groups, plan).items():
-        module = dict(copy.named_modules()).get(name)
-        if isinstance(module, nn.LayerNorm):
-            owner, own = split_name(name)
-            setattr(submodule(copy, owner), own, _PartialLayerNorm(module, sides["out"]))
-        elif isinstance(module, Conv | nn.Linear) and "in" in sides:
-            _zero_reads(module, sides["in"])
+        holder = submodule(copy, owner)
+        held = getattr(holder, own, None)
+        if isinstance(held, int):
+            setattr(holder, own, len(sides["out"]))
+        elif isinstance(held, Tensor):
+            for side, indices in sides.items():
+                held = cutter.select(held, int(side), indices)
+            setattr(holder, own, held)
+        else:
+            cutter.cut(name, submodule(copy, name), sides)
     return copy
 
 
@@ -185,64 +176,77 @@ def _checked(groups: Groups, name: str, units: Sequence[int]) -> Group:
     return group
 
 
-def _select(parameter: Tensor, dim: int, indices: Sequence[int]) -> nn.Parameter:
-    index = torch.tensor(indices, dtype=torch.long, device=parameter.device)
-    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
+class _Cutter:
+    """Slices layers in place; what shared a parameter before shares it afterwards."""
 
+    def __init__(self) -> None:
+        # By the parameter that was sliced, which is held so that no other takes its identity.
+        self._made: dict[tuple[int, int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 
-def _cut(name: str, module: nn.Module, sides: dict[Axis, list[int]]) -> None:
-    """Slice one layer in place."""
-    if any(not indices for indices in sides.values()):
-        raise CompressionError(f"layer {name!r} would lose all its channels")
-    if isinstance(module, Conv):
-        _cut_conv(name, module, sides)
-    elif isinstance(module, nn.Linear):
-        if "in" in sides:
-            module.weight = _select(module.weight, 1, sides["in"])
-            module.in_features = len(sides["in"])
+    def select(self, tensor: Tensor, dim: int, indices: Sequence[int]) -> Tensor:
+        """Return a parameter or buffer with some indices of one dimension alone."""
+        key = (id(tensor), dim, tuple(indices))
+        if key not in self._made:
+            index = torch.tensor(indices, dtype=torch.long, device=tensor.device)
+            sliced = tensor.detach().index_select(dim, index)
+            if isinstance(tensor, nn.Parameter):
+                sliced = nn.Parameter(sliced, requires_grad=tensor.requires_grad)
+            self._made[key] = (tensor, sliced)
+        return self._made[key][1]
+
+    def cut(self, name: str, module: nn.Module, sides: dict[Side, list[int]]) -> None:
+        """Slice one layer in place."""
+        if any(not indices for indices in sides.values()):
+            raise CompressionError(f"layer {name!r} would lose all its channels")
+        if isinstance(module, Conv):
+            self._cut_conv(name, module, sides)
+        elif isinstance(module, nn.Linear):
+            if "in" in sides:
+                self._slice(module, ("weight",), sides["in"], 1)
+                module.in_features = len(sides["in"])
+            if "out" in sides:
+                self._slice(module, ("weight", "bias"), sides["out"])
+                module.out_features = len(sides["out"])
+        elif isinstance(module, BatchNorm | InstanceNorm):
+            self._slice(module, ("weight", "bias", "running_mean", "running_var"), sides["out"])
+            module.num_features = len(sides["out"])
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            self._slice(module, ("weight", "bias"), sides["out"])
+            module.normalized_shape = (len(sides["out"]),)
+        elif isinstance(module, nn.GroupNorm):
+            self._slice(module, ("weight", "bias"), sides["out"])
+            module.num_channels = len(sides["out"])
+        elif isinstance(module, nn.Embedding):
+            self._slice(module, ("weight",), sides["out"], 1)
+            module.embedding_dim = len(sides["out"])
+        elif isinstance(module, nn.PReLU):
+            self._slice(module, ("weight",), sides["out"])
+            module.num_parameters = len(sides["out"])
+        else:
+            raise CompressionError(f"layer {name!r} ({type(module).__name__}) cannot be cut")
+
+    def _slice(self, module: nn.Module, names: Sequence[str], indices: Sequence[int], dim: int = 0) -> None:
+        """Keep ``indices`` of the tensors called ``names`` that the module has."""
+        for name in names:
+            tensor = getattr(module, name, None)
+            if isinstance(tensor, Tensor):
+                setattr(module, name, self.select(tensor, dim, indices))
+
+    def _cut_conv(self, name: str, conv: nn.modules.conv._ConvNd, sides: dict[Side, list[int]]) -> None:
+        if conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels:
+            self._slice(conv, ("weight", "bias"), sides["out"])
+            conv.in_channels = conv.out_channels = conv.groups = len(sides["out"])
+            return
+        outputs = sides.get("out", list(range(conv.out_channels)))
+        inputs = sides.get("in", list(range(conv.in_channels)))
+        if conv.groups > 1:
+            conv.weight = _grouped_weight(name, conv, outputs, inputs)
+        else:
+            self._slice(conv, ("weight",), outputs, 1 if conv.transposed else 0)
+            self._slice(conv, ("weight",), inputs, 0 if conv.transposed else 1)
+        conv.out_channels, conv.in_channels = len(outputs), len(inputs)
         if "out" in sides:
-            module.weight = _select(module.weight, 0, sides["out"])
-            module.out_features = len(sides["out"])
-            _select_attributes(module, ("bias",), sides["out"])
-    elif isinstance(module, BatchNorm | InstanceNorm):
-        _select_attributes(module, ("weight", "bias", "running_mean", "running_var"), sides["out"])
-        module.num_features = len(sides["out"])
-    elif isinstance(module, nn.LayerNorm):
-        _select_attributes(module, ("weight", "bias"), sides["out"])
-        module.normalized_shape = (len(sides["out"]),)
-    elif isinstance(module, nn.PReLU):
-        _select_attributes(module, ("weight",), sides["out"])
-        module.num_parameters = len(sides["out"])
-    else:
-        raise CompressionError(f"layer {name!r} ({type(module).__name__}) cannot be cut")
-
-
-def _select_attributes(module: nn.Module, names: Sequence[str], indices: Sequence[int]) -> None:
-    """Keep ``indices`` of the vectors called ``names`` that the module has."""
-    for name in names:
-        tensor = getattr(module, name, None)
-        if isinstance(tensor, nn.Parameter):
-            setattr(module, name, _select(tensor, 0, indices))
-        elif isinstance(tensor, Tensor):
-            setattr(module, name, tensor[torch.tensor(indices, dtype=torch.long, device=tensor.device)])
-
-
-def _cut_conv(name: str, conv: nn.modules.conv._ConvNd, sides: dict[Axis, list[int]]) -> None:
-    if conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels:
-        conv.weight = _select(conv.weight, 0, sides["out"])
-        conv.in_channels = conv.out_channels = conv.groups = len(sides["out"])
-        _select_attributes(conv, ("bias",), sides["out"])
-        return
-    outputs = sides.get("out", list(range(conv.out_channels)))
-    inputs = sides.get("in", list(range(conv.in_channels)))
-    if conv.groups > 1:
-        conv.weight = _grouped_weight(name, conv, outputs, inputs)
-    else:
-        out_dim, in_dim = (1, 0) if conv.transposed else (0, 1)
-        conv.weight = _select(_select(conv.weight, out_dim, outputs), in_dim, inputs)
-    conv.out_channels, conv.in_channels = len(outputs), len(inputs)
-    if "out" in sides:
-        _select_attributes(conv, ("bias",), outputs)
+            self._slice(conv, ("bias",), outputs)
 
 
 def _grouped_weight(
@@ -260,36 +264,5 @@ def _grouped_weight(
             raise CompressionError(
                 f"layer {name!r}: its {conv.groups} groups would keep unequal numbers of channels"
             )
-        blocks.append(_select(_select(conv.weight, 0, rows), 1, columns).detach())
+        blocks.append(conv.weight.detach()[rows][:, columns])
     return nn.Parameter(torch.cat(blocks), requires_grad=conv.weight.requires_grad)
-
-
-def _zero_reads(module: nn.modules.conv._ConvNd | nn.Linear, kept: Sequence[int]) -> None:
-    """Zero the weights that read channels outside ``kept``."""
-    with torch.no_grad():
-        weight = module.weight
-        alive = torch.zeros(channel_count(module, "in"), dtype=weight.dtype, device=weight.device)
-        alive[torch.tensor(kept, dtype=torch.long, device=weight.device)] = 1
-        if isinstance(module, Conv) and module.transposed:
-            weight.mul_(alive.reshape(-1, *[1] * (weight.dim() - 1)))
-            return
-        groups = module.groups if isinstance(module, Conv) else 1
-        mask = alive.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).flatten(0, 1)
-        weight.mul_(mask.reshape(*mask.shape, *[1] * (weight.dim() - 2)))
-
-
-class _PartialLayerNorm(nn.Module):
-    """A LayerNorm over some of the channels that passes zeros for the others."""
-
-    def __init__(self, norm: nn.LayerNorm, kept: Sequence[int]) -> None:
-        super().__init__()
-        # torchvision's LayerNorm2d keeps channels in dimension 1, a plain LayerNorm in the last one.
-        self.plain = type(norm) is nn.LayerNorm
-        self.register_buffer("index", torch.tensor(kept, dtype=torch.long))
-        self.inner = deepcopy(norm)
-        _cut("", self.inner, {"out": list(kept)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        dim = -1 if self.plain or x.dim() != 4 else 1
-        index = self.get_buffer("index")
-        return torch.zeros_like(x).index_copy(dim, index, self.inner(x.index_select(dim, index)))

@@ -8,17 +8,32 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.graph.find import Traced
+from autoprune.compress.graph.ignoring import run_ignoring
 from autoprune.compress.layers import BatchNorm, Conv
 from autoprune.compress.outputs import flat_outputs
-from autoprune.compress.surgery import Plan, prune, zero_mask
+from autoprune.compress.surgery import Plan, prune
 from autoprune.space.groups import Groups
 
 # Largest difference of outputs, relative to the largest output.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
+def fault_of(model: nn.Module, traced: Traced, groups: Groups, example: Tensor) -> str:
+    """Return why cutting all groups at once is wrong; empty if it is right. See :func:`verify_groups`."""
+    try:
+        return _Checker(model, traced, groups, example).fault([group.name for group in groups.prunable])
+    except Exception as error:  # whatever the user's network raises on its own example
+        return f"the dense network fails on the example: {_first_line(error)}"
+
+
 def verify_groups(
-    model: nn.Module, groups: Groups, example: Tensor, *, stop: Callable[[], bool] = lambda: False
+    model: nn.Module,
+    traced: Traced,
+    groups: Groups,
+    example: Tensor,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[str, str]]:
     """Cut about half the units of every prunable group and compare with the network that ignores them.
 
@@ -28,7 +43,8 @@ def verify_groups(
 
     Args:
         model: The dense network on the CPU; it is not changed.
-        groups: Candidates.
+        traced: The same as a graph.
+        groups: Candidates, of the graph if they say so, else of the network itself.
         example: One batch; its shape and type are used, and its values where they are not floating-point.
         stop: Returns True once no more halves can be tried; what is unknown then counts as failed.
 
@@ -39,7 +55,7 @@ def verify_groups(
     if not names:
         return
     try:
-        checker = _Checker(model, groups, example)
+        checker = _Checker(model, traced, groups, example)
     except Exception as error:  # whatever the user's network raises on its own example
         yield from ((name, f"the dense network fails on the example: {_first_line(error)}") for name in names)
         return
@@ -83,8 +99,9 @@ def _jointly(names: Sequence[str], fault: Callable[[Sequence[str]], str]) -> Ite
 class _Checker:
     """The randomised network and the inputs that all comparisons share."""
 
-    def __init__(self, model: nn.Module, groups: Groups, example: Tensor) -> None:
+    def __init__(self, model: nn.Module, traced: Traced, groups: Groups, example: Tensor) -> None:
         self.groups = groups
+        self.traced = traced
         self.inside = ""
         generator = torch.Generator().manual_seed(0)
         self.plan: Plan = {}
@@ -95,26 +112,40 @@ class _Checker:
         if example.is_floating_point():
             shape = (max(2, example.shape[0]), *example.shape[1:])
             self.example = torch.randn(shape, generator=generator)
-        self.model = deepcopy(model).float().eval()
+        # Copied together: they share their parameters.
+        self.model, self.network = deepcopy((model, traced.network))
+        for module in (self.model, self.network):
+            module.float().eval()
         try:
             self._set_precision(torch.float64)
         except Exception:  # a network may hold a constant in float32: compare it in float32
             self._set_precision(torch.float32)
-        _randomise(self.model, self.example, generator)
+        _randomise(self.network, self.example, generator)
+        self._share_buffers()
 
     def _set_precision(self, dtype: torch.dtype) -> None:
         self.tolerance = _TOLERANCE[dtype]
-        self.model = self.model.to(dtype)
+        for module in (self.model, self.network):
+            module.to(dtype)
         if self.example.is_floating_point():
             self.example = self.example.to(dtype)
-        self._outputs(self.model)
+        self._outputs(self.network)
+
+    @torch.no_grad()
+    def _share_buffers(self) -> None:
+        """Give the network the statistics of the graph's layers, which may be others."""
+        known = dict(self.network.named_buffers())
+        for name, buffer in self.model.named_buffers():
+            if name in known:
+                buffer.copy_(known[name])
 
     def fault(self, names: Sequence[str]) -> str:
         """Return why cutting these groups is wrong; empty if it is right."""
         plan = {name: self.plan[name] for name in names}
         try:
-            expected = self._outputs(zero_mask(self.model, self.groups, plan))
-            actual = self._outputs(prune(self.model, self.groups, plan))
+            expected = flat_outputs(run_ignoring(self.network, self.traced, plan, (self.example,)))
+            whole = self.network if self.groups.rewritten else self.model
+            actual = self._outputs(prune(whole, self.groups, plan))
         except Exception as error:  # whatever the network's forward raises on cut layers
             where = f"layer {self.inside!r}" if self.inside else "the network"
             return f"cut, {where} fails: {_first_line(error)}"

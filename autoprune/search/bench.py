@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprune.compress.discovery import find_groups
+from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.finetune import TeacherStream
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.pipeline import Compressed, compress
@@ -315,7 +315,22 @@ def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
     return [layer for g in rest.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
 
 
-def discover(workload: Workload, examples: Sequence[Tensor] | None = None) -> Groups:
-    """Find the groups of the workload's network on one of its own inputs."""
-    inputs = examples[0] if examples else next(iter(workload.data.calibration.batches(2, limit=2)))[0]
-    return find_groups(workload.model, inputs[:2])
+def discover(workload: Workload) -> tuple[Workload, Groups]:
+    """Find the groups of the workload's network on one of its own inputs.
+
+    Returns:
+        The workload, its network written as a graph where that alone can be cut, and the groups.
+    """
+    groups = find_groups(workload.model, _two_examples(workload))
+    return as_groups_say(workload, groups), groups
+
+
+def as_groups_say(workload: Workload, groups: Groups) -> Workload:
+    """Return the workload, its network written as a graph where the groups are those of the graph."""
+    if not groups.rewritten:
+        return workload
+    return replace(workload, model=cuttable(workload.model, groups, _two_examples(workload)))
+
+
+def _two_examples(workload: Workload) -> Tensor:
+    return next(iter(workload.data.calibration.batches(2, limit=2)))[0]

@@ -12,7 +12,7 @@ from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline
-from autoprune.search.bench import WEIGHTS_FILE, Bench, discover
+from autoprune.search.bench import WEIGHTS_FILE, Bench, as_groups_say, discover
 from autoprune.search.budget import Timekeeper
 from autoprune.search.cost_model import CostModel
 from autoprune.search.driver import Driver
@@ -138,12 +138,13 @@ def _search(
 ) -> None:
     """Run every phase that is not over yet."""
     check_same_inputs(store, workload, space)
+    listener(Progress("groups", "finding groups", left_s=keeper.left_s))
+    workload, groups = _groups(store, workload)
+    space.check(groups)
     workload = with_trained_dense(store, workload, config, keeper, interrupt, listener)
     if interrupt():
         return
-    listener(Progress("groups", "finding groups and measuring the dense network", left_s=keeper.left_s))
-    groups = _groups(store, workload)
-    space.check(groups)
+    listener(Progress("groups", "measuring the dense network", left_s=keeper.left_s))
     store.note("search_split_seen", "yes" if workload.search_split_seen else "no")
     if workload.search_split_seen and config.limits.min_accuracy is not None:
         message = (
@@ -230,14 +231,18 @@ def _profile(driver: Driver, bench: Bench, config: StudyConfig) -> Profile:
     return profile
 
 
-def _groups(store: StudyStore, workload: Workload) -> Groups:
-    """Return the study's groups: found once, because a time limit makes finding them depend on the machine's speed."""
+def _groups(store: StudyStore, workload: Workload) -> tuple[Workload, Groups]:
+    """Return the study's groups, and the workload with the network that they belong to.
+
+    They are found once, because a time limit makes finding them depend on the machine's speed.
+    """
     kept = store.notes().get("groups")
     if kept is not None:
-        return Groups.model_validate_json(kept)
-    groups = discover(workload)
+        groups = Groups.model_validate_json(kept)
+        return as_groups_say(workload, groups), groups
+    workload, groups = discover(workload)
     store.note("groups", groups.model_dump_json())
-    return groups
+    return workload, groups
 
 
 def check_same_inputs(store: StudyStore, workload: Workload, space: SearchSpace) -> None:

@@ -12,18 +12,24 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Axis = Literal["out", "in"]
-LayerKind = Literal["conv", "depthwise", "linear", "norm", "parameter"]
+Side = Axis | int
+LayerKind = Literal["conv", "depthwise", "linear", "norm", "embedding", "parameter", "size"]
 
 
 class Member(BaseModel):
     """One side of one layer that a group cuts.
 
     Attributes:
-        layer: Name of the module in ``model.named_modules()`` (of the parameter for ``parameter``).
+        layer: Name of the module in ``model.named_modules()`` (of the parameter or buffer for ``parameter``, of the
+            attribute for ``size``).
         kind: ``conv`` and ``linear`` have weights on both sides; ``depthwise`` is cut on both sides
-            at once and listed once, with axis ``out``; ``norm`` is any per-channel normalisation.
+            at once and listed once, with axis ``out``; ``norm`` is any per-channel normalisation; ``size`` is a number
+            in a rewritten network that counts channels.
         axis: ``out`` where the layer makes the channels, ``in`` where it reads them.
         index_map: For each unit of the group the indices that it owns along that axis of the layer.
+        dim: Dimension of a ``parameter`` that the channels lie along.
+        own: Whether the layer's bit-width is this group's. Channels that are divided into heads and places belong to
+            two groups.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +38,13 @@ class Member(BaseModel):
     kind: LayerKind
     axis: Axis
     index_map: tuple[tuple[int, ...], ...]
+    dim: int = 0
+    own: bool = True
+
+    @property
+    def side(self) -> Side:
+        """What is cut of the layer: an axis, of a parameter a dimension."""
+        return self.dim if self.kind == "parameter" else self.axis
 
 
 class Group(BaseModel):
@@ -59,9 +72,11 @@ class Group(BaseModel):
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """Convolution and linear layers that make the channels; their bit-width is the group's."""
+        """Convolution and linear layers that make the channels and whose bit-width is the group's."""
         return tuple(
-            m.layer for m in self.members if m.axis == "out" and m.kind in ("conv", "depthwise", "linear")
+            m.layer
+            for m in self.members
+            if m.own and m.axis == "out" and m.kind in ("conv", "depthwise", "linear")
         )
 
     @property
@@ -76,12 +91,14 @@ class Groups(BaseModel):
     Attributes:
         groups: In the order of the model's modules.
         input_shape: ``(channels, height, width)`` of one example that they were found with.
+        rewritten: Whether they are those of the network written as a graph, whose code holds no sizes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     groups: tuple[Group, ...]
     input_shape: tuple[int, ...]
+    rewritten: bool = False
 
     @cached_property
     def by_name(self) -> dict[str, Group]:
@@ -102,7 +119,7 @@ class Groups(BaseModel):
             if any(m.axis == "out" for m in members):
                 rest.append(group.model_copy(update={"members": members}))
         # Not by model_copy, which would copy the cached names too.
-        return Groups(groups=tuple(rest), input_shape=self.input_shape)
+        return Groups(groups=tuple(rest), input_shape=self.input_shape, rewritten=self.rewritten)
 
     @property
     def prunable(self) -> tuple[Group, ...]:

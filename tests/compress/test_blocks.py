@@ -10,7 +10,9 @@ import torchvision
 from torch import Tensor, nn
 
 from autoprune.compress.blocks import removable_blocks, take_out
-from autoprune.compress.discovery import find_groups
+from autoprune.compress.discovery import cuttable, find_groups
+from autoprune.compress.graph import residual
+from autoprune.compress.graph.network import GraphNetwork
 from autoprune.compress.lineage import groups_after
 from autoprune.compress.pipeline import compress
 from autoprune.compress.statistics import collect_statistics
@@ -35,6 +37,12 @@ def network(name: str) -> nn.Module:
 def blocks_of(model: nn.Module) -> tuple[Groups, dict[str, str]]:
     groups = find_groups(model, IMAGES)
     return groups, {g.name: g.block for g in groups.groups if g.block}
+
+
+def with_groups(name: str) -> tuple[nn.Module, Groups, dict[str, str]]:
+    model = network(name)
+    groups, found = blocks_of(model)
+    return cuttable(model, groups, IMAGES), groups, found
 
 
 @pytest.mark.parametrize(
@@ -107,8 +115,7 @@ def test_writing_into_the_input_makes_no_block() -> None:
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18", "mobilenet_v3_small"])
 def test_taking_a_block_out_equals_the_identity_and_goes_with_other_cuts(name: str) -> None:
-    model = network(name)
-    groups, found = blocks_of(model)
+    model, groups, found = with_groups(name)
     gone = dict(list(found.items())[::2])
     plan: Plan = dict.fromkeys(gone, ())
     wanted = deepcopy(model)
@@ -123,8 +130,7 @@ def test_taking_a_block_out_equals_the_identity_and_goes_with_other_cuts(name: s
 
 
 def test_counts_and_plans_say_none_is_left() -> None:
-    model = network("cifar_resnet20")
-    groups, _ = blocks_of(model)
+    model, groups, _ = with_groups("cifar_resnet20")
     assert kept_count(16, 1.0, 8) == 0
     recipe = Recipe(groups={"layer1.1.conv1": GroupChoice(ratio=1.0, bits=8)})
     plan = make_plan(model, groups, recipe, None)
@@ -134,8 +140,7 @@ def test_counts_and_plans_say_none_is_left() -> None:
 
 
 def test_a_group_without_a_block_keeps_something() -> None:
-    model = network("cifar_resnet20")
-    groups, _ = blocks_of(model)
+    model, groups, _ = with_groups("cifar_resnet20")
     with pytest.raises(CompressionError, match="keeps no unit"):
         prune(model, groups, {"layer2.0.conv1": ()})
     recipe = Recipe(groups={"layer2.0.conv1": GroupChoice(ratio=1.0)})
@@ -144,8 +149,7 @@ def test_a_group_without_a_block_keeps_something() -> None:
 
 
 def test_a_network_that_lost_blocks_is_cut_further() -> None:
-    model = network("cifar_resnet20")
-    groups, found = blocks_of(model)
+    model, groups, found = with_groups("cifar_resnet20")
     first: Plan = {"layer1.1.conv1": (), "layer2.2.conv1": tuple(range(0, 32, 2))}
     parent = prune(model, groups, first).eval()
     left = groups_after(model, groups, first)
@@ -156,12 +160,21 @@ def test_a_network_that_lost_blocks_is_cut_further() -> None:
     second: Plan = {"layer2.2.conv1": tuple(range(8)), "layer3.1.conv1": ()}
     both: Plan = {**first, "layer2.2.conv1": tuple(range(0, 16, 2)), "layer3.1.conv1": ()}
     torch.testing.assert_close(prune(parent, left, second)(IMAGES), prune(model, groups, both)(IMAGES))
+    assert isinstance(parent, GraphNetwork)
+    blocks = residual.removable_blocks(parent, left, IMAGES)
+    assert blocks == {g: b for g, b in found.items() if b != "layer1.1"}
+
+
+def test_a_network_that_is_no_graph_and_lost_blocks_has_the_others() -> None:
+    model, groups, found = with_groups("resnet18")
+    first: Plan = {"layer1.1.conv1": ()}
+    parent = prune(model, groups, first).eval()
+    left = groups_after(model, groups, first)
     assert removable_blocks(parent, left, IMAGES) == {g: b for g, b in found.items() if b != "layer1.1"}
 
 
 def test_a_network_that_only_lost_a_block_is_trained_further() -> None:
-    model = network("cifar_resnet20")
-    groups, _ = blocks_of(model)
+    model, groups, _ = with_groups("cifar_resnet20")
     recipe = Recipe(
         groups={"layer1.1.conv1": GroupChoice(ratio=1.0)},
         recovery=Recovery(least_squares=False, finetune_steps=2),

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autoprune.compress import verification
-from autoprune.compress.discovery import find_groups
+from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.graph import find
+from autoprune.compress.graph.propagate import Propagation
+from autoprune.compress.surgery import prune
 from autoprune.space.groups import Groups
 from autoprune.workloads.cifar_resnet import cifar_resnet
 from tests.compress.networks import Mixed, OptionA, Plain
@@ -71,20 +73,34 @@ def test_concatenated_grouped_depthwise_reused_and_unused_layers() -> None:
     assert "does not use it" in groups.by_name["unused"].reason
 
 
-def test_option_a_shortcut_is_left_alone_by_name() -> None:
+def test_the_padding_of_an_option_a_shortcut_is_cut_with_its_channels() -> None:
     model = OptionA()
     groups = find_groups(model, EXAMPLE)
     check_every_layer_once(model, groups)
-    assert [g.name for g in groups.prunable] == ["conv1"]
-    assert "padding" in groups.by_name["stem"].reason
+    assert groups.rewritten
+    assert [(g.name, g.size) for g in groups.prunable] == [("stem", 16), ("conv1", 16)]
+    stem = groups.by_name["stem"]
+    assert stem.producers == ("stem", "conv2")
+    sizes = {m.layer: m.index_map for m in stem.members if m.kind == "size"}
+    # Units 8 to 15 are those of the padding that the second layer alone makes.
+    assert [sum(map(len, index_map)) for index_map in sizes.values()] == [4, 4]
+    network = cuttable(model, groups, EXAMPLE)
+    cut = prune(network, groups, {"stem": tuple(i for i in range(16) if i not in (0, 8, 9, 12))})
+    assert (cut.get_submodule("stem").out_channels, cut.get_submodule("conv2").out_channels) == (7, 12)
+    assert sorted(getattr(cut, name) for name in sizes) == sorted(
+        4 - sum(unit in (0, 8, 9, 12) and bool(owned) for unit, owned in enumerate(index_map))
+        for index_map in sizes.values()
+    )
 
 
-def test_cifar_resnet_prunes_the_inner_channels_of_every_block() -> None:
+def test_cifar_resnet_is_cut_everywhere() -> None:
     model = cifar_resnet("cifar_resnet20")
     groups = find_groups(model, torch.randn(2, 3, 32, 32))
     check_every_layer_once(model, groups)
-    assert [g.name for g in groups.prunable] == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in (0, 1, 2)]
-    assert all(g.reason for g in groups.groups if not g.prunable)
+    inner = [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in (0, 1, 2)]
+    assert [g.name for g in groups.prunable] == ["conv1", *inner]
+    # One residual stream through all stages, of which padding makes the later units.
+    assert groups.by_name["conv1"].size == 64
 
 
 class FixedSize(nn.Module):
@@ -103,14 +119,36 @@ class FixedSize(nn.Module):
         return y
 
 
-def test_a_fixed_size_in_the_forward_pass_is_named_with_its_error() -> None:
-    groups = find_groups(FixedSize(), EXAMPLE)
+def test_a_fixed_size_in_the_forward_pass_is_a_member() -> None:
+    model = FixedSize()
+    groups = find_groups(model, EXAMPLE)
+    assert groups.rewritten
+    assert [g.name for g in groups.prunable] == ["first", "second"]
+    assert [m.kind for m in groups.by_name["first"].members] == ["size", "conv", "conv"]
+    network = cuttable(model, groups, EXAMPLE)
+    cut = prune(network, groups, {"first": (1, 4)})
+    assert cut(torch.randn(5, 3, 8, 8)).shape == (5, 4, 8, 8)
+    assert network(EXAMPLE).equal(model(EXAMPLE))
+
+
+class HeldBatch(FixedSize):
+    """A forward pass that holds the number of examples too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).view(2, 6, 8, 8))
+        y: Tensor = self.third(torch.relu(x))
+        return y
+
+
+def test_a_number_of_examples_in_the_code_is_the_reason() -> None:
+    groups = find_groups(HeldBatch(), EXAMPLE)
+    assert not groups.rewritten
     assert [g.name for g in groups.prunable] == ["second"]
-    assert groups.by_name["first"].reason.startswith("cut, layer 'second' fails: RuntimeError: ")
+    assert "number of examples" in groups.by_name["first"].reason
 
 
 class MeanOverChannels(nn.Module):
-    """Divides by the number of channels, so that cutting some is not the same as ignoring them."""
+    """Divides by the number of channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,60 +161,101 @@ class MeanOverChannels(nn.Module):
         return y
 
 
-def test_a_wrong_result_without_an_error_is_found() -> None:
+def test_a_mean_over_channels_is_that_of_what_is_left() -> None:
     groups = find_groups(MeanOverChannels(), EXAMPLE)
+    assert groups.by_name["first"].prunable
+
+
+def test_a_wrong_result_without_an_error_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(p: Propagation, node: fx.Node) -> object:
+        """Take a reversal of channels for nothing."""
+        return p.of[node.all_input_nodes[0]]
+
+    class Flipped(MeanOverChannels):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(self.first(x).flip(1))
+            return y
+
+    assert find_groups(Flipped(), EXAMPLE).by_name["first"].prunable
+    monkeypatch.setitem(find.SHAPE_RULES, "aten.flip.default", wrong)
+    groups = find_groups(Flipped(), EXAMPLE)
     assert not groups.by_name["first"].prunable
     assert "differs by" in groups.by_name["first"].reason
 
 
-class SharedWeight(nn.Module):
-    """Two layers that share one weight."""
+class Tied(nn.Module):
+    """A language model whose head reads the very weights of its embedding."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(4, 4)
-        self.second = nn.Linear(4, 4)
-        self.second.weight = self.first.weight
-        self.head = nn.Linear(4, 2)
+        self.table = nn.Embedding(11, 8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.table.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(
-            torch.relu(self.second(torch.relu(self.first(x.mean((2, 3)).repeat(1, 2)[:, :4]))))
-        )
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        y: Tensor = self.head(x + self.down(torch.relu(self.up(x))))
         return y
 
 
-def test_shared_parameters_are_left_alone() -> None:
-    groups = find_groups(SharedWeight(), EXAMPLE)
-    assert not groups.by_name["first"].prunable
-    assert "share" in groups.by_name["first"].reason
+def test_what_shares_a_weight_is_cut_together_and_shares_it_afterwards() -> None:
+    model = Tied()
+    tokens = torch.arange(10).reshape(2, 5)
+    groups = find_groups(model, tokens)
+    assert [(g.name, g.size) for g in groups.prunable] == [("up", 16), ("down", 8)]
+    assert not groups.by_name["head"].prunable
+    cut = prune(model, groups, {"down": (0, 2, 5)})
+    assert cut.get_submodule("head").weight is cut.get_submodule("table").weight
+    assert cut(tokens).shape == (2, 5, 11)
 
 
-def test_attention_is_left_alone_and_what_follows_is_cut() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Linear(3, 8)
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.up = nn.Linear(8, 16)
-            self.down = nn.Linear(16, 8)
-            self.head = nn.Linear(8, 2)
+class Attention(nn.Module):
+    """A transformer's layer on the pixels of an image."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.embed(x.flatten(2).transpose(1, 2))
-            x = x + self.attention(x, x, x, need_weights=False)[0]
-            x = x + self.down(torch.relu(self.up(x)))
-            y: Tensor = self.head(x.mean(1))
-            return y
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8)
+        self.head = nn.Linear(8, 2)
 
-    groups = find_groups(Attention(), EXAMPLE)
-    assert [g.name for g in groups.prunable] == ["up"]
-    assert "MultiheadAttention 'attention'" in groups.by_name["embed"].reason
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = x + self.down(torch.relu(self.up(x)))
+        y: Tensor = self.head(x.mean(1))
+        return y
+
+
+def test_attention_is_cut_by_heads_by_their_width_and_by_the_embedding() -> None:
+    model = Attention().eval()
+    groups = find_groups(model, EXAMPLE)
+    assert groups.rewritten
+    assert {g.name: g.size for g in groups.prunable} == {
+        "embed": 8,
+        "attention.in_proj": 2,
+        "attention.in_proj/width": 4,
+        "up": 16,
+    }
     assert groups.by_name["embed"].producers == ("embed", "attention.out_proj", "down")
+    heads, widths = groups.by_name["attention.in_proj"], groups.by_name["attention.in_proj/width"]
+    assert heads.producers == ("attention.in_proj",)
+    assert widths.producers == (), "bits belong to the heads"
+    made = next(m for m in heads.members if m.layer == "attention.in_proj" and m.axis == "out")
+    assert made.index_map[1] == (4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23), "queries, keys and values"
+    network = cuttable(model, groups, EXAMPLE)
+    torch.testing.assert_close(network(EXAMPLE), model(EXAMPLE))
+    plan = {"attention.in_proj": (1,), "attention.in_proj/width": (0, 3), "embed": (0, 1, 2, 4, 6, 7)}
+    cut = prune(network, groups, plan)
+    assert cut.get_submodule("attention.in_proj").weight.shape == (3 * 1 * 2, 6)
+    assert cut.get_submodule("attention.out_proj").weight.shape == (6, 2)
+    assert cut(torch.randn(5, 3, 8, 8)).shape == (5, 2)
 
 
 def test_a_hang_ends_in_time_with_everything_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "trace_groups", lambda *_: time.sleep(600))
+    monkeypatch.setattr(find, "trace", lambda *_: time.sleep(600))
     begun = time.monotonic()
     model = Plain()
     groups = find_groups(model, EXAMPLE, time_limit_s=0.5)
@@ -198,7 +277,7 @@ def test_a_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(find, "trace_groups", fail)
+    monkeypatch.setattr(find, "trace", fail)
     groups = find_groups(Plain(), EXAMPLE)
     assert {g.reason for g in groups.groups} == {"the search for groups failed: ZeroDivisionError: by zero"}
 
@@ -206,7 +285,7 @@ def test_a_failure_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_crash_of_the_child_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    monkeypatch.setattr(find, "trace_groups", lambda *_: os._exit(9))
+    monkeypatch.setattr(find, "trace", lambda *_: os._exit(9))
     groups = find_groups(Plain(), EXAMPLE)
     assert all("exit code 9" in g.reason for g in groups.groups)
 

@@ -10,12 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from autoprune.compress.discovery import find_groups
-from autoprune.compress.surgery import Plan, kept_channels, make_plan, prune, zero_mask
+from autoprune.compress.discovery import cuttable, find_groups
+from autoprune.compress.surgery import Plan, kept_channels, make_plan, prune
 from autoprune.errors import CompressionError, UsageError
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GroupChoice, Recipe, uniform_recipe
 from tests.compress.networks import Mixed, OptionA, Plain, half
+from tests.compress.zeroing import zero_mask
 
 ARCHITECTURES = {
     "resnet18": (32, 12),
@@ -45,7 +46,8 @@ def network(name: str) -> tuple[nn.Module, Groups, torch.Tensor]:
     size = (ARCHITECTURES | SLOW_ARCHITECTURES)[name][0]
     x = torch.randn(2, 3, size, size)
     scramble_batchnorm(model, x)
-    return model, find_groups(model, x), x
+    groups = find_groups(model, x)
+    return cuttable(model, groups, x), groups, x
 
 
 @torch.no_grad()
@@ -118,6 +120,7 @@ def test_small_networks(build: type[nn.Module]) -> None:
     model = build().eval()
     x = torch.randn(2, 3, 8, 8)
     groups = find_groups(model, x)
+    model = cuttable(model, groups, x)
     check_equal(model, groups, half(groups), x)
     for group in groups.prunable:
         check_equal(model, groups, half(groups, group.name), x)

@@ -69,7 +69,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     workload = workload_from_objects(model.eval(), data, config=config)
     patch = pytest.MonkeyPatch()
     patch.setenv("AUTOPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-    made = Bench.build(config, workload, discover(workload))
+    made = Bench.build(config, *discover(workload))
     folder = tmp_path_factory.mktemp("dense")
     made.dense = made.deploy(workload.model, Recipe(), folder)
     patch.undo()

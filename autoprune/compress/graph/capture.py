@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import TreeSpec
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,23 @@ class Captured:
         tensors: For each placeholder that is no input the name of its parameter or buffer in the network; empty for a
             constant.
         aliases: For each of those names all names of the very tensor.
+        constants: Tensors that the code made, by placeholder.
+        free_batch: Whether sizes that follow the number of examples are symbols; else they are numbers like others.
+        in_spec: How the inputs are nested.
+        out_spec: How the outputs are nested.
     """
 
     nodes: tuple[fx.Node, ...]
     tensors: Mapping[str, str]
     aliases: Mapping[str, tuple[str, ...]]
+    constants: Mapping[str, Tensor]
+    free_batch: bool
+    in_spec: TreeSpec
+    out_spec: TreeSpec
 
 
 def capture(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any] | None = None) -> Captured:
-    """Export a network.
+    """Export a network, with the number of examples left free where its code allows that.
 
     Args:
         model: In evaluation mode.
@@ -38,19 +50,54 @@ def capture(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any] | 
     Raises:
         Exception: Whatever the network's forward or the export raise.
     """
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(model.eval(), tuple(inputs), dict(named or {}), strict=False)
+    given = dict(named or {})
+    try:
+        program = _export(model, tuple(inputs), given, free_batch=True)
+    except Exception as error:  # whatever the code does with the number of examples
+        _log.info("export with a free batch failed, trying a fixed one: %s", error)
+        program = _export(model, tuple(inputs), given, free_batch=False)
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = dict.fromkeys(signature.inputs_to_lifted_tensor_constants, "")
-    return Captured(tuple(program.graph.nodes), {**tensors, **constants}, _aliases(model))
+    lifted = signature.inputs_to_lifted_tensor_constants
+    nodes = tuple(program.graph.nodes)
+    return Captured(
+        nodes,
+        {**tensors, **dict.fromkeys(lifted, "")},
+        _aliases(model),
+        {place: program.constants[name] for place, name in lifted.items()},
+        bool(program.range_constraints),  # by free symbol
+        program.call_spec.in_spec,
+        program.call_spec.out_spec,
+    )
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *, free_batch: bool) -> Any:
+    shapes = None
+    if free_batch:
+        first = {0: torch.export.Dim.AUTO}
+        shapes = (
+            *(first if isinstance(value, Tensor) and value.dim() else None for value in inputs),
+            *(first if isinstance(value, Tensor) and value.dim() else None for value in named.values()),
+        )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model.eval(), inputs, named, strict=False, dynamic_shapes=shapes)
 
 
 def sizes_of(node: fx.Node) -> tuple[int, ...]:
-    """Return the sizes of what an operation returns."""
+    """Return the sizes of what an operation returns on the example."""
     value = node.meta.get("val")
     return tuple(int(size) for size in value.shape) if isinstance(value, Tensor) else ()
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of an operation by name, defaults included."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return dict(node.kwargs)
+    found = {each.name: each.default_value for each in schema.arguments if each.has_default_value()}
+    found.update({each.name: value for each, value in zip(schema.arguments, node.args, strict=False)})
+    return {**found, **node.kwargs}
 
 
 def where(node: fx.Node) -> str:

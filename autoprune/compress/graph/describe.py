@@ -10,10 +10,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from autoprune.compress.graph.network import GraphNetwork
 from autoprune.compress.graph.propagate import Propagation
-from autoprune.compress.graph.units import ALWAYS, Dim
-from autoprune.compress.layers import Conv, channel_count, layer_kind, parameter_dim, split_name
+from autoprune.compress.graph.sizes import Size
+from autoprune.compress.graph.units import ALWAYS, Dim, Ids
+from autoprune.compress.layers import Conv, channel_count, layer_kind, split_name
 from autoprune.space.groups import Axis, Group, LayerKind, Member
+
+_MAKERS = ("conv", "depthwise", "linear")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class _Side:
     kind: LayerKind
     axis: Axis
     dim: Dim
+    place: int = 0
 
 
 @dataclass
@@ -32,168 +37,184 @@ class _Found:
 
     makers: list[_Side] = field(default_factory=list)
     others: list[_Side] = field(default_factory=list)
+    # Units, in the order in which the first maker has them.
+    order: dict[int, int] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    # Makers whose bit-width is this group's.
+    owned: set[str] = field(default_factory=set)
 
 
-def describe_groups(model: nn.Module, found: Propagation) -> list[Group]:
-    """Return all groups in the order of the model's modules; each convolution and linear layer makes one.
+@dataclass(frozen=True)
+class Described:
+    """Groups, and which units they are made of.
+
+    Attributes:
+        groups: In the order of the model's modules.
+        units: For each group that can be cut its units, by name.
+    """
+
+    groups: tuple[Group, ...]
+    units: dict[str, Ids]
+
+
+def describe_groups(
+    model: nn.Module, network: GraphNetwork, found: Propagation, sizes: Sequence[Size]
+) -> Described:
+    """Return all groups; each convolution and linear layer is a producer in exactly one.
 
     Args:
-        model: The network that was walked over.
+        model: The network.
+        network: The same as a graph, whose layers the groups name.
         found: The walk.
+        sizes: Numbers in the code that count units.
     """
-    return _Description(model, found).groups()
+    return _Description(model, network, found, sizes).described()
 
 
 class _Description:
-    def __init__(self, model: nn.Module, found: Propagation) -> None:
+    def __init__(
+        self, model: nn.Module, network: GraphNetwork, found: Propagation, sizes: Sequence[Size]
+    ) -> None:
+        self.model = model
         self.found = found
         self.units = found.units
-        self.modules = dict(model.named_modules())
-        self.position = {name: index for index, name in enumerate(self.modules)}
-        self.parameters = dict(model.named_parameters(remove_duplicate=False))
-        self.producers = [n for n, m in self.modules.items() if isinstance(m, Conv | nn.Linear)]
-        self.sides = list(self._sides())
+        self.modules = dict(network.named_modules())
+        self.before = {name: index for index, (name, _) in enumerate(model.named_modules())}
+        self.read = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
+        self.sides = [*self._layer_sides(), *self._tensor_sides(), *self._size_sides(sizes)]
 
-    def groups(self) -> list[Group]:
-        """Join makers that share a unit, and list who else needs their units."""
-        makers = [s for s in self.sides if s.axis == "out" and s.kind in ("conv", "depthwise", "linear")]
-        label = self._labels(makers)
-        of: dict[int, _Found] = {}
-        for side in makers:
-            of.setdefault(label[side.layer], _Found()).makers.append(side)
-        by_unit = {
-            unit: of[label[side.layer]]
-            for side in makers
-            for unit in np.unique(side.dim).tolist()
-            if unit != ALWAYS
+    def described(self) -> Described:
+        """Join columns of makers that share a unit, and list who else needs their units."""
+        components = self._components([s for s in self.sides if s.axis == "out" and s.kind in _MAKERS])
+        for each in components:
+            self._complete(each)
+        self._share_out(components)
+        kept = [each for each in components if each.owned or not each.reasons]
+        pairs = [(each, self._group(each)) for each in kept]
+        used = {side.layer for each in kept for side in each.makers if side.layer in each.owned}
+        # With the network's own layers that nothing runs; an attention's input projection is none of them.
+        names = [name for name, m in self.model.named_modules() if isinstance(m, Conv | nn.Linear)]
+        alone = [self._unused(name) for name in names if name not in used]
+        groups = sorted([*(group for _, group in pairs), *alone], key=lambda g: self._position(g.name))
+        units = {
+            group.name: np.fromiter(each.order, dtype=np.int64) for each, group in pairs if group.prunable
         }
-        for side in self.sides:
-            if side not in makers:
-                for each in {
-                    id(g): g for u in np.unique(side.dim).tolist() if (g := by_unit.get(u))
-                }.values():
-                    each.others.append(side)
-        self._note_tensors(by_unit)
-        described = [self._group(each) for each in of.values()]
-        used = {side.layer for side in makers}
-        described += [self._unused(name) for name in self.producers if name not in used]
-        return sorted(described, key=lambda g: self.position[g.name])
+        return Described(tuple(groups), units)
 
     # -- sides -------------------------------------------------------------------------------
 
-    def _sides(self) -> Iterator[_Side]:
+    def _layer_sides(self) -> Iterator[_Side]:
         for (layer, axis), dim in self.found.sides.items():
             module = self.modules.get(layer)
-            if module is None:
-                continue
-            kind = layer_kind(module)
+            kind = layer_kind(module) if module is not None else None
             if kind is None or (kind == "depthwise" and axis == "in"):
                 continue
             yield _Side(layer, kind, axis, self.units.resolved(dim))
+
+    def _tensor_sides(self) -> Iterator[_Side]:
+        """Return the sides of parameters and buffers that operations read as they are."""
         for name, dims in self.found.tensors.items():
-            if name in self.parameters and not self._belongs(name):
-                parameter = self.parameters[name]
-                place = parameter_dim(parameter)
-                if parameter.dim():
-                    yield _Side(name, "parameter", "out", self.units.resolved(dims[place]))
+            names = self.found.captured.aliases.get(name, (name,))
+            target = next((alias for alias in names if alias in self.read), None)
+            if target is None or self._belongs(target):
+                continue
+            for place, dim in enumerate(dims):
+                resolved = self.units.resolved(dim)
+                if resolved.shape[1]:
+                    yield _Side(target, "parameter", "out", resolved, place)
 
     def _belongs(self, name: str) -> bool:
         """Return whether a parameter is cut with its layer."""
-        module = self.modules.get(split_name(name)[0])
-        return module is not None and layer_kind(module) is not None
+        layer = split_name(name)[0]
+        return any((layer, axis) in self.found.sides for axis in ("in", "out")) and (
+            layer_kind(self.modules[layer]) is not None if layer in self.modules else False
+        )
 
-    def _note_tensors(self, by_unit: dict[int, _Found]) -> None:
-        """Give reasons where tensors hold units along dimensions of which nothing can be cut."""
-        for name, dims in self.found.tensors.items():
-            if self._belongs(name):
-                continue
-            free = parameter_dim(self.parameters[name]) if name in self.parameters else -1
-            for place, dim in enumerate(dims):
-                if place == free:
-                    continue
-                for unit in np.unique(self.units.resolved(dim)).tolist():
-                    if unit in by_unit:
-                        by_unit[unit].reasons.append(f"it is tied to {name!r}, which cannot be cut there")
+    def _size_sides(self, sizes: Sequence[Size]) -> Iterator[_Side]:
+        for size in sizes:
+            yield _Side(size.name, "size", "out", self.units.resolved(size.counted))
 
     # -- groups ------------------------------------------------------------------------------
 
-    def _labels(self, makers: Sequence[_Side]) -> dict[str, int]:
-        """Return a number for each layer, the same for layers that share a unit."""
-        names = list(dict.fromkeys(side.layer for side in makers))
-        number = {name: index for index, name in enumerate(names)}
-        rows, columns = [], []
-        for side in makers:
-            used = np.unique(side.dim)
-            used = used[used != ALWAYS]
-            rows.append(np.full(len(used), number[side.layer]))
-            columns.append(used + len(names))
-        if not names:
-            return {}
-        row, column = np.concatenate(rows), np.concatenate(columns)
-        size = int(max(column.max(initial=0), len(names))) + 1
-        graph = coo_matrix((np.ones(len(row)), (row, column)), shape=(size, size))
+    def _components(self, makers: Sequence[_Side]) -> list[_Found]:
+        """Return the sets of columns that share units, each with its makers in the order of the modules."""
+        makers = sorted(makers, key=lambda side: self._position(side.layer))
+        columns = [(side, column) for side in makers for column in side.dim.T if (column != ALWAYS).any()]
+        if not columns:
+            return []
+        held = [np.unique(column[column != ALWAYS]) for _, column in columns]
+        rows = np.concatenate([np.full(len(ids), row) for row, ids in enumerate(held)])
+        ids = np.concatenate(held)
+        size = len(columns) + int(ids.max()) + 1
+        graph = coo_matrix((np.ones(len(rows)), (rows, ids + len(columns))), shape=(size, size))
         _, labels = connected_components(graph, directed=False)
-        return {name: int(labels[number[name]]) for name in names}
+        found: dict[int, _Found] = {}
+        for (side, column), label in zip(columns, labels[: len(columns)].tolist(), strict=True):
+            each = found.setdefault(label, _Found())
+            if side not in each.makers:
+                each.makers.append(side)
+            for unit in column.tolist():
+                if unit != ALWAYS:
+                    each.order.setdefault(unit, len(each.order))
+            if (column == ALWAYS).any():
+                each.reasons.append("some of its channels always have to stay")
+        return list(found.values())
+
+    def _complete(self, found: _Found) -> None:
+        """Add who else needs a group's units, and why it cannot be cut."""
+        own = np.fromiter(found.order, dtype=np.int64)
+        makers = {(side.layer, side.axis) for side in found.makers if side.kind in _MAKERS}
+        found.others = [
+            side
+            for side in self.sides
+            if (side.layer, side.axis) not in makers and np.isin(side.dim, own).any()
+        ]
+        reasons = [self.units.reason(unit) for unit in found.order]
+        reasons += [self._uncuttable(side) for side in [*found.makers, *found.others]]
+        found.reasons = [*filter(None, reasons), *found.reasons]
+        if len(found.order) == 1:
+            found.reasons.append("all its channels are tied into one unit")
+
+    def _share_out(self, components: Sequence[_Found]) -> None:
+        """Give every layer's bit-width to one group: one that can be cut, of several the outermost (heads)."""
+        by_layer: dict[str, list[tuple[bool, int, _Found]]] = {}
+        for each in components:
+            for side in each.makers:
+                column = next(c for c in side.dim.T if any(unit in each.order for unit in np.unique(c)))
+                changes = int((column[1:] != column[:-1]).sum())
+                by_layer.setdefault(side.layer, []).append((bool(each.reasons), changes, each))
+        for layer, candidates in by_layer.items():
+            min(candidates, key=lambda found: found[:2])[2].owned.add(layer)
 
     def _group(self, found: _Found) -> Group:
-        found.makers.sort(key=lambda side: self.position[side.layer])
-        order: dict[int, int] = {}
-        for side in found.makers:
-            for unit in side.dim[:, 0].tolist() if side.dim.shape[1] else ():
-                if unit != ALWAYS:
-                    order.setdefault(unit, len(order))
-        reasons = [*self._reasons(found, order), *found.reasons]
+        owned = [side.layer for side in found.makers if side.layer in found.owned]
         sides = sorted([*found.makers, *found.others], key=self._place)
         members = [
-            Member(layer=s.layer, kind=s.kind, axis=s.axis, index_map=_index_map(s.dim, order)) for s in sides
+            Member(
+                layer=side.layer,
+                kind=side.kind,
+                axis=side.axis,
+                index_map=_index_map(side.dim, found.order),
+                dim=side.place,
+                own=side.kind not in _MAKERS or side.axis == "in" or side.layer in found.owned,
+            )
+            for side in sides
         ]
-        name = found.makers[0].layer
-        size = len(order) or channel_count(self.modules[name], "out")
-        if not order:
-            members = [self._whole(side) for side in found.makers]
-        reasons = list(dict.fromkeys(reasons))
-        if not reasons and not any(side.axis == "in" for side in found.others):
-            reasons = ["no layer is found that reads its channels"]
+        first = owned[0] if owned else found.makers[0].layer
+        reasons = list(dict.fromkeys(found.reasons))
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         return Group(
-            name=name,
-            type="linear" if isinstance(self.modules[name], nn.Linear) else "conv",
-            size=size,
+            name=first if owned else f"{first}/width",
+            type="linear" if isinstance(self.modules[first], nn.Linear) else "conv",
+            size=len(found.order),
             members=tuple(members),
             prunable=not reasons,
             reason=reasons[0] + more if reasons else "",
         )
 
-    def _reasons(self, found: _Found, order: dict[int, int]) -> Iterator[str]:
-        for side in [*found.makers, *found.others]:
-            problem = self._uncuttable(side)
-            if problem:
-                yield problem
-        for unit in order:
-            reason = self.units.reason(unit)
-            if reason:
-                yield reason
-        for side in found.makers:
-            if side.dim.shape[1] > 1:
-                yield "its channels are divided into heads, whose number the code holds"
-            if (side.dim == ALWAYS).any():
-                yield "some of its channels always have to stay"
-        if len(order) == 1:
-            yield "all its channels are tied into one unit"
-
     def _uncuttable(self, side: _Side) -> str:
         """Return why surgery cannot cut this layer; empty if it can."""
         module = self.modules.get(side.layer)
-        owner = split_name(side.layer)[0]
-        if module is None and isinstance(self.modules.get(owner), nn.MultiheadAttention | nn.RNNBase):
-            return f"it is tied to {type(self.modules[owner]).__name__} {owner!r}, which cannot be cut"
-        names = [side.layer] if module is None else [
-            f"{side.layer}.{own}" for own, p in module.named_parameters(recurse=False) if p is not None
-        ]  # fmt: skip
-        shared = [name for name in names if len(self.found.captured.aliases.get(name, ())) > 1]
-        if shared:
-            return f"it is tied to parameter {shared[0]!r}, which several layers share"
         if isinstance(module, Conv):
             if side.kind == "conv" and module.groups == module.out_channels > 1:
                 return f"{side.layer!r} is a depthwise convolution with unequal numbers of inputs and outputs"
@@ -203,18 +224,12 @@ class _Description:
             return f"the weight of {side.layer!r} is parametrised"
         return ""
 
-    def _whole(self, side: _Side) -> Member:
-        count = channel_count(self.modules[side.layer], "out")
-        return Member(
-            layer=side.layer, kind=side.kind, axis="out", index_map=tuple((i,) for i in range(count))
-        )
-
     def _unused(self, name: str) -> Group:
-        module = self.modules[name]
+        module = self.model.get_submodule(name)
+        made = self.found.sides.get((name, "out"))
         reason = "the forward pass does not use it as a layer"
-        for owner, holder in self.modules.items():
-            if isinstance(holder, nn.MultiheadAttention) and name.startswith(f"{owner}."):
-                reason = f"it is part of MultiheadAttention {owner!r}, which cannot be cut"
+        if made is not None:
+            reason = "some of its channels always have to stay"
         kind: LayerKind = layer_kind(module) or "conv"
         count = channel_count(module, "out")
         return Group(
@@ -226,9 +241,16 @@ class _Description:
             reason=reason,
         )
 
-    def _place(self, side: _Side) -> tuple[bool, int, str]:
+    def _position(self, name: str) -> tuple[int, str]:
+        """Return where a layer stands among the network's modules; a new one stands where its owner does."""
+        known = name
+        while known and known not in self.before:
+            known = split_name(known)[0]
+        return (self.before.get(known, len(self.before)), name)
+
+    def _place(self, side: _Side) -> tuple[bool, tuple[int, str]]:
         """Order members: makers before readers, both in the order of the modules."""
-        return (side.axis == "in", self.position.get(side.layer, len(self.position)), side.layer)
+        return (side.axis == "in", self._position(side.layer))
 
 
 def _index_map(dim: Dim, order: dict[int, int]) -> tuple[tuple[int, ...], ...]:

@@ -71,10 +71,12 @@ def matmul(p: Propagation, node: fx.Node) -> Any:
     if not first or not second:
         return unknown(p, node)
     tie(p.units, first[-1], second[-2] if len(second) > 1 else second[-1], where(node))
+    if node in p.layers:
+        p.note(node, None, reads=first[-1], makes=second[-1])
     batch = broadcast(p.units, [first[:-2], second[:-2]], where(node))
     rows = first[-2:-1]
     columns = second[-1:] if len(second) > 1 else []
-    found = [*batch, *rows, *columns]
+    found: Dims = [*batch, *rows, *columns]
     if len(node.args) == 3:  # addmm and baddbmm: what is added comes first
         return broadcast(p.units, [found, p.dims(node.args[0])], where(node))
     return found
@@ -156,6 +158,7 @@ def over_groups(p: Propagation, node: fx.Node) -> Dims:
         own = p.dims(given.get(name))
         if own:
             tie(p.units, x[1], own[0], where(node))
+    p.note(node, given.get("weight"), makes=x[1])
     return x
 
 
@@ -164,6 +167,7 @@ def embedding(p: Propagation, node: fx.Node) -> Dims:
     given = p.arguments(node)
     weight = p.dims(given["weight"])
     p.fix([weight[0]], "it is the vocabulary")
+    p.note(node, given["weight"], makes=weight[1])
     return [*p.dims(given["indices"]), weight[1]]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from autoprune.compress.graph.capture import Captured, layer_of, sizes_of, where
+from autoprune.compress.graph.capture import Captured, arguments_of, layer_of, sizes_of, where
 from autoprune.compress.graph.dims import broadcast, tie
 from autoprune.compress.graph.units import Dim, Units, fixed, flat
 from autoprune.space.groups import Axis
@@ -23,12 +23,16 @@ class Propagation:
     Args:
         captured: The exported network.
         rules: By the name of an operation, such as ``aten.conv2d.default``.
+        layers: Names of the layers that operations are; of others their weights say it.
     """
 
-    def __init__(self, captured: Captured, rules: dict[str, Rule]) -> None:
+    def __init__(
+        self, captured: Captured, rules: dict[str, Rule], layers: Mapping[fx.Node, str] | None = None
+    ) -> None:
         self.units = Units()
         self.captured = captured
         self.rules = rules
+        self.layers: Mapping[fx.Node, str] = layers or {}
         self.of: dict[fx.Node, Any] = {}
         # Dimensions of parameters and buffers, by name.
         self.tensors: dict[str, Dims] = {}
@@ -70,10 +74,7 @@ class Propagation:
 
     def arguments(self, node: fx.Node) -> dict[str, Any]:
         """Return the arguments of an operation by name, defaults included."""
-        schema = node.target._schema.arguments  # type: ignore[union-attr]
-        found = {each.name: each.default_value for each in schema if each.has_default_value()}
-        found.update({each.name: value for each, value in zip(schema, node.args, strict=False)})
-        return {**found, **node.kwargs}
+        return arguments_of(node)
 
     def dims(self, value: Any) -> Dims:
         """Return the dimensions of an argument: none for a number."""
@@ -83,9 +84,10 @@ class Propagation:
     def note(self, node: fx.Node, weight: Any, *, reads: Dim | None = None, makes: Dim | None = None) -> None:
         """Note what the layer of an operation reads and makes; its weight says which layer that is."""
         name = self.captured.tensors.get(weight.name) if isinstance(weight, fx.Node) else None
-        # All layers that share a weight do.
+        # All layers that share a weight do, where it is not known which one this is.
         names = self.captured.aliases.get(name, ()) if name else ()
         layers = [each.rpartition(".")[0] for each in names] or [layer_of(node)]
+        layers = [self.layers[node]] if node in self.layers else layers
         sides: tuple[tuple[Axis, Dim | None], ...] = (("in", reads), ("out", makes))
         for layer in layers:
             for axis, dim in sides:

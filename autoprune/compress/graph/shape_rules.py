@@ -187,7 +187,7 @@ def roll(p: Propagation, node: fx.Node) -> Any:
 
 
 def pad(p: Propagation, node: fx.Node) -> Dims:
-    """Zeros before and after, which stay."""
+    """Zeros before and after, of which as many stay as what they are added to has."""
     given = p.arguments(node)
     x, amounts = list(p.dims(node.args[0])), list(given["pad"])
     zeros = given.get("mode", "constant") == "constant"
@@ -198,7 +198,6 @@ def pad(p: Propagation, node: fx.Node) -> Dims:
             continue
         if own.shape[1] and zeros and before >= 0 and after >= 0:
             ends = [flat(p.units.new(before)), own, flat(p.units.new(after))]
-            p.fix([ends[0], ends[2]], f"{where(node)} makes up for it by padding whose size the code holds")
             own = _after_each_other([end for end in ends if len(end)])
         else:
             p.fix([own], where(node))

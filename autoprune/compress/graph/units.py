@@ -33,8 +33,11 @@ class Units:
         # By representative: what a unit is made of, and why it cannot be removed.
         self._parts: dict[int, tuple[int, ...]] = {}
         self._reasons: dict[int, str] = {ALWAYS: "always there"}
-        # Units that others are made of; what is divided twice (shuffled channels) is left alone.
-        self._divisors: set[int] = set()
+
+    @property
+    def count(self) -> int:
+        """How many units there are."""
+        return self._count
 
     def new(self, count: int) -> Ids:
         """Return ``count`` units that were not there before."""
@@ -129,11 +132,6 @@ class Units:
         distinct, place, which = np.unique(roots, return_index=True, return_inverse=True)
         first = parts[place]
         self.join(first[which].ravel(), parts.ravel(), why)
-        again = bool(np.isin(distinct, np.array(sorted(self._divisors))).any())
-        self._divisors.update(np.unique(first).tolist())
-        if again:
-            self.fix(np.concatenate([distinct, first.ravel()]), f"{why} divides it once more")
-            return
         for root, own in zip(distinct.tolist(), first.tolist(), strict=True):
             if root == ALWAYS:
                 self.fix(np.array(own), why)
