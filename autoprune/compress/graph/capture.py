@@ -59,6 +59,7 @@ def capture(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any] | 
     signature = program.graph_signature
     tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = signature.inputs_to_lifted_tensor_constants
+    _inline_regions(program)
     nodes = tuple(program.graph.nodes)
     return Captured(
         nodes,
@@ -82,6 +83,34 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *,
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         return torch.export.export(model.eval(), inputs, named, strict=False, dynamic_shapes=shapes)
+
+
+def _inline_regions(program: Any) -> None:
+    """Put what runs with another precision or without gradients in the place of its call, in place."""
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not str(node.target).startswith("wrap_with_"):
+            continue
+        place = next(
+            i for i, each in enumerate(node.args) if isinstance(each, fx.Node) and each.op == "get_attr"
+        )
+        inner = getattr(program.graph_module, node.args[place].target).graph
+        inputs = iter(node.args[place + 1 :])
+        moved: dict[fx.Node, Any] = {}
+        with graph.inserting_before(node):
+            for each in inner.nodes:
+                if each.op == "placeholder":
+                    moved[each] = next(inputs)
+                elif each.op != "output":
+                    moved[each] = graph.node_copy(each, moved.__getitem__)
+        made = fx.node.map_arg(next(n for n in inner.nodes if n.op == "output").args[0], moved.__getitem__)
+        for user in list(node.users):
+            user.replace_all_uses_with(made[user.args[1]])
+            graph.erase_node(user)
+        region = node.args[place]
+        graph.erase_node(node)
+        if not region.users:
+            graph.erase_node(region)
 
 
 def sizes_of(node: fx.Node) -> tuple[int, ...]:

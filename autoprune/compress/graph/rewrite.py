@@ -137,9 +137,10 @@ class _Writer:
         elif name == "scaled_dot_product_attention" and kwargs.get("scale") is None:
             # By the width of the dense network's heads, whatever is cut.
             kwargs["scale"] = sizes_of(node.all_input_nodes[0])[-1] ** -0.5
-        if kwargs.get("device") is not None:
-            kwargs["device"] = self._device()
-        return self.graph.call_function(target, self._value(tuple(args)), self._value(kwargs))
+        given = self._value(kwargs)
+        if given.get("device") is not None:
+            given = {**given, "device": self._device()}
+        return self.graph.call_function(target, self._value(tuple(args)), given)
 
     def _device(self) -> fx.Node:
         """Return a node that holds where the first input lies, which the graph's own tensors have to follow."""
