@@ -63,11 +63,12 @@ def search(
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
+    from autoprune.search.limits import check_sampler
     from autoprune.space.search_space import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
-    load_space(settings.space)
+    check_sampler(settings.sampler, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
         _dry_run(settings, json, quiet)
