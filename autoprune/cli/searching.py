@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune.cli import options
+from autoprune.cli import mask_options, options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
@@ -132,6 +132,10 @@ def compress(
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
     bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
+    sparsity: mask_options.Sparsity = None,
+    pattern: mask_options.Pattern = None,
+    allocation: mask_options.Allocation = None,
+    mask_criterion: mask_options.MaskCriterion = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
@@ -148,6 +152,7 @@ def compress(
         for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits}.items()
         if value is not None
     }
+    uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
     chosen = (
         None
         if recipe is None

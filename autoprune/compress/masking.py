@@ -53,7 +53,10 @@ def make_masks(
     Raises:
         CompressionError: If a layer would lose all its weights.
     """
-    names = list({id(weight_of(model, name)): name for name in reversed(layers)}.values())[::-1]
+    first: dict[int, str] = {}
+    for name in layers:
+        first.setdefault(id(weight_of(model, name)), name)
+    names = list(first.values())
     counts = {} if mask.block else _counts(model, names, layers, mask, scores)
     made = {}
     for name in names:

@@ -191,7 +191,7 @@ def block_mask(scores: Tensor, keep: int, block: int) -> Tensor:
     inputs = along.shape[-1]
     # What fills up the last block ranks below everything and is cut off again.
     filled = torch.nn.functional.pad(along, (0, -inputs % block), value=-math.inf)
-    blocks = filled.unflatten(-1, (-1, block))
+    blocks = filled.reshape(*filled.shape[:-1], -1, block)
     ranks = torch.argsort(torch.argsort(blocks, dim=-1, stable=True), dim=-1)
     mask = (ranks >= block - keep).flatten(-2)[..., :inputs]
     return mask.movedim(-1, 1)

@@ -112,7 +112,7 @@ def compress(
         movement = MovementMask(layers, recipe.mask, recovery.finetune_steps)
     elif layers:
         mask_weights(model, layers, recipe.mask, calibration_batches, loss)
-    if recovery.batchnorm:
+    if recovery.batchnorm and (plan or layers):
         refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
     steps = 0
     if recovery.finetune_steps > 0:

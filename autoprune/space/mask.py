@@ -141,4 +141,16 @@ def check_share(pattern: str, sparsity: float) -> None:
         )
 
 
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a sparsity that leaves nothing or is no share.
+
+    Raises:
+        UsageError: If it is not in ``[0, 1)``.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        raise UsageError(
+            f"sparsity {sparsity:g} cannot be used; allowed: the share of weights that become zero, from 0 to below 1"
+        )
+
+
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
