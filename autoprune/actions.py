@@ -28,6 +28,7 @@ from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
+from autoprune.space.mask import Mask, check_sparsity
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
@@ -215,6 +216,8 @@ def compress_once(
     criterion: str = "l2",
     bits: int = 8,
     steps: int | None = None,
+    sparsity: float = 0.0,
+    mask: Mask | None = None,
     listener: Listener = ignore,
 ) -> dict[str, Any]:
     """Compress a network by one recipe, without a search, and measure the result on the report split.
@@ -227,6 +230,8 @@ def compress_once(
         criterion: How units are ranked.
         bits: Bit-width of every group, 8 or 32.
         steps: Fine-tuning steps; the recipe's own if not given.
+        sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
+        mask: How these are chosen; by magnitude in every layer if not given.
         listener: Gets progress.
 
     Returns:
@@ -238,10 +243,20 @@ def compress_once(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
     recovery = _checked_recovery(ratio, bits, steps)
+    check_sparsity(sparsity)
+    (mask or Mask()).check([sparsity], recovery.finetune_steps)
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     workload, groups = discover(workload)
-    recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
+    recipe = recipe or uniform_recipe(
+        groups,
+        ratio,
+        8 if bits == 8 else 32,
+        criterion,
+        recovery=recovery,
+        sparsity=sparsity,
+        mask=mask,
+    )
     recipe.check(groups)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)

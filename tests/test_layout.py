@@ -150,6 +150,7 @@ def test_shipped_search_spaces_are_where_the_wheel_takes_them_from() -> None:
         "structured",
         "int8",
         "quick",
+        "sparse",
     }
 
 

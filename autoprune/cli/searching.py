@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune.cli import options
+from autoprune.cli import mask_options, options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
@@ -63,11 +63,12 @@ def search(
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
+    from autoprune.search.limits import check_sampler
     from autoprune.space.search_space import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
-    load_space(settings.space)
+    check_sampler(settings.sampler, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
         _dry_run(settings, json, quiet)
@@ -131,6 +132,10 @@ def compress(
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
     bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
+    sparsity: mask_options.Sparsity = None,
+    pattern: mask_options.Pattern = None,
+    allocation: mask_options.Allocation = None,
+    mask_criterion: mask_options.MaskCriterion = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
@@ -147,6 +152,7 @@ def compress(
         for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits}.items()
         if value is not None
     }
+    uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
     chosen = (
         None
         if recipe is None

@@ -137,6 +137,23 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         return self.model.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload,no-any-return]
 
+    def observe(
+        self,
+        *,
+        before: Callable[[nn.Module], None] | None = None,
+        after: Callable[[nn.Module], None] | None = None,
+    ) -> None:
+        """Call functions with the network in training around every change of its weights.
+
+        Args:
+            before: Called with the step's gradients there, scaled down to the largest norm.
+            after: Called with the new weights, which it may change.
+        """
+        if before is not None:
+            self._optimizer.register_step_pre_hook(lambda *_: before(self.model))
+        if after is not None:
+            self._optimizer.register_step_post_hook(lambda *_: after(self.model))
+
     # -- one step ----------------------------------------------------------------------------
 
     def _step(self, progress: float) -> None:
@@ -235,6 +252,7 @@ def finetune(
     steps: int | None = None,
     deadline: Callable[[], bool] | None = None,
     training_step: TrainingStep | None = None,
+    watch: Callable[[Trainer], None] | None = None,
 ) -> tuple[nn.Module, FinetuneResult]:
     """Fine-tune a copy of ``model``; see :class:`Trainer`.
 
@@ -248,6 +266,7 @@ def finetune(
         steps: Steps to take; the recovery's if not given.
         deadline: Returns True once training has to stop.
         training_step: The user's own step.
+        watch: Called with the trainer before its first step.
 
     Returns:
         The trained network on the CPU in evaluation mode, and what the training came to.
@@ -266,6 +285,8 @@ def finetune(
         start_step=start_step,
         total_steps=count,
     )
+    if watch is not None:
+        watch(trainer)
     result = trainer.run(count, stop=deadline)
     return trainer.finish(), result
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.compress.finetune import Loss, TeacherStream, TrainingStep, finetune
+from autoprune.compress.masking import MovementMask, hold_zeros, mask_weights, masked_layers
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.statistics import LayerStatistics
-from autoprune.compress.surgery import Plan, make_plan, prune
+from autoprune.compress.surgery import Plan, gone_blocks, make_plan, prune
 from autoprune.errors import CompressionError
 from autoprune.space.groups import Group, Groups
 from autoprune.space.recipe import Recipe
@@ -54,7 +55,9 @@ def compress(
     deadline: Callable[[], bool] | None = None,
     training_step: TrainingStep | None = None,
 ) -> Compressed:
-    """Prune, then recover by least squares, BatchNorm statistics and fine-tuning, as the recipe says.
+    """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
+
+    Masks come after least squares, which gives layers new weights, and hold through the fine-tuning.
 
     A recipe that prunes nothing gives the dense network itself, untrained: there is nothing to recover.
 
@@ -103,7 +106,13 @@ def compress(
         if statistics is None:
             raise CompressionError("least squares needs statistics of the dense network on calibration data")
         solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
-    if recovery.batchnorm and plan:
+    layers = masked_layers(recipe, groups, gone_blocks(groups, plan))
+    movement: MovementMask | None = None
+    if layers and recipe.mask.criterion == "movement":
+        movement = MovementMask(layers, recipe.mask, recovery.finetune_steps)
+    elif layers:
+        mask_weights(model, layers, recipe.mask, calibration_batches, loss)
+    if recovery.batchnorm and (plan or layers):
         refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
     steps = 0
     if recovery.finetune_steps > 0:
@@ -116,6 +125,9 @@ def compress(
             start_step=start_step,
             deadline=deadline,
             training_step=training_step,
+            watch=movement.watch if movement is not None else hold_zeros(layers),
         )
         steps = result.steps
+        if movement is not None:
+            movement.settle(model)
     return Compressed(model=model, plan=plan, train_steps=steps, solved=solved)

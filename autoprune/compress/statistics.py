@@ -116,7 +116,7 @@ def collect_statistics(
         if axis == "in"
     }
     rows: dict[tuple[str, Axis], list[tuple[Tensor, Tensor]]] = {}
-    with _as_was(model), _hooked(model, collectors):
+    with kept_as_was(model), _hooked(model, collectors):
         model.eval()
         for inputs, targets in batches:
             with torch.set_grad_enabled(gradients):
@@ -162,7 +162,7 @@ def _before_batchnorm(model: nn.Module, inputs: Tensor) -> frozenset[str]:
         elif isinstance(module, Conv | nn.Linear):
             handles.append(module.register_forward_hook(note(name)))
     try:
-        with _as_was(model):
+        with kept_as_was(model):
             model.eval()
             model(inputs)
     finally:
@@ -258,7 +258,7 @@ def _note_products(
 
 
 @contextmanager
-def _as_was(model: nn.Module) -> Iterator[None]:
+def kept_as_was(model: nn.Module) -> Iterator[None]:
     """Put the modes and gradients of ``model`` back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from autoprune.config import Target, usable_cores
 from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.graph_cache import export_template
+from autoprune.deploy.pack import pack
 from autoprune.deploy.quantize import quantize
 from autoprune.deploy.runtime import Artifact
 from autoprune.deploy.session import session_options
@@ -87,7 +88,13 @@ class OnnxRuntime:
         self._template = export_template(dense, example, batch=self.target.batch, fits=fits)
 
     def build(
-        self, model: nn.Module, path: Path, *, int8_layers: Collection[str], calibration: Sequence[Tensor]
+        self,
+        model: nn.Module,
+        path: Path,
+        *,
+        int8_layers: Collection[str],
+        calibration: Sequence[Tensor],
+        packed: bool = False,
     ) -> Artifact:
         """Write, quantize and check a candidate's model file; see :class:`autoprune.deploy.runtime.Runtime`.
 
@@ -106,7 +113,10 @@ class OnnxRuntime:
         if asked:
             batches = _calibration_arrays(calibration, fixed_batch(proto))
             proto = quantize(proto, [name for name in asked if name in layers], batches)
-        raw = shrink(proto).SerializeToString()
+        proto = shrink(proto)
+        raw = proto.SerializeToString()
+        if packed:
+            raw = self._packed(proto, raw, inputs)
         outputs = self._run(raw, inputs)
         error = relative_error(outputs, wanted)
         if asked:
@@ -195,6 +205,18 @@ class OnnxRuntime:
         session = ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
         inputs_of = session.get_inputs()[0]
         return _run_session(session, inputs_of.name, inputs.numpy(), inputs_of.shape[0])
+
+    def _packed(self, proto: onnx.ModelProto, raw: bytes, inputs: Tensor) -> bytes:
+        """Return the packed file where a session makes the same of it; else the file as it is."""
+        small: bytes = pack(proto).SerializeToString()
+        operators, own = (
+            Counter(node.op_type for node in executed_graph(each, self.target.threads).node)
+            for each in (raw, small)
+        )
+        if operators != own or not np.array_equal(self._run(raw, inputs), self._run(small, inputs)):
+            _log.warning("this onnxruntime does not fold packed weights when a file is loaded; not packed")
+            return raw
+        return small
 
     def _executed(self, raw: bytes, nodes: Sequence[str], asked: Sequence[str], foreign: int) -> Executed:
         """Read the optimised graph back and say which layers run in int8, in all of their calls."""

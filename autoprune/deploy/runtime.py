@@ -44,7 +44,13 @@ class Runtime(Protocol):
         ...
 
     def build(
-        self, model: nn.Module, path: Path, *, int8_layers: Collection[str], calibration: Sequence[Tensor]
+        self,
+        model: nn.Module,
+        path: Path,
+        *,
+        int8_layers: Collection[str],
+        calibration: Sequence[Tensor],
+        packed: bool = False,
     ) -> Artifact:
         """Write the model file of a candidate and check it against the network.
 
@@ -53,6 +59,7 @@ class Runtime(Protocol):
             path: File to write.
             int8_layers: Layers whose weights and inputs become int8.
             calibration: Batches of inputs from which int8 ranges are taken.
+            packed: Whether weights with many zeros are stored packed, where the runtime executes the same then.
 
         Raises:
             ExportError: If the file's outputs differ from the network's.

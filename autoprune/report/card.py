@@ -17,6 +17,7 @@ from autoprune.report.view import (
     target_text,
     view_of,
 )
+from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -163,6 +164,21 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
         f"## Recipe\n\n{_table(rows)}\n\nRanked by {_cell(criteria)}; counts in steps of {recipe.width}. "
         f"Recovery: {', '.join(steps) or 'nothing in closed form'}, then {record.train_steps} gradient steps "
         f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
+        + (f"\n\n{_masks(recipe)}" if recipe.masks else "")
+    )
+
+
+def _masks(recipe: Recipe) -> str:
+    """Say which single weights are zero, and what that is worth."""
+    groups: dict[float, list[str]] = {}
+    for name, choice in recipe.groups.items():
+        if choice.sparsity > 0:
+            groups.setdefault(choice.sparsity, []).append(f"`{_code(name)}`")
+    shares = "; ".join(f"{share:.0%} of {', '.join(names)}" for share, names in sorted(groups.items()))
+    mask = recipe.mask
+    return (
+        f"Single weights masked (pattern {mask.pattern}, allocation {mask.allocation}, by {mask.criterion}): {shares}. "
+        "Masked weights are stored packed in the model file and run dense: they make it smaller, not faster."
     )
 
 

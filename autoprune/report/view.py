@@ -222,7 +222,11 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         kinds = [f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items())]
         parts.append("ranked by " + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
-        parts.append("nothing pruned")
+        parts.append("no channels pruned" if record.recipe.masks else "nothing pruned")
+    if record.recipe.masks:
+        masked = [c.sparsity for c in record.recipe.groups.values() if c.sparsity > 0]
+        mean = sum(masked) / len(masked)
+        parts.append(f"{len(masked)} groups masked, {mean:.0%} of weights on average")
     left = sum(row.kept != 0 for row in rows)
     parts.append(f"{low} of {left} groups int8" if low else "float")
     parts.append(f"{record.train_steps} training steps")

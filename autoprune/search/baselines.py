@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
+from autoprune.space.mask import Mask
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace
 
@@ -62,7 +63,7 @@ def baselines(
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width, shuffled.
+    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width and mask, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -73,11 +74,22 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
     """
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
-        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        uniform_recipe(
+            groups,
+            ratio,
+            bits,
+            criterion,
+            space.width,
+            space.default_recovery(),
+            sparsity=sparsity,
+            mask=mask,
+        )
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
         for bits in space.bits
+        for sparsity in space.sparsities
+        for mask in (space.masks.every() if sparsity > 0 else [Mask()])
     ]
     random.Random(seed).shuffle(found)  # noqa: S311
     return found
@@ -92,13 +104,18 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         if g.prunable and recipe.choice(g.name).ratio > 0
     }
     blocks = groups.removed_blocks(recipe.kept_counts(groups))
-    if not kept and not blocks:
+    sparsities = {
+        g.name: recipe.choice(g.name).sparsity for g in rest.groups if recipe.choice(g.name).sparsity > 0
+    }
+    if not kept and not blocks and not sparsities:
         return "dense"
+    masked = {"sparsities": sparsities, "mask": recipe.mask.model_dump(mode="json")} if sparsities else {}
     parts = {
         "kept": kept,
         "blocks": blocks,
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
+        **masked,
     }
     return json.dumps(parts, sort_keys=True)
 

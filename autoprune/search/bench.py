@@ -264,6 +264,7 @@ class Bench:
             folder / MODEL_FILE,
             int8_layers=int8_layers(recipe, self.groups),
             calibration=[inputs for inputs, _ in self.calibration],
+            packed=recipe.masks,
         )
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:

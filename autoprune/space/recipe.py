@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.mask import Mask, Sparsity
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
@@ -26,6 +27,8 @@ class GroupChoice(BaseModel):
         ratio: Share of units removed, in ``[0, 1]``; 1 takes out the block that the group lies in.
         bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
         criterion: How this group's units are ranked; empty for the criterion of its type.
+        sparsity: Share of single weights of the layers that make the group's channels that become zero, in ``[0, 1)``,
+            of those left after channels are cut; which ones is the recipe's ``mask``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +36,7 @@ class GroupChoice(BaseModel):
     ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     bits: Bits = 32
     criterion: str = ""
+    sparsity: Sparsity = 0.0
 
 
 class Recovery(BaseModel):
@@ -69,6 +73,7 @@ class Recipe(BaseModel):
         criterion: Criterion for each group type (``conv``, ``linear``).
         width: Step of kept channel counts.
         recovery: What is done after the cut.
+        mask: How single weights are chosen that become zero; groups with a sparsity of 0 have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +82,7 @@ class Recipe(BaseModel):
     criterion: dict[GroupType, str] = Field(default_factory=lambda: dict.fromkeys(_TYPES, "l2"))
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
+    mask: Mask = Mask()
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -92,12 +98,26 @@ class Recipe(BaseModel):
 
     @property
     def prunes(self) -> bool:
-        """Whether any channel is removed."""
-        return any(choice.ratio > 0 for choice in self.groups.values())
+        """Whether anything is removed, channels or single weights; else the network is the dense one, untrained."""
+        return self.masks or any(choice.ratio > 0 for choice in self.groups.values())
+
+    @property
+    def masks(self) -> bool:
+        """Whether single weights become zero."""
+        return any(choice.sparsity > 0 for choice in self.groups.values())
 
     def canonical_json(self) -> str:
-        """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the recipe as JSON with sorted keys; equal recipes give equal text.
+
+        Settings that came later are left out at their defaults: older studies compare recipes by this text.
+        """
+        content = self.model_dump(mode="json")
+        if self.mask == Mask():
+            del content["mask"]
+        for choice in content["groups"].values():
+            if choice["sparsity"] == 0.0:
+                del choice["sparsity"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
@@ -124,6 +144,9 @@ class Recipe(BaseModel):
         for criterion in (*self.criterion.values(), *own):
             if criterion not in CRITERIA:
                 raise unknown_name("criterion", criterion, CRITERIA)
+        if self.masks:
+            sparsities = [choice.sparsity for choice in self.groups.values()]
+            self.mask.check(sparsities, self.recovery.finetune_steps)
 
 
 def uniform_recipe(
@@ -133,6 +156,9 @@ def uniform_recipe(
     criterion: str = "l2",
     width: int = 8,
     recovery: Recovery | None = None,
+    *,
+    sparsity: float = 0.0,
+    mask: Mask | None = None,
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 
@@ -143,13 +169,19 @@ def uniform_recipe(
         criterion: Criterion for every group type.
         width: Step of kept channel counts.
         recovery: What is done after the cut; the defaults if not given.
+        sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
+        mask: How they are chosen; by magnitude in every layer if not given.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.
     """
     return Recipe(
-        groups={g.name: GroupChoice(ratio=ratio if g.prunable else 0.0, bits=bits) for g in groups.groups},
+        groups={
+            g.name: GroupChoice(ratio=ratio if g.prunable else 0.0, bits=bits, sparsity=sparsity)
+            for g in groups.groups
+        },
         criterion={"conv": criterion, "linear": criterion},
         width=width,
         recovery=recovery or Recovery(),
+        mask=mask or Mask(),
     )

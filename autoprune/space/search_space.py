@@ -9,19 +9,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoprune.config import describe_faults
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
-from autoprune.space.choices import Parameters, RecoverySpace, choice_params, suggest_choice
+from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_params, suggest_choice
 from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.mask import Mask
+from autoprune.space.mask_space import MaskSpace
 from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
 Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
+Sparsities = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
@@ -41,6 +53,7 @@ class Override(BaseModel):
         groups: Group name or pattern with ``*``, ``?`` and ``[...]``.
         ratios: Shares removed, each in ``[0, 1]``; None leaves the space's.
         bits: Bit-widths; None leaves the space's.
+        sparsities: Shares of single weights that become zero, each in ``[0, 1)``; None leaves the space's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,8 +61,9 @@ class Override(BaseModel):
     groups: Annotated[str, Field(min_length=1, max_length=300)]
     ratios: Ratios | None = None
     bits: BitChoices | None = None
+    sparsities: Sparsities | None = None
 
-    _once = field_validator("ratios", "bits")(_each_once)
+    _once = field_validator("ratios", "bits", "sparsities")(_each_once)
 
 
 class BaselineSpace(BaseModel):
@@ -96,8 +110,10 @@ class SearchSpace(BaseModel):
             and is left out for groups that lie in none.
         bits: Bit-widths that a group may get; 32 is float.
         criteria: Importance criteria for each group type.
+        sparsities: Shares of single weights of a group that may become zero, each in ``[0, 1)``.
+        masks: How these weights are chosen.
         recovery: What is done after the cut.
-        overrides: Other ratios and bits for some groups.
+        overrides: Other ratios, bits and sparsities for some groups.
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
             samplers have one fidelity, that of ``recovery``.
@@ -110,6 +126,8 @@ class SearchSpace(BaseModel):
     ratios: Ratios = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
     bits: BitChoices = (8, 32)
     criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
+    sparsities: Sparsities = (0.0,)
+    masks: MaskSpace = MaskSpace()
     recovery: RecoverySpace = RecoverySpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     baselines: BaselineSpace = BaselineSpace()
@@ -119,7 +137,7 @@ class SearchSpace(BaseModel):
         Rung(steps=200),
     )
 
-    _once = field_validator("ratios", "bits")(_each_once)
+    _once = field_validator("ratios", "bits", "sparsities")(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -143,6 +161,18 @@ class SearchSpace(BaseModel):
             )
         return rungs
 
+    @model_validator(mode="after")
+    def _masks_fit(self) -> Self:
+        steps = self.recovery.finetune_steps
+        self.masks.check(self.every_sparsity, [steps.low] if isinstance(steps, IntRange) else steps)
+        return self
+
+    @property
+    def every_sparsity(self) -> tuple[float, ...]:
+        """All sparsities that some group may get."""
+        own = (sparsity for o in self.overrides for sparsity in o.sparsities or ())
+        return tuple(dict.fromkeys((*self.sparsities, *own)))
+
     @property
     def trains(self) -> bool:
         """Whether recipes are fine-tuned at all."""
@@ -151,6 +181,18 @@ class SearchSpace(BaseModel):
     def default_recovery(self) -> Recovery:
         """Return the recovery made of every first choice, which the baselines use."""
         return self.recovery.default()
+
+    def canonical_json(self) -> str:
+        """Return the space as JSON; equal spaces give equal text.
+
+        Settings that came later are left out at their defaults: older studies compare spaces by this text.
+        """
+        fresh = SearchSpace()
+        later = {name for name in ("sparsities", "masks") if getattr(self, name) == getattr(fresh, name)}
+        exclude: dict[str, Any] = dict.fromkeys(later, True)
+        if all(override.sparsities is None for override in self.overrides):
+            exclude["overrides"] = {"__all__": {"sparsities"}}
+        return self.model_dump_json(exclude=exclude)
 
     def ratios_of(self, group: Group) -> tuple[float, ...]:
         """Return the ratios that make a difference for ``group``, from the smallest on.
@@ -171,6 +213,11 @@ class SearchSpace(BaseModel):
         """Return the bit-widths that ``group`` may get, from the smallest on."""
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
+
+    def sparsities_of(self, group: Group) -> tuple[float, ...]:
+        """Return the sparsities that ``group`` may get, from the smallest on."""
+        own = (o.sparsities for o in reversed(self._overrides_of(group)) if o.sparsities is not None)
+        return tuple(sorted(next(own, self.sparsities)))
 
     def check(self, groups: Groups) -> Self:
         """Refuse overrides that cannot take effect on these groups, before any work is done.
@@ -201,8 +248,9 @@ class SearchSpace(BaseModel):
     def suggest(self, trial: optuna.trial.BaseTrial, groups: Groups) -> Recipe:
         """Let ``trial`` choose a recipe.
 
-        Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), and, only where
-        something is pruned, ``criterion:<type>`` and the settings of the recovery. One choice makes no parameter.
+        Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), ``sparsity:<group>``
+        (index into :meth:`sparsities_of`), and, only where something is pruned, ``criterion:<type>``, the settings of
+        the mask and of the recovery. One choice makes no parameter.
         """
         chosen: dict[str, GroupChoice] = {}
         for group in groups.groups:
@@ -211,13 +259,16 @@ class SearchSpace(BaseModel):
             bits: Any = options[0]
             if len(options) > 1:
                 bits = trial.suggest_categorical(f"bits:{group.name}", options)
-            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits)
+            sparsity = suggest_choice(trial, f"sparsity:{group.name}", self.sparsities_of(group))
+            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits, sparsity=sparsity)
         criterion: dict[GroupType, str] = {kind: self.criteria[kind][0] for kind in _TYPES}
         pruned = _pruned_types(chosen, groups)
         for kind in pruned:
             criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
-        recovery = self.recovery.suggest(trial) if pruned else self.default_recovery()
-        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery)
+        masked = any(choice.sparsity > 0 for choice in chosen.values())
+        mask = self.masks.suggest(trial) if masked else Mask()
+        recovery = self.recovery.suggest(trial) if pruned or masked else self.default_recovery()
+        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery, mask=mask)
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
         """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
@@ -242,6 +293,7 @@ class SearchSpace(BaseModel):
             choice = recipe.choice(group.name)
             parts.append(self._ratio_params(group, choice.ratio))
             options = self.bits_of(group)
+            parts.append(choice_params(f"sparsity:{group.name}", self.sparsities_of(group), choice.sparsity))
             inside = choice.bits in options
             parts.append(
                 ({f"bits:{group.name}": choice.bits} if len(options) > 1 else {}) if inside else None
@@ -250,7 +302,9 @@ class SearchSpace(BaseModel):
             choice_params(f"criterion:{kind}", self.criteria[kind], recipe.criterion.get(kind))
             for kind in pruned
         ]
-        if pruned:
+        if recipe.masks:
+            parts.append(self.masks.params_of(recipe.mask))
+        if recipe.prunes:
             parts.append(self.recovery.params_of(recipe.recovery))
         for part in parts:
             if part is None:
@@ -268,7 +322,12 @@ class SearchSpace(BaseModel):
             bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
-        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * self.recovery.count()))
+        choices = [self.sparsities_of(g) for g in groups.groups]
+        unmasked = int(all(0.0 in of_group for of_group in choices))
+        masked = (math.prod(map(len, choices)) - unmasked) * self.masks.count()
+        plain = uncut * unmasked
+        recovered = any_criterion * (unmasked + masked) - plain
+        return math.log10(bit_choices * (plain + recovered * self.recovery.count()))
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]

@@ -17,6 +17,8 @@ from autoprune.report.plot import staircase
 from autoprune.report.table import write_csv
 from autoprune.report.view import view_of
 from autoprune.report.writing import write_report
+from autoprune.space.mask import Mask
+from autoprune.space.recipe import GroupChoice, Recipe
 from tests.report.studies import EVIL, make_study
 
 
@@ -115,6 +117,20 @@ def test_the_card_of_a_mixed_file_says_how_its_session_is_opened(tmp_path: Path)
         write_card(store, record.model_copy(update={"measurement": measurement}), tmp_path / "card.md")
         text = (tmp_path / "card.md").read_text()
         assert ("WeightBiasQuantization" in text) == (int8_layers == 18)
+
+
+def test_the_card_says_that_masked_weights_run_dense(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    record = next(r for r in store.records() if r.fidelity == "final" and r.recipe is not None)
+    masked = Recipe(groups={"stem": GroupChoice(sparsity=0.8)}, mask=Mask(pattern="1:5"))
+    for recipe in (record.recipe, masked):
+        write_card(store, record.model_copy(update={"recipe": recipe}), tmp_path / "card.md")
+        text = (tmp_path / "card.md").read_text()
+        assert (
+            "80% of `stem`. Masked weights are stored packed in the model file and run dense" in text
+        ) == (recipe is masked)
+        assert ("run dense" in text) == (recipe is masked)
+        assert ("1 groups masked, 80% of weights" in text) == (recipe is masked)
 
 
 def test_stairs_rise() -> None:

@@ -1,0 +1,169 @@
+"""Weights with many zeros, stored packed inside an ONNX file that every runtime of the standard still runs.
+
+A packed tensor is a code of the places of its values, the values, and a few standard operators that rebuild the dense
+tensor under its own name. All that they read is constant, so a session folds them into the dense tensor when it is
+made: what is executed is the same as from the unpacked file, only the file is smaller.
+
+There are two codes of places, and each tensor gets the shorter one. A *bitmask* has one bit for each weight. *Gaps*
+have one byte for each value, its distance from the value before it; a distance beyond 255 is bridged by zeros that are
+stored like values. Gaps are shorter where fewer than an eighth of the weights are left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+Array = NDArray[Any]
+
+# The version of the operators that brought BitwiseAnd.
+_LEAST_OPSET = 18
+_TYPES = ("float32", "int8", "uint8")
+_LARGEST_GAP = 255
+# Tag and length of an entry of the graph, for an entry of up to 2 MB.
+_HEADER_BYTES = 4
+
+
+class Builder:
+    """Collects the constants and nodes that rebuild one tensor, under names that are new to the graph.
+
+    Args:
+        name: Gives a new name.
+        shared: Constants that all tensors of the file share, by their content; added to.
+    """
+
+    def __init__(self, name: Callable[[], str], shared: dict[str, onnx.TensorProto]) -> None:
+        self.constants: list[onnx.TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self._name = name
+        self._shared = shared
+
+    def constant(self, values: Array) -> str:
+        """Store values of this tensor alone."""
+        self.constants.append(numpy_helper.from_array(values, self._name()))
+        return str(self.constants[-1].name)
+
+    def shared(self, values: Array) -> str:
+        """Store values that other tensors may need as well, once in the file."""
+        key = f"{values.dtype}{values.tolist()}"
+        if key not in self._shared:
+            self._shared[key] = numpy_helper.from_array(values, self._name())
+        return str(self._shared[key].name)
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Add an operator and return the name of what it gives."""
+        output = output or self._name()
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file but for what is shared."""
+        return sum(int(tensor.ByteSize()) + _HEADER_BYTES for tensor in self.constants) + sum(
+            int(node.ByteSize()) + _HEADER_BYTES for node in self.nodes
+        )
+
+
+# Writes a flat tensor and returns the name of the rebuilt one, of the same length.
+Code = Callable[[Array, Builder], str]
+
+
+def bitmask(flat: Array, builder: Builder) -> str:
+    """Write a flat tensor as one bit for each weight, and its values.
+
+    With the bits as numbers, their running sum counts the values, so that the sum times the bit is the place of a
+    weight's value in a list that starts with 0.
+    """
+    bits = np.packbits(flat != 0, bitorder="little")[:, None]
+    values = np.concatenate([np.zeros(1, flat.dtype), flat[flat != 0]])
+    powers = builder.shared(2 ** np.arange(8, dtype=np.uint8))
+    single = builder.node("BitwiseAnd", builder.constant(bits), powers)
+    row = builder.node("Reshape", single, builder.shared(np.array([-1])))
+    # By way of bool: 128 has to become 1.
+    numbers = builder.node("Cast", builder.node("Cast", row, to=TensorProto.BOOL), to=TensorProto.INT32)
+    counted = builder.node("CumSum", numbers, builder.shared(np.array(0)))
+    places = builder.node("Mul", counted, numbers)
+    dense = builder.node("Gather", builder.constant(values), places)
+    if flat.size % 8:
+        ends = builder.shared(np.array([0])), builder.shared(np.array([flat.size]))
+        dense = builder.node("Slice", dense, *ends)
+    return dense
+
+
+def gaps(flat: Array, builder: Builder) -> str:
+    """Write a flat tensor as its values with their distances, one byte each."""
+    places = np.flatnonzero(flat)
+    distances = np.diff(places, prepend=0)
+    # A distance d becomes d // 255 steps of 255 and the rest; a rest of 0 would name a place twice.
+    bridges = np.maximum(distances - 1, 0) // _LARGEST_GAP
+    own = np.arange(len(places)) + np.cumsum(bridges)
+    steps = np.full(len(places) + int(bridges.sum()), _LARGEST_GAP, np.uint8)
+    steps[own] = distances - bridges * _LARGEST_GAP
+    values = np.zeros(len(steps), flat.dtype)
+    values[own] = flat[places]
+    numbers = builder.node("Cast", builder.constant(steps), to=TensorProto.INT32)
+    found = builder.node("CumSum", numbers, builder.shared(np.array(0)))
+    zero = numpy_helper.from_array(np.zeros(1, flat.dtype))
+    zeros = builder.node("ConstantOfShape", builder.shared(np.array([flat.size])), value=zero)
+    return builder.node("ScatterElements", zeros, found, builder.constant(values))
+
+
+CODES: tuple[Code, ...] = (bitmask, gaps)
+
+
+def pack(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Store, in place, every tensor packed that gets smaller so.
+
+    The rebuilt tensors are equal to those before; only a zero with a sign becomes a plain one.
+
+    Args:
+        proto: A finished graph, whose internal names are short already. One whose operators are older than BitwiseAnd
+            (version 18) stays as it is.
+
+    Returns:
+        The same graph.
+    """
+    if not any(o.domain in ("", "ai.onnx") and o.version >= _LEAST_OPSET for o in proto.opset_import):
+        return proto
+    graph = proto.graph
+    used = {name for node in graph.node for name in (*node.input, *node.output)}
+    used |= {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
+    free = (name for number in itertools.count() if (name := f"p{number}") not in used)
+    shared: dict[str, onnx.TensorProto] = {}
+    nodes: list[onnx.NodeProto] = []
+    for tensor in list(graph.initializer):
+        best = _shortest(tensor, lambda: next(free), shared)
+        if best is not None:
+            graph.initializer.remove(tensor)
+            graph.initializer.extend(best.constants)
+            nodes += best.nodes
+    read = {name for node in nodes for name in node.input}
+    graph.initializer.extend(tensor for tensor in shared.values() if tensor.name in read)
+    nodes += graph.node
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return proto
+
+
+def _shortest(
+    tensor: onnx.TensorProto, name: Callable[[], str], shared: dict[str, onnx.TensorProto]
+) -> Builder | None:
+    """Return what rebuilds a tensor in the fewest bytes; None where the tensor itself has fewer."""
+    values = numpy_helper.to_array(tensor)
+    if str(values.dtype) not in _TYPES or not (values == 0).any():
+        return None
+    written = []
+    for code in CODES:
+        builder = Builder(name, shared)
+        flat = code(values.reshape(-1), builder)
+        shape = builder.shared(np.array(values.shape, np.int64))
+        builder.node("Reshape", flat, shape, output=tensor.name)
+        written.append(builder)
+    best = min(written, key=lambda builder: builder.bytes)
+    return best if best.bytes < tensor.ByteSize() + _HEADER_BYTES else None
