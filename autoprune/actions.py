@@ -29,6 +29,7 @@ from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
+from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
@@ -215,6 +216,7 @@ def compress_once(
     criterion: str = "l2",
     bits: int = 8,
     steps: int | None = None,
+    schedule: Schedule | None = None,
     listener: Listener = ignore,
 ) -> dict[str, Any]:
     """Compress a network by one recipe, without a search, and measure the result on the report split.
@@ -227,6 +229,7 @@ def compress_once(
         criterion: How units are ranked.
         bits: Bit-width of every group, 8 or 32.
         steps: Fine-tuning steps; the recipe's own if not given.
+        schedule: When channels are removed, for the uniform recipe; at once if not given.
         listener: Gets progress.
 
     Returns:
@@ -238,10 +241,14 @@ def compress_once(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
     recovery = _checked_recovery(ratio, bits, steps)
+    schedule = schedule or Schedule()
+    schedule.check(recovery.finetune_steps)
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     groups = discover(workload)
-    recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
+    recipe = recipe or uniform_recipe(
+        groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery
+    ).model_copy(update={"schedule": schedule})
     recipe.check(groups)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)

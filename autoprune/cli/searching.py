@@ -11,6 +11,7 @@ from autoprune.cli import options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
+from autoprune.cli.schedules import given_schedule
 from autoprune.cli.settings import check_engine, gather
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
@@ -63,11 +64,12 @@ def search(
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
+    from autoprune.search.limits import check_sampler
     from autoprune.space.search_space import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
-    load_space(settings.space)
+    check_sampler(settings.sampler, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
         _dry_run(settings, json, quiet)
@@ -131,6 +133,12 @@ def compress(
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
     bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="KIND", help="one_shot, iterative, gradual or sparse (one_shot)")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="of an iterative or gradual schedule (3)")
+    ] = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
@@ -152,6 +160,10 @@ def compress(
         if recipe is None
         else _read_recipe(recipe, [*uniform, *(["steps"] if steps is not None else [])])
     )
+    if (planned := given_schedule(schedule, rounds)) is not None:
+        if recipe is not None:
+            raise UsageError("--recipe and --schedule exclude each other: a recipe file says everything")
+        uniform["schedule"] = planned
     if criterion is not None:
         _check_criterion(criterion)
     from autoprune.workloads.catalog import check_inputs

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
 
 
@@ -32,6 +33,7 @@ def baselines(
     criterion: str,
     width: int,
     recovery: Recovery,
+    schedule: Schedule | None = None,
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
 
@@ -45,6 +47,7 @@ def baselines(
         criterion: Criterion for every group type.
         width: Step of kept counts.
         recovery: Recovery of the uniform recipes.
+        schedule: When they remove channels; at once if not given.
     """
     found: list[Baseline] = []
     if 8 in bits:
@@ -58,11 +61,16 @@ def baselines(
         if 32 in bits:
             recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
-    return found
+    return [Baseline(b.label, _scheduled(b.recipe, schedule or Schedule())) for b in found]
+
+
+def _scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
+    """Return a recipe with a schedule, if it prunes."""
+    return recipe.model_copy(update={"schedule": schedule}) if recipe.prunes else recipe
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width, shuffled.
+    """Return every uniform recipe of a space: each ratio by criterion, bit-width and schedule, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -73,10 +81,13 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
     """
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
-        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        _scheduled(
+            uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery()), schedule
+        )
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
+        for schedule in (list(space.schedules.each()) if ratio > 0 else [Schedule()])
         for bits in space.bits
     ]
     random.Random(seed).shuffle(found)  # noqa: S311
@@ -100,6 +111,8 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
     }
+    if recipe.schedule.kind != "one_shot":
+        parts["schedule"] = recipe.schedule.model_dump(mode="json")
     return json.dumps(parts, sort_keys=True)
 
 

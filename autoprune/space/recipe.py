@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.schedule import Schedule
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
@@ -17,6 +18,8 @@ _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
+# Settings that older recipes lack; the text that recipes are compared by leaves them out at their defaults.
+_LATER = ("schedule",)
 
 
 class GroupChoice(BaseModel):
@@ -69,6 +72,7 @@ class Recipe(BaseModel):
         criterion: Criterion for each group type (``conv``, ``linear``).
         width: Step of kept channel counts.
         recovery: What is done after the cut.
+        schedule: When the channels are removed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +81,7 @@ class Recipe(BaseModel):
     criterion: dict[GroupType, str] = Field(default_factory=lambda: dict.fromkeys(_TYPES, "l2"))
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
+    schedule: Schedule = Schedule()
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -97,14 +102,18 @@ class Recipe(BaseModel):
 
     def canonical_json(self) -> str:
         """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        default = Recipe.model_fields
+        unused = {name for name in _LATER if getattr(self, name) == default[name].default}
+        return json.dumps(self.model_dump(mode="json", exclude=unused), sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
 
         Raises:
-            UsageError: If a group or criterion is unknown, or a group that is left alone is to be pruned.
+            UsageError: If a group or criterion is unknown, a group that is left alone is to be pruned, or the
+                schedule needs steps that there are none of.
         """
+        self.schedule.check(self.recovery.finetune_steps)
         for name, choice in self.groups.items():
             if name not in groups.by_name:
                 raise unknown_name("group", name, groups.by_name)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoprune.config import describe_faults
 from autoprune.errors import UsageError
@@ -17,6 +26,8 @@ from autoprune.naming import unknown_name
 from autoprune.space.choices import Parameters, RecoverySpace, choice_params, suggest_choice
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.schedule import Schedule
+from autoprune.space.schedule_space import ScheduleSpace
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
@@ -97,6 +108,7 @@ class SearchSpace(BaseModel):
         bits: Bit-widths that a group may get; 32 is float.
         criteria: Importance criteria for each group type.
         recovery: What is done after the cut.
+        schedules: When the channels are removed.
         overrides: Other ratios and bits for some groups.
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
@@ -111,6 +123,7 @@ class SearchSpace(BaseModel):
     bits: BitChoices = (8, 32)
     criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
     recovery: RecoverySpace = RecoverySpace()
+    schedules: ScheduleSpace = ScheduleSpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     baselines: BaselineSpace = BaselineSpace()
     rungs: Annotated[tuple[Rung, ...], Field(min_length=2, max_length=6)] = (
@@ -142,6 +155,22 @@ class SearchSpace(BaseModel):
                 "examples is for the screen alone: what is exported is scored on the whole search split"
             )
         return rungs
+
+    @model_validator(mode="after")
+    def _steps_where_needed(self) -> Self:
+        steps = self.recovery.finetune_steps
+        if (kind := self.schedules.needs_steps()) and (
+            0 in steps if isinstance(steps, tuple) else steps.low <= 0
+        ):
+            raise ValueError(
+                f"schedules.kind {kind!r} prunes while it trains, but recovery.finetune_steps may be 0; "
+                "allowed with it: steps of at least 1"
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """Return the space as JSON by which a study knows it; what older spaces lack is left out at its default."""
+        return self.model_dump_json(exclude={"schedules"} if self.schedules == ScheduleSpace() else None)
 
     @property
     def trains(self) -> bool:
@@ -217,7 +246,10 @@ class SearchSpace(BaseModel):
         for kind in pruned:
             criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
         recovery = self.recovery.suggest(trial) if pruned else self.default_recovery()
-        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery)
+        schedule = self.schedules.suggest(trial) if pruned else Schedule()
+        return Recipe(
+            groups=chosen, criterion=criterion, width=self.width, recovery=recovery, schedule=schedule
+        )
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
         """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
@@ -252,6 +284,7 @@ class SearchSpace(BaseModel):
         ]
         if pruned:
             parts.append(self.recovery.params_of(recipe.recovery))
+            parts.append(self.schedules.params_of(recipe.schedule))
         for part in parts:
             if part is None:
                 return None
@@ -268,7 +301,8 @@ class SearchSpace(BaseModel):
             bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
-        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * self.recovery.count()))
+        done = self.recovery.count() * self.schedules.count()
+        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * done))
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]

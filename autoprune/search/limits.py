@@ -1,0 +1,35 @@
+"""What the default search cannot search yet, told before anything runs. Torch-free."""
+
+from __future__ import annotations
+
+from autoprune.errors import UsageError
+from autoprune.space.search_space import SearchSpace
+
+
+def auto_cannot(space: SearchSpace) -> list[str]:
+    """Return one line for each setting of a space that the default search has no use for.
+
+    It works with a profile of what each group loses by itself, and starts networks from trained ones.
+    """
+    found: list[str] = []
+    if space.schedules.kind != ("one_shot",):
+        found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")
+    return found
+
+
+def check_sampler(sampler: str, space: SearchSpace) -> None:
+    """Refuse a space that the default search cannot search.
+
+    Args:
+        sampler: Who proposes; only ``auto`` has limits.
+        space: What may be tried.
+
+    Raises:
+        UsageError: With every setting that it cannot search, and the samplers that can.
+    """
+    faults = auto_cannot(space) if sampler == "auto" else []
+    if faults:
+        raise UsageError(
+            "the default search (--sampler auto) cannot search this space: " + "; ".join(faults),
+            "search it with --sampler tpe (or nsga2, random, grid), or leave the setting out",
+        )
