@@ -93,6 +93,8 @@ def test_networks_of_two_schedules_are_two(groups: Groups) -> None:
     recipe = Recipe(groups={"a": GroupChoice(ratio=0.5)})
     other = recipe.model_copy(update={"schedule": Schedule(kind="iterative")})
     assert architecture_key(recipe, groups) != architecture_key(other, groups)
+    more = recipe.model_copy(update={"schedule": Schedule(kind="iterative", rounds=4)})
+    assert architecture_key(other, groups) != architecture_key(more, groups)
     uncut = Recipe(schedule=Schedule(kind="iterative"))
     assert architecture_key(uncut, groups) == architecture_key(Recipe(), groups)
 
