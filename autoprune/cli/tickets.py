@@ -62,13 +62,14 @@ def tickets(
     from autoprune.workloads.catalog import check_inputs
 
     check_inputs(settings)
-    from autoprune.search.tickets import compare_tickets, read_record
+    from autoprune.search.ticket_record import RECORD_FILE, read_record
+    from autoprune.search.tickets import compare_tickets
 
     try:
         with live_view(f"autoprune tickets {settings.model}", quiet) as listener:
             record = compare_tickets(settings, wanted, to, listener)
     except KeyboardInterrupt:
-        found = read_record(to) if (to / "tickets.json").is_file() else None
+        found = read_record(to) if (to / RECORD_FILE).is_file() else None
         if found is not None and found.results:
             _show(found, to, json)
         raise
@@ -89,9 +90,9 @@ def _wanted(given: dict[str, Any]) -> TicketSettings:
 
 def _show(record: TicketRecord, to: Path, json: bool) -> None:
     from autoprune.report.tickets_view import ticket_table, write_tickets
-    from autoprune.search.ticket_record import MEANINGS
+    from autoprune.search.ticket_record import MEANINGS, RECORD_FILE
 
-    files = {"record": str(to / "tickets.json"), **write_tickets(record, to)}
+    files = {"record": str(to / RECORD_FILE), **write_tickets(record, to)}
     if json:
         rows = [row.model_dump(mode="json") for row in record.rows()]
         print_json({**record.model_dump(mode="json"), "rows": rows, "files": files})

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from autoprune.errors import UsageError
+from autoprune.study.artifacts import write_text_atomic
+
+RECORD_FILE = "tickets.json"
 
 TicketKind = Literal["dense", "rewind", "rate_rewind", "finetune", "reinit", "random_mask"]
 KINDS: tuple[TicketKind, ...] = get_args(TicketKind)
@@ -140,3 +146,55 @@ class TicketRecord(BaseModel):
                     )
                 )
         return found
+
+
+def read_record(folder: Path) -> TicketRecord | None:
+    """Return the record in ``folder``; None where there is none yet.
+
+    Raises:
+        UsageError: If the folder holds other files, or the record cannot be read.
+    """
+    path = folder / RECORD_FILE
+    if path.is_file():
+        try:
+            return TicketRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{str(path)!r} is no record of tickets: {str(error).splitlines()[0]}",
+                "choose another folder with --to DIR",
+            ) from error
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{str(folder)!r} exists and is not an empty folder", "choose another with --to DIR")
+    return None
+
+
+def going_on(new: TicketRecord, earlier: TicketRecord | None, folder: Path) -> TicketRecord:
+    """Return the record to go on with: the complete seeds of the earlier one, if it has any results.
+
+    Args:
+        new: A record without results, with the settings of now.
+        earlier: What the folder holds; None for nothing.
+        folder: Named in the message.
+
+    Raises:
+        UsageError: If the earlier results have other settings.
+    """
+    if earlier is None or not earlier.results:
+        return new
+    differ = sorted(n for n in new.settings if new.settings[n] != earlier.settings.get(n))
+    if differ:
+        name = differ[0]
+        raise UsageError(
+            f"{str(folder)!r} holds tickets with {name} = {earlier.settings.get(name)!r}, not {new.settings[name]!r}",
+            "give the same settings to go on, or choose another folder with --to DIR",
+        )
+    return earlier.of_complete_seeds()
+
+
+def write_record(record: TicketRecord, folder: Path) -> None:
+    """Write the record in one step.
+
+    Raises:
+        StorageError: If the folder cannot be written.
+    """
+    write_text_atomic(folder / RECORD_FILE, record.model_dump_json(indent=1))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -21,16 +20,23 @@ from autoprune.measure.capability import score
 from autoprune.search.bench import discover, training_device
 from autoprune.search.events import Listener, Progress
 from autoprune.search.interrupt import Interrupt
-from autoprune.search.ticket_record import TicketKind, TicketRecord, TicketResult, TicketSettings
+from autoprune.search.ticket_record import (
+    TicketKind,
+    TicketRecord,
+    TicketResult,
+    TicketSettings,
+    going_on,
+    read_record,
+    write_record,
+)
 from autoprune.space.groups import Groups
-from autoprune.study.artifacts import write_bytes_atomic, write_text_atomic
+from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.workloads.catalog import parse_model
 from autoprune.workloads.models import load_network
 from autoprune.workloads.training import plan_training
 from autoprune.workloads.weights import state_digest
 from autoprune.workloads.workload import Workload, load_workload
 
-RECORD_FILE = "tickets.json"
 # Seeds of the control's weights lie apart from those of the tickets.
 _OTHER = 1_000_003
 _REWIND_SHARE = 0.05
@@ -59,12 +65,12 @@ def compare_tickets(
     the checkpoint and trained again [Frankle2020]_. The final mask is compared on the checkpoint's weights, on the
     final weights with the learning rate rewound [Renda2020]_ or at the last small rate, on other random weights, and
     against a random mask. All but ``reinit`` take the steps from the checkpoint to the end under their mask;
-    ``reinit``, whose weights are new, takes those before too. The papers rewind weights in each round of learning-rate
-    rewinding and fine-tuning too; here all kinds share one mask, so that they differ in the training alone.
+    ``reinit``, whose weights are new, takes those before too. In [Renda2020]_ each way of training prunes networks of
+    its own; here all share one mask, so that they differ in the training alone.
 
     The report split is scored once for each network, after the last training of its seed; nothing is chosen by it.
-    The record is written after every seed, and after Ctrl-C with what is done; the same call goes on after the last
-    complete seed.
+    The record is written after every seed, and at Ctrl-C with the networks that were done by then; the same call goes
+    on after the last complete seed.
 
     Args:
         config: Model, data, weights (random ones unless a file is named) and seed.
@@ -90,7 +96,16 @@ def compare_tickets(
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     comparison = _Comparison.of(workload, config, settings, to, listener)
-    record = _begun(comparison, earlier, to)
+    record = going_on(
+        TicketRecord(
+            settings=comparison.identity(),
+            metric=workload.metric.name,
+            examples=len(workload.data.report),
+        ),
+        earlier,
+        to,
+    )
+    write_record(record, to)
     interrupt = Interrupt()
     with interrupt.listening():
         for seed in comparison.seeds:
@@ -100,50 +115,10 @@ def compare_tickets(
                 trained = list(_until(comparison.run(seed, interrupt)))
                 results = tuple(comparison.scored(each, seed) for each in trained)
                 record = record.model_copy(update={"results": (*record.results, *results)})
-                write_text_atomic(to / RECORD_FILE, record.model_dump_json(indent=1))
+                write_record(record, to)
     if interrupt.requested:
         raise KeyboardInterrupt
     return record
-
-
-def read_record(folder: Path) -> TicketRecord | None:
-    """Return the record in ``folder``; None where there is none yet.
-
-    Raises:
-        UsageError: If the folder holds other files, or the record cannot be read.
-    """
-    path = folder / RECORD_FILE
-    if path.is_file():
-        try:
-            return TicketRecord.model_validate_json(path.read_text(encoding="utf-8"))
-        except (ValidationError, OSError, UnicodeDecodeError) as error:
-            raise UsageError(
-                f"{str(path)!r} is no record of tickets: {str(error).splitlines()[0]}",
-                "choose another folder with --to DIR",
-            ) from error
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{str(folder)!r} exists and is not an empty folder", "choose another with --to DIR")
-    return None
-
-
-def _begun(comparison: _Comparison, earlier: TicketRecord | None, to: Path) -> TicketRecord:
-    """Return the record to go on with."""
-    workload = comparison.workload
-    new = TicketRecord(
-        settings=comparison.identity(),
-        metric=workload.metric.name,
-        examples=len(workload.data.report),
-    )
-    if earlier is None:
-        return new
-    differ = sorted(n for n in new.settings if new.settings[n] != earlier.settings.get(n))
-    if differ:
-        name = differ[0]
-        raise UsageError(
-            f"{str(to)!r} holds tickets with {name} = {earlier.settings.get(name)!r}, not {new.settings[name]!r}",
-            "give the same settings to go on, or choose another folder with --to DIR",
-        )
-    return earlier.of_complete_seeds()
 
 
 def _until(trained: Iterator[_Trained | None]) -> Iterator[_Trained]:

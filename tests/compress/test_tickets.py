@@ -95,6 +95,9 @@ def test_masked_channels_do_what_cut_channels_do() -> None:
     groups = find_groups(model, INPUTS)
     ticket = by_channel(model, groups, 0.5, 1.0)
     assert {name: len(units) for name, units in ticket.plan.items()} == {"conv1": 4, "conv2": 4, "fc1": 5}
+    gone = sorted({*range(8)} - {*ticket.plan["conv1"]})
+    # What made a channel and what read it are gone both, or shares of weights would not be told right.
+    assert not ticket.masks["conv1.weight"][gone].any() and not ticket.masks["conv2.weight"][:, gone].any()
     cut = prune(model, groups, ticket.plan)
     hold(model, ticket.masks)
     assert torch.allclose(model(INPUTS), cut(INPUTS), atol=1e-5)

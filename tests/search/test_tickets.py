@@ -21,8 +21,14 @@ from autoprune.report.tickets_view import ticket_table, tickets_figure, write_ti
 from autoprune.search import tickets
 from autoprune.search.events import Progress, ignore
 from autoprune.search.interrupt import Interrupt
-from autoprune.search.ticket_record import KINDS, TicketRecord, TicketResult, TicketSettings
-from autoprune.search.tickets import compare_tickets, read_record
+from autoprune.search.ticket_record import (
+    KINDS,
+    TicketRecord,
+    TicketResult,
+    TicketSettings,
+    read_record,
+)
+from autoprune.search.tickets import compare_tickets
 from autoprune.workloads.splits import SealedSplit
 
 CODE = """
@@ -168,6 +174,21 @@ def test_other_settings_and_other_files_are_refused(config: Any, tmp_path: Path)
     (to / "tickets.json").unlink()
     with pytest.raises(UsageError, match="not an empty folder"):
         compare_tickets(config, SETTINGS, to, ignore)
+
+
+def test_a_run_that_was_killed_in_its_first_seed_begins_anew(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "to"
+
+    def killed(self: object, seed: int, name: str, tensors: object) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("autoprune.search.tickets._Comparison._keep", killed)
+        with pytest.raises(SystemExit):
+            compare_tickets(config, SETTINGS, to, ignore)
+    assert len(compare_tickets(config, SETTINGS.model_copy(update={"rounds": 1}), to, ignore).results) == 6
 
 
 def test_a_network_whose_weights_are_always_the_same_has_no_control(config: Any, tmp_path: Path) -> None:
