@@ -30,6 +30,7 @@ from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_a
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
+from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
@@ -218,6 +219,7 @@ def compress_once(
     steps: int | None = None,
     sparsity: float = 0.0,
     mask: Mask | None = None,
+    schedule: Schedule | None = None,
     listener: Listener = ignore,
 ) -> dict[str, Any]:
     """Compress a network by one recipe, without a search, and measure the result on the report split.
@@ -232,6 +234,7 @@ def compress_once(
         steps: Fine-tuning steps; the recipe's own if not given.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How these are chosen; by magnitude in every layer if not given.
+        schedule: When channels are removed, for the uniform recipe; at once if not given.
         listener: Gets progress.
 
     Returns:
@@ -245,6 +248,8 @@ def compress_once(
     recovery = _checked_recovery(ratio, bits, steps)
     check_sparsity(sparsity)
     (mask or Mask()).check([sparsity], recovery.finetune_steps)
+    schedule = schedule or Schedule()
+    schedule.check(recovery.finetune_steps)
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     workload, groups = discover(workload)
@@ -256,7 +261,7 @@ def compress_once(
         recovery=recovery,
         sparsity=sparsity,
         mask=mask,
-    )
+    ).model_copy(update={"schedule": schedule})
     recipe.check(groups)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)

@@ -11,6 +11,7 @@ from autoprune.cli import mask_options, options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
+from autoprune.cli.schedules import given_schedule
 from autoprune.cli.settings import check_engine, gather
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
@@ -136,6 +137,12 @@ def compress(
     pattern: mask_options.Pattern = None,
     allocation: mask_options.Allocation = None,
     mask_criterion: mask_options.MaskCriterion = None,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="KIND", help="one_shot, iterative, gradual or sparse (one_shot)")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="N", help="of an iterative or gradual schedule (3)")
+    ] = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
@@ -158,6 +165,10 @@ def compress(
         if recipe is None
         else _read_recipe(recipe, [*uniform, *(["steps"] if steps is not None else [])])
     )
+    if (planned := given_schedule(schedule, rounds)) is not None:
+        if recipe is not None:
+            raise UsageError("--recipe and --schedule exclude each other: a recipe file says everything")
+        uniform["schedule"] = planned
     if criterion is not None:
         _check_criterion(criterion)
     from autoprune.workloads.catalog import check_inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from autoprune.compress.finetune import Loss, TeacherStream, TrainingStep, finetune
 from autoprune.compress.masking import MovementMask, hold_zeros, mask_weights, masked_layers
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
+from autoprune.compress.schedule import Means, Stage, by_schedule
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.compress.surgery import Plan, gone_blocks, make_plan, prune
 from autoprune.errors import CompressionError
@@ -97,6 +99,22 @@ def compress(
     if batch_size != stream.batch_size:
         raise CompressionError(
             f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
+        )
+    if recipe.schedule.kind != "one_shot":
+        return by_schedule(
+            partial(
+                compress,
+                calibration_batches=calibration_batches,
+                stream=stream,
+                loss=loss,
+                batch_size=batch_size,
+                device=device,
+                deadline=deadline,
+                training_step=training_step,
+            ),
+            Stage(dense, groups, statistics, counts or recipe.kept_counts(groups), start_step),
+            recipe,
+            Means(calibration_batches, stream, loss, device, deadline, training_step),
         )
 
     plan = make_plan(dense, groups, recipe, statistics, counts)

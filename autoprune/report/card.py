@@ -18,6 +18,7 @@ from autoprune.report.view import (
     view_of,
 )
 from autoprune.space.recipe import Recipe
+from autoprune.space.schedule import SETTINGS_OF
 from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
@@ -164,7 +165,7 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
         f"## Recipe\n\n{_table(rows)}\n\nRanked by {_cell(criteria)}; counts in steps of {recipe.width}. "
         f"Recovery: {', '.join(steps) or 'nothing in closed form'}, then {record.train_steps} gradient steps "
         f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
-        + (f"\n\n{_masks(recipe)}" if recipe.masks else "")
+        f"{_scheduled(recipe)}" + (f"\n\n{_masks(recipe)}" if recipe.masks else "")
     )
 
 
@@ -180,6 +181,14 @@ def _masks(recipe: Recipe) -> str:
         f"Single weights masked (pattern {mask.pattern}, allocation {mask.allocation}, by {mask.criterion}): {shares}. "
         "Masked weights are stored packed in the model file and run dense: they make it smaller, not faster."
     )
+
+
+def _scheduled(recipe: Recipe) -> str:
+    schedule = recipe.schedule
+    if schedule.kind == "one_shot" or not recipe.prunes:
+        return ""
+    values = ", ".join(f"{name} {getattr(schedule, name):g}" for name in SETTINGS_OF[schedule.kind])
+    return f" Channels were removed by the schedule {_cell(schedule.kind)} ({_cell(values)})."
 
 
 def _commands(view: StudyView, record: TrialRecord) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
 
 
@@ -33,6 +34,7 @@ def baselines(
     criterion: str,
     width: int,
     recovery: Recovery,
+    schedule: Schedule | None = None,
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
 
@@ -46,6 +48,7 @@ def baselines(
         criterion: Criterion for every group type.
         width: Step of kept counts.
         recovery: Recovery of the uniform recipes.
+        schedule: When they remove channels; at once if not given.
     """
     found: list[Baseline] = []
     if 8 in bits:
@@ -59,11 +62,16 @@ def baselines(
         if 32 in bits:
             recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
-    return found
+    return [Baseline(b.label, _scheduled(b.recipe, schedule or Schedule())) for b in found]
+
+
+def _scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
+    """Return a recipe with a schedule, if it prunes."""
+    return recipe.model_copy(update={"schedule": schedule}) if recipe.prunes else recipe
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width and mask, shuffled.
+    """Return every uniform recipe of a space: each ratio by criterion, bit-width, schedule and mask, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -74,19 +82,23 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
     """
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
-        uniform_recipe(
-            groups,
-            ratio,
-            bits,
-            criterion,
-            space.width,
-            space.default_recovery(),
-            sparsity=sparsity,
-            mask=mask,
+        _scheduled(
+            uniform_recipe(
+                groups,
+                ratio,
+                bits,
+                criterion,
+                space.width,
+                space.default_recovery(),
+                sparsity=sparsity,
+                mask=mask,
+            ),
+            schedule,
         )
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
+        for schedule in (list(space.schedules.each()) if ratio > 0 else [Schedule()])
         for bits in space.bits
         for sparsity in space.sparsities
         for mask in (space.masks.every() if sparsity > 0 else [Mask()])
@@ -117,6 +129,8 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         "recovery": recipe.recovery.model_dump(mode="json"),
         **masked,
     }
+    if recipe.schedule.kind != "one_shot":
+        parts["schedule"] = recipe.schedule.model_dump(mode="json")
     return json.dumps(parts, sort_keys=True)
 
 

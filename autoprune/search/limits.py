@@ -1,4 +1,4 @@
-"""What the default search cannot do yet, told before anything runs. Torch-free."""
+"""What the default search cannot search yet, told before anything runs. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from autoprune.space.search_space import SearchSpace
 
 
 def auto_cannot(space: SearchSpace) -> list[str]:
-    """Return why the sampler ``auto`` cannot search a space, one line for each setting; empty where it can."""
-    reasons = []
+    """Return one line for each setting of a space that the default search has no use for.
+
+    It works with a profile of what each group loses by itself, and starts networks from trained ones.
+    """
+    found: list[str] = []
+    if space.schedules.kind != ("one_shot",):
+        found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")
     if any(space.every_sparsity):
-        reasons.append(
-            f"sparsities holds {sorted(space.every_sparsity)}; allowed with --sampler auto: [0.0], everywhere"
-        )
-    return reasons
+        found.append(f"sparsities holds {sorted(space.every_sparsity)}: it masks no single weights")
+    return found
 
 
 def check_sampler(sampler: str, space: SearchSpace) -> None:
-    """Refuse a search space that the sampler cannot search.
+    """Refuse a space that the default search cannot search.
+
+    Args:
+        sampler: Who proposes; only ``auto`` has limits.
+        space: What may be tried.
 
     Raises:
-        UsageError: If the sampler is ``auto`` and the space holds what only the plain samplers search.
+        UsageError: With every setting that it cannot search, and the samplers that can.
     """
-    reasons = auto_cannot(space) if sampler == "auto" else []
-    if reasons:
+    faults = auto_cannot(space) if sampler == "auto" else []
+    if faults:
         raise UsageError(
-            "the sampler 'auto' cannot search this space: " + "; ".join(reasons),
-            "--sampler tpe searches everything that a space may hold; so do nsga2, random and grid",
+            "the default search (--sampler auto) cannot search this space: " + "; ".join(faults),
+            "search it with --sampler tpe (or nsga2, random, grid), or leave the setting out",
         )

@@ -11,6 +11,7 @@ from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask, Sparsity
+from autoprune.space.schedule import Schedule
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
@@ -18,6 +19,9 @@ _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
+# Settings that older recipes lack; the text that recipes are compared by leaves them out at their defaults.
+_LATER = ("mask", "schedule")
+_LATER_CHOICES = ("sparsity",)
 
 
 class GroupChoice(BaseModel):
@@ -74,6 +78,7 @@ class Recipe(BaseModel):
         width: Step of kept channel counts.
         recovery: What is done after the cut.
         mask: How single weights are chosen that become zero; groups with a sparsity of 0 have none.
+        schedule: When the channels are removed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +88,7 @@ class Recipe(BaseModel):
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
     mask: Mask = Mask()
+    schedule: Schedule = Schedule()
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -111,20 +117,23 @@ class Recipe(BaseModel):
 
         Settings that came later are left out at their defaults: older studies compare recipes by this text.
         """
-        content = self.model_dump(mode="json")
-        if self.mask == Mask():
-            del content["mask"]
+        fresh = Recipe()
+        unused = {name for name in _LATER if getattr(self, name) == getattr(fresh, name)}
+        content = self.model_dump(mode="json", exclude=unused)
         for choice in content["groups"].values():
-            if choice["sparsity"] == 0.0:
-                del choice["sparsity"]
+            for name, field in GroupChoice.model_fields.items():
+                if name in _LATER_CHOICES and choice[name] == field.default:
+                    del choice[name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
 
         Raises:
-            UsageError: If a group or criterion is unknown, or a group that is left alone is to be pruned.
+            UsageError: If a group or criterion is unknown, a group that is left alone is to be pruned, or the
+                schedule needs steps that there are none of.
         """
+        self.schedule.check(self.recovery.finetune_steps)
         for name, choice in self.groups.items():
             if name not in groups.by_name:
                 raise unknown_name("group", name, groups.by_name)

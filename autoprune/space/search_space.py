@@ -28,6 +28,8 @@ from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.mask_space import MaskSpace
 from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.schedule import Schedule
+from autoprune.space.schedule_space import ScheduleSpace
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
@@ -113,6 +115,7 @@ class SearchSpace(BaseModel):
         sparsities: Shares of single weights of a group that may become zero, each in ``[0, 1)``.
         masks: How these weights are chosen.
         recovery: What is done after the cut.
+        schedules: When the channels are removed.
         overrides: Other ratios, bits and sparsities for some groups.
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
@@ -129,6 +132,7 @@ class SearchSpace(BaseModel):
     sparsities: Sparsities = (0.0,)
     masks: MaskSpace = MaskSpace()
     recovery: RecoverySpace = RecoverySpace()
+    schedules: ScheduleSpace = ScheduleSpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
     baselines: BaselineSpace = BaselineSpace()
     rungs: Annotated[tuple[Rung, ...], Field(min_length=2, max_length=6)] = (
@@ -167,6 +171,18 @@ class SearchSpace(BaseModel):
         self.masks.check(self.every_sparsity, [steps.low] if isinstance(steps, IntRange) else steps)
         return self
 
+    @model_validator(mode="after")
+    def _steps_where_needed(self) -> Self:
+        steps = self.recovery.finetune_steps
+        if (kind := self.schedules.needs_steps()) and (
+            0 in steps if isinstance(steps, tuple) else steps.low <= 0
+        ):
+            raise ValueError(
+                f"schedules.kind {kind!r} prunes while it trains, but recovery.finetune_steps may be 0; "
+                "allowed with it: steps of at least 1"
+            )
+        return self
+
     @property
     def every_sparsity(self) -> tuple[float, ...]:
         """All sparsities that some group may get."""
@@ -188,7 +204,11 @@ class SearchSpace(BaseModel):
         Settings that came later are left out at their defaults: older studies compare spaces by this text.
         """
         fresh = SearchSpace()
-        later = {name for name in ("sparsities", "masks") if getattr(self, name) == getattr(fresh, name)}
+        later = {
+            name
+            for name in ("sparsities", "masks", "schedules")
+            if getattr(self, name) == getattr(fresh, name)
+        }
         exclude: dict[str, Any] = dict.fromkeys(later, True)
         if all(override.sparsities is None for override in self.overrides):
             exclude["overrides"] = {"__all__": {"sparsities"}}
@@ -268,7 +288,15 @@ class SearchSpace(BaseModel):
         masked = any(choice.sparsity > 0 for choice in chosen.values())
         mask = self.masks.suggest(trial) if masked else Mask()
         recovery = self.recovery.suggest(trial) if pruned or masked else self.default_recovery()
-        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery, mask=mask)
+        schedule = self.schedules.suggest(trial) if pruned else Schedule()
+        return Recipe(
+            groups=chosen,
+            criterion=criterion,
+            width=self.width,
+            recovery=recovery,
+            mask=mask,
+            schedule=schedule,
+        )
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
         """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
@@ -306,6 +334,8 @@ class SearchSpace(BaseModel):
             parts.append(self.masks.params_of(recipe.mask))
         if recipe.prunes:
             parts.append(self.recovery.params_of(recipe.recovery))
+        if pruned:
+            parts.append(self.schedules.params_of(recipe.schedule))
         for part in parts:
             if part is None:
                 return None
@@ -325,9 +355,11 @@ class SearchSpace(BaseModel):
         choices = [self.sparsities_of(g) for g in groups.groups]
         unmasked = int(all(0.0 in of_group for of_group in choices))
         masked = (math.prod(map(len, choices)) - unmasked) * self.masks.count()
-        plain = uncut * unmasked
-        recovered = any_criterion * (unmasked + masked) - plain
-        return math.log10(bit_choices * (plain + recovered * self.recovery.count()))
+        # Only what loses channels has a schedule, and only what loses anything is recovered.
+        cut = (any_criterion - uncut) * self.schedules.count()
+        untouched = uncut * unmasked
+        recovered = (cut + uncut) * (unmasked + masked) - untouched
+        return math.log10(bit_choices * (untouched + recovered * self.recovery.count()))
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]

@@ -71,7 +71,8 @@ class TrialRecord(BaseModel):
         """What is cut and how it is ranked: alike for trials of one network, however long each was trained."""
         if self.recipe is None:
             return None
-        return tuple(sorted(self.recipe.groups.items())), tuple(sorted(self.recipe.criterion.items()))
+        own = tuple(sorted(self.recipe.groups.items())), tuple(sorted(self.recipe.criterion.items()))
+        return (*own, self.recipe.schedule)
 
     @property
     def is_measured_search(self) -> bool:
