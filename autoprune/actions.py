@@ -28,7 +28,7 @@ from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
@@ -214,6 +214,7 @@ def compress_once(
     ratio: float = 0.0,
     criterion: str = "l2",
     bits: int = 8,
+    ranking: Ranking = "group",
     steps: int | None = None,
     listener: Listener = ignore,
 ) -> dict[str, Any]:
@@ -226,6 +227,7 @@ def compress_once(
         ratio: Share removed from every prunable group, in ``[0, 1)``.
         criterion: How units are ranked.
         bits: Bit-width of every group, 8 or 32.
+        ranking: Which units are compared with each other.
         steps: Fine-tuning steps; the recipe's own if not given.
         listener: Gets progress.
 
@@ -241,7 +243,9 @@ def compress_once(
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     groups = discover(workload)
-    recipe = recipe or uniform_recipe(groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery)
+    recipe = recipe or uniform_recipe(
+        groups, ratio, 8 if bits == 8 else 32, criterion, recovery=recovery, ranking=ranking
+    )
     recipe.check(groups)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)

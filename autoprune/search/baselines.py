@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
-from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace
 
 
@@ -32,6 +32,7 @@ def baselines(
     criterion: str,
     width: int,
     recovery: Recovery,
+    ranking: Ranking = "group",
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
 
@@ -45,6 +46,7 @@ def baselines(
         criterion: Criterion for every group type.
         width: Step of kept counts.
         recovery: Recovery of the uniform recipes.
+        ranking: Ranking of the uniform recipes.
     """
     found: list[Baseline] = []
     if 8 in bits:
@@ -53,16 +55,16 @@ def baselines(
         return found
     for ratio in sorted(ratios):
         if 8 in bits:
-            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery)
+            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery, ranking)
             found.append(Baseline(f"uniform {ratio:g} int8", recipe))
         if 32 in bits:
-            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery)
+            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery, ranking)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
     return found
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width, shuffled.
+    """Return every uniform recipe of a space: each ratio by each criterion and ranking at each bit-width, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -73,10 +75,11 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
     """
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
-        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery(), ranking)
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
+        for ranking in (space.rankings if ratio > 0 else space.rankings[:1])
         for bits in space.bits
     ]
     random.Random(seed).shuffle(found)  # noqa: S311
@@ -99,6 +102,8 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         "blocks": blocks,
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
+        # What other rankings keep follows from the sum of the counts, the scores and this.
+        "ranking": recipe.ranking,
     }
     return json.dumps(parts, sort_keys=True)
 

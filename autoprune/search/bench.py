@@ -18,6 +18,7 @@ from autoprune.compress.discovery import find_groups
 from autoprune.compress.finetune import TeacherStream
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.ranking import kept_counts
 from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
@@ -205,7 +206,7 @@ class Bench:
             loss=self.workload.loss,
             batch_size=self.config.batch_size,
             device=self.device,
-            counts=recipe.kept_counts(self.groups),
+            counts=kept_counts(self.workload.model, self.groups, recipe, self.statistics),
             # Batches that the line has not seen yet.
             start_step=before.network.train_steps,
             deadline=deadline,

@@ -20,6 +20,7 @@ from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
+from autoprune.search.limits import check_sampler
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
@@ -73,6 +74,7 @@ def run_study(
     """
     started_s = clock.monotonic() if started_s is None else started_s
     space = load_space(config.space)
+    check_sampler(config.sampler, space)
     paths = StudyPaths.of(config.study_name)
     store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
     if store is not None and store.phase == "done" and not _extends(config, store):
@@ -248,7 +250,7 @@ def check_same_inputs(store: StudyStore, workload: Workload, space: SearchSpace)
     """
     # A network that is trained here comes back from the study's own artifact, whatever it was initialised with.
     network = state_digest(workload.model) if workload.dense_trained else "trained here"
-    choices = hashlib.sha256(space.model_dump_json().encode()).hexdigest()
+    choices = hashlib.sha256(space.content().encode()).hexdigest()
     now = {"data": workload.data.fingerprint, "network": network, "search space": choices}
     before = store.notes()
     changed = [name for name, value in now.items() if before.get(f"{name}_content", value) != value]

@@ -13,10 +13,23 @@ from autoprune.space.groups import Group, Groups, kept_count
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
+Ranking = Literal["group", "global", "alike"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
-CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
+CRITERIA: tuple[str, ...] = (
+    "l1",
+    "l2",
+    "fpgm",
+    "bn_scale",
+    "activation",
+    "taylor",
+    "fisher",
+    "lamp",
+    "random",
+)
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
+# Those whose scores are shares of their own group's already: a mean of a group would take their sense away.
+SHARE_CRITERIA: tuple[str, ...] = ("lamp",)
 
 
 class GroupChoice(BaseModel):
@@ -69,6 +82,9 @@ class Recipe(BaseModel):
         criterion: Criterion for each group type (``conv``, ``linear``).
         width: Step of kept channel counts.
         recovery: What is done after the cut.
+        ranking: Which units are compared with each other. ``group``: those of one group, of which its ratio goes.
+            ``global``: those of all groups with a ratio above 0, of which as many go in all as their ratios say
+            together. ``alike``: the same among groups of one size and kind. Groups of ratio 0 stay whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +93,7 @@ class Recipe(BaseModel):
     criterion: dict[GroupType, str] = Field(default_factory=lambda: dict.fromkeys(_TYPES, "l2"))
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
+    ranking: Ranking = "group"
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -87,7 +104,11 @@ class Recipe(BaseModel):
         return self.choice(group.name).criterion or self.criterion.get(group.type, "l2")
 
     def kept_counts(self, groups: Groups) -> dict[str, int]:
-        """Return the units that each group keeps."""
+        """Return the units that each group keeps by its own ratio.
+
+        Under another ranking than ``group`` scores decide, see :func:`autoprune.compress.ranking.kept_counts`; these
+        are then what the number of units removed in all is taken from. Which blocks go is the same under all.
+        """
         return {g.name: kept_count(g.size, self.choice(g.name).ratio, self.width) for g in groups.groups}
 
     @property
@@ -97,7 +118,11 @@ class Recipe(BaseModel):
 
     def canonical_json(self) -> str:
         """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        # Recipes of earlier versions have no such field, and stay equal to theirs.
+        if self.ranking == "group":
+            del values["ranking"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
@@ -124,6 +149,19 @@ class Recipe(BaseModel):
         for criterion in (*self.criterion.values(), *own):
             if criterion not in CRITERIA:
                 raise unknown_name("criterion", criterion, CRITERIA)
+        if self.ranking != "group":
+            self._check_comparable(groups)
+
+    def _check_comparable(self, groups: Groups) -> None:
+        """Refuse to compare scores that are shares of a group with scores that are not."""
+        names = {self.criterion_of(g) for g in groups.groups if 0 < self.choice(g.name).ratio < 1}
+        if names & set(SHARE_CRITERIA) and len(names) > 1:
+            raise UsageError(
+                f"ranking {self.ranking!r} compares units of several groups, but the criteria {sorted(names)} give "
+                "scores of different scales; allowed: one of them for all, or any without "
+                + ", ".join(SHARE_CRITERIA),
+                "give conv and linear the same criterion, or ranking group",
+            )
 
 
 def uniform_recipe(
@@ -133,6 +171,7 @@ def uniform_recipe(
     criterion: str = "l2",
     width: int = 8,
     recovery: Recovery | None = None,
+    ranking: Ranking = "group",
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 
@@ -143,6 +182,7 @@ def uniform_recipe(
         criterion: Criterion for every group type.
         width: Step of kept channel counts.
         recovery: What is done after the cut; the defaults if not given.
+        ranking: Which units are compared with each other.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.
@@ -152,4 +192,5 @@ def uniform_recipe(
         criterion={"conv": criterion, "linear": criterion},
         width=width,
         recovery=recovery or Recovery(),
+        ranking=ranking,
     )

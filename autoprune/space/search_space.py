@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autoprune.config import describe_faults
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.choices import Parameters, RecoverySpace, choice_params, suggest_choice
 from autoprune.space.groups import Group, Groups, kept_count
-from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.recipe import CRITERIA, SHARE_CRITERIA, Bits, GroupChoice, Ranking, Recipe, Recovery
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
@@ -24,8 +33,11 @@ Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
+RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 _DEFAULT_CRITERION = "l2"
+# Settings that spaces of earlier versions do not have.
+_LATER = ("rankings",)
 
 
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -101,6 +113,7 @@ class SearchSpace(BaseModel):
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
             samplers have one fidelity, that of ``recovery``.
+        rankings: Which units are compared with each other; see :class:`~autoprune.space.recipe.Recipe`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,8 +131,9 @@ class SearchSpace(BaseModel):
         Rung(steps=50),
         Rung(steps=200),
     )
+    rankings: RankingChoices = ("group",)
 
-    _once = field_validator("ratios", "bits")(_each_once)
+    _once = field_validator("ratios", "bits", "rankings")(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -142,6 +156,17 @@ class SearchSpace(BaseModel):
                 "examples is for the screen alone: what is exported is scored on the whole search split"
             )
         return rungs
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        names = {name for names in self.criteria.values() for name in names}
+        shares = names & set(SHARE_CRITERIA)
+        if shares and shares != names and self.rankings != ("group",):
+            raise ValueError(
+                f"rankings {list(self.rankings)} compare scores of several groups, and {sorted(shares)} cannot be "
+                f"compared with {sorted(names - shares)}; give conv and linear criteria of one sort"
+            )
+        return self
 
     @property
     def trains(self) -> bool:
@@ -202,7 +227,8 @@ class SearchSpace(BaseModel):
         """Let ``trial`` choose a recipe.
 
         Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), and, only where
-        something is pruned, ``criterion:<type>`` and the settings of the recovery. One choice makes no parameter.
+        something is pruned, ``criterion:<type>``, ``ranking`` and the settings of the recovery. One choice makes no
+        parameter.
         """
         chosen: dict[str, GroupChoice] = {}
         for group in groups.groups:
@@ -217,7 +243,10 @@ class SearchSpace(BaseModel):
         for kind in pruned:
             criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
         recovery = self.recovery.suggest(trial) if pruned else self.default_recovery()
-        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery)
+        ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
+        return Recipe(
+            groups=chosen, criterion=criterion, width=self.width, recovery=recovery, ranking=ranking
+        )
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
         """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
@@ -252,6 +281,7 @@ class SearchSpace(BaseModel):
         ]
         if pruned:
             parts.append(self.recovery.params_of(recipe.recovery))
+            parts.append(choice_params("ranking", self.rankings, recipe.ranking))
         for part in parts:
             if part is None:
                 return None
@@ -268,7 +298,13 @@ class SearchSpace(BaseModel):
             bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
-        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * self.recovery.count()))
+        recoveries = self.recovery.count() * len(self.rankings)
+        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * recoveries))
+
+    def content(self) -> str:
+        """Return the space as text, by which a study knows it again; newer settings count where they are set."""
+        newer = {name for name in _LATER if getattr(self, name) == SearchSpace.model_fields[name].default}
+        return self.model_dump_json(exclude=newer)
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]
