@@ -40,6 +40,7 @@ class Chain(nn.Module):
         )
         with torch.no_grad():
             for layer, each in zip(self.layers, rows, strict=False):
+                assert isinstance(layer, nn.Linear)
                 layer.weight.zero_()
                 layer.weight[:, 0] = torch.tensor(each)
 
@@ -162,7 +163,11 @@ def test_a_whole_network_is_cut_to_the_counts(ranking: str) -> None:
     counts = kept_counts(model, groups, chosen, None)
     # No two groups of this network are alike.
     by_ratio = chosen.kept_counts(groups)
-    assert counts == ({**by_ratio, "conv1": 4, "conv2": 12} if ranking == "global" else by_ratio)
+    if ranking == "alike":
+        assert counts == by_ratio
+    else:
+        assert counts["conv1"] == 4 < by_ratio["conv1"]
+        assert abs(sum(counts.values()) - sum(by_ratio.values())) <= 2, "half of a step of 4"
     plan = make_plan(model, groups, chosen, None)
     assert {g.name: len(plan.get(g.name, range(g.size))) for g in groups.groups} == counts
     small = prune(model, groups, plan)

@@ -186,7 +186,7 @@ def test_the_default_search_refuses_what_it_cannot_search() -> None:
         check_sampler(sampler, SearchSpace(rankings=("group", "global")))
     for rankings in (("global",), ("group", "global")):
         with pytest.raises(UsageError, match="rankings = ") as caught:
-            check_sampler("auto", SearchSpace(rankings=rankings))  # type: ignore[arg-type]
+            check_sampler("auto", SearchSpace(rankings=rankings))
         assert "--sampler tpe" in caught.value.hint
 
 
