@@ -175,8 +175,9 @@ def test_closed_form_recovery_brings_outputs_nearer() -> None:
         model(torch.randn(64, 3, 8, 8))  # statistics that closed form does not change for the uncut network
     made = workload(model.eval())
     plain, recovered = run(made), run(made, recover="closed_form")
-    means = [sum(c.divergence for c in found.cuts if "conv" in c.group) for found in (plain, recovered)]
-    assert means[1] < means[0]
+    # What reads conv1 sees every example at many places; the classifier would fit 256 examples alone.
+    moved = [sum(c.divergence for c in found.cuts if c.group == "conv1") for found in (plain, recovered)]
+    assert moved[1] < 0.95 * moved[0]
     assert recovered.uncut == pytest.approx(recovered.dense, abs=0.2)
 
 
