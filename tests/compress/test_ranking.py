@@ -80,6 +80,18 @@ def test_global_takes_the_lowest_shares_of_their_groups_mean() -> None:
     assert most == {"layers.0": 1, "layers.1": 1}
 
 
+def test_scores_are_divided_by_their_groups_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, groups = made_by([1.0] * 4, [1.0] * 4)
+    # A group of more layers has larger scores, for those of its layers are added.
+    scores = {
+        "layers.0": torch.tensor([1.0, 1.0, 4.0, 4.0]) * 100,
+        "layers.1": torch.tensor([1.0, 1.0, 1.0, 1.0]),
+    }
+    monkeypatch.setattr("autoprune.compress.ranking.score_group", lambda _m, g, *_: scores[g.name])
+    kept = kept_counts(model, groups, recipe(groups, 0.25, "global"), None)
+    assert kept == {"layers.0": 2, "layers.1": 4}
+
+
 def test_lamp_is_compared_as_it_is() -> None:
     # Shares of what is not smaller: 1/10 2/9 3/7 1 (magnitudes are roots) and 1/4 1/3 1/2 1.
     roots = [1.0, 2**0.5, 3**0.5, 2.0]
