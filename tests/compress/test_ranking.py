@@ -156,11 +156,14 @@ def test_a_block_that_goes_takes_no_part() -> None:
     outside = tuple(m.model_copy(update={"layer": "free"}) for m in groups.groups[2].members)
     apart = groups.groups[2].model_copy(update={"name": "free", "members": outside})
     model.free = model.layers[2]
-    found = Groups(groups=(inside, apart), input_shape=(1,))
+    gone = groups.groups[0]  # its layer lies in the block, so its units are no units to remove
+    found = Groups(groups=(gone, inside, apart), input_shape=(1,))
+    ratios = {"layers.0": 0.75, "layers.1": 1.0, "free": 0.5}
     chosen = Recipe(
-        groups={"layers.1": GroupChoice(ratio=1.0), "free": GroupChoice(ratio=0.5)}, width=1, ranking="global"
+        groups={name: GroupChoice(ratio=ratio) for name, ratio in ratios.items()}, width=1, ranking="global"
     )
-    assert kept_counts(model, found, chosen, None) == {"layers.1": 0, "free": 2}
+    counts = kept_counts(model, found, chosen, None)
+    assert (counts["layers.1"], counts["free"]) == (0, 2)
 
 
 @pytest.mark.parametrize("ranking", ["global", "alike"])
