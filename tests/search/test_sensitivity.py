@@ -213,6 +213,19 @@ def test_an_interruption_leaves_what_was_measured_and_the_next_run_completes_it(
         run(made, recover="closed_form")
 
 
+def test_ctrl_c_ends_after_the_cut_at_hand() -> None:
+    def press(progress: Progress) -> None:
+        if progress.message.startswith("cut 2 "):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupt = Interrupt()
+    found = sensitivity.analyse_workload(
+        *workload(Plain().eval()), (0.25, 0.5), ("l2",), "none", press, interrupt
+    )
+    assert interrupt.requested
+    assert len(found.cuts) == 2 and not found.complete
+
+
 def test_the_report_split_is_never_read() -> None:
     made = workload(Plain().eval())
     split = made[0].data.report.unseal()
