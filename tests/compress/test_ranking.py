@@ -113,16 +113,12 @@ def test_alike_compares_groups_of_one_size_and_kind() -> None:
     assert together == {"layers.0": 4, "layers.1": 4, "layers.2": 4}
     assert alike == {"layers.0": 2, "layers.1": 4, "layers.2": 6}
     # One more layer that reads the units makes it another kind.
-    other = groups.groups[1].model_copy(
-        update={"members": (*groups.groups[1].members, *group("x", 4).members[1:])}
-    )
+    reader = group("", 4, "linear").members[1].model_copy(update={"layer": "layers.2"})
+    other = groups.groups[1].model_copy(update={"members": (*groups.groups[1].members, reader)})
     apart = Groups(groups=(groups.groups[0], other, groups.groups[2]), input_shape=(1,))
     counts = recipe(apart, 0.25, "alike").kept_counts(apart)
     assert {**counts} == {"layers.0": 3, "layers.1": 3, "layers.2": 6}
-    with pytest.MonkeyPatch.context() as patch:
-        scores = {name: torch.arange(1.0, g.size + 1) for name, g in apart.by_name.items()}
-        patch.setattr("autoprune.compress.ranking.score_group", lambda _m, g, *_: scores[g.name])
-        assert kept_counts(model, apart, recipe(apart, 0.25, "alike"), None) == counts
+    assert kept_counts(model, apart, recipe(apart, 0.25, "alike"), None) == counts, "each for itself"
 
 
 def test_groups_of_ratio_zero_stay_whole_and_give_no_units() -> None:

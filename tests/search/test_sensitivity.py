@@ -50,6 +50,7 @@ def test_groups_are_ordered_by_their_best_criterion() -> None:
     fragile, robust = curve("fragile", 0.05, 0.1), curve("robust", 0.0, 0.005, divergence=0.1)
     saved = [curve("saved", 0.5), curve("saved", 0.0, 0.001, divergence=0.2, criterion="activation")]
     found = by_sensitivity([robust, *saved, fragile])
+    assert found == by_sensitivity([fragile, *saved[::-1], robust])
     assert [(c.group.name, c.criterion) for c in found] == [
         ("fragile", "l2"),
         ("saved", "activation"),
