@@ -17,7 +17,7 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 
 Role = Literal["dense", "front", "baseline", "dominated", "trial"]
-_RANKED = {"group": "", "global": "across all groups ", "alike": "across groups that are alike "}
+RANKED = {"group": "", "global": "across all groups ", "alike": "across groups that are alike "}
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
             parts.append("blocks taken out: " + ", ".join(gone))
         own = {c.criterion for c in record.recipe.groups.values() if c.criterion}
         kinds = [f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items())]
-        ranked = f"ranked {_RANKED[record.recipe.ranking]}by "
+        ranked = f"ranked {RANKED[record.recipe.ranking]}by "
         parts.append(ranked + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
         parts.append("nothing pruned")
