@@ -20,16 +20,18 @@ from autoprune.errors import ExportError, StorageError, TrialError, UsageError
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
+from autoprune.report.robustness_view import robustness_json
 from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
 from autoprune.search.cost_model import CostModel
 from autoprune.search.events import Listener, Progress, ignore
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
+from autoprune.search.robustness import file_robustness
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
-from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
@@ -88,13 +90,16 @@ def export_point(study: str, trial: int, to: Path) -> Path:
     return to
 
 
-def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False) -> dict[str, Any]:
+def measure_artifact(
+    folder: Path, data: str | None, *, trust_code: bool = False, robustness: bool = False
+) -> dict[str, Any]:
     """Measure an exported artifact afresh on the report split, and its latency against the dense network.
 
     Args:
         folder: What ``export`` or ``compress`` wrote.
         data: Data by name; None takes the one that the artifact names.
         trust_code: Whether a Python file given as data may be run.
+        robustness: Whether to score it and the dense network on corrupted images too, under ``robustness``.
 
     Returns:
         One flat mapping with the same names as a point of ``front --json``.
@@ -113,6 +118,10 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
     loaded = load_data(config)
     runtime = OnnxRuntime(config.target)
     with _trial_errors_as_export_errors():
+        corrupted = [
+            file_robustness(path, loaded, config, ignore)
+            for path in ((model_path, dense_path) if robustness else ())
+        ]
         capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
         latency, memory_bytes = measure_latency(
             model_path, dense_path, config.target, loaded.input_shape, protocol=FINAL_PROTOCOL
@@ -132,6 +141,7 @@ def measure_artifact(folder: Path, data: str | None, *, trust_code: bool = False
         "size_bytes": model_path.stat().st_size,
         "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,
         "memory_bytes": memory_bytes,
+        **({"robustness": robustness_json(*corrupted)} if robustness else {}),
     }
 
 
@@ -216,6 +226,7 @@ def compress_once(
     ratio: float = 0.0,
     criterion: str = "l2",
     bits: int = 8,
+    ranking: Ranking = "group",
     steps: int | None = None,
     sparsity: float = 0.0,
     mask: Mask | None = None,
@@ -231,6 +242,7 @@ def compress_once(
         ratio: Share removed from every prunable group, in ``[0, 1)``.
         criterion: How units are ranked.
         bits: Bit-width of every group, 8 or 32.
+        ranking: Which units are compared with each other.
         steps: Fine-tuning steps; the recipe's own if not given.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How these are chosen; by magnitude in every layer if not given.
@@ -259,6 +271,7 @@ def compress_once(
         8 if bits == 8 else 32,
         criterion,
         recovery=recovery,
+        ranking=ranking,
         sparsity=sparsity,
         mask=mask,
     ).model_copy(update={"schedule": schedule})

@@ -15,12 +15,13 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from autoprune.measure.record import Robustness
     from autoprune.workloads.workload import Metric, Workload
 
 
@@ -131,6 +132,31 @@ class Study:
         from autoprune.report.writing import write_report
 
         return list(write_report(self._store).values())
+
+    def robustness(
+        self,
+        records: Sequence[TrialRecord] | None = None,
+        *,
+        trust_code: bool = False,
+        progress: Listener = ignore,
+    ) -> dict[int, Robustness]:
+        """Return what trials are worth on corrupted images of the report split, by their numbers.
+
+        Measured once from the exported model files, then read from ``robustness.json`` in the study's folder. Trials
+        without an artifact are left out.
+
+        Args:
+            records: Trials; the front's if not given.
+            trust_code: Whether a Python file given as data may be run.
+            progress: Called with every step.
+
+        Raises:
+            UsageError: If no name stands for the study's data, it changed, or holds no images in 0..1.
+        """
+        from autoprune.search.robustness import study_robustness
+
+        chosen = [point.record for point in self.points()] if records is None else records
+        return study_robustness(self._store, chosen, progress, trust_code=trust_code)
 
     def plot(self) -> Figure:
         """Return the front as a matplotlib figure."""

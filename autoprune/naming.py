@@ -156,6 +156,11 @@ class StudyPaths:
         return self.root / "front.png"
 
     @property
+    def robustness(self) -> Path:
+        """What was measured on corrupted images."""
+        return self.root / "robustness.json"
+
+    @property
     def report(self) -> Path:
         """The report page."""
         return self.root / "report.html"

@@ -10,6 +10,7 @@ from autoprune import __version__
 from autoprune.cli.doctor import doctor
 from autoprune.cli.profiling import profile
 from autoprune.cli.searching import compress, groups, search
+from autoprune.cli.sensitivity import sensitivity
 from autoprune.cli.spaces import spaces
 from autoprune.cli.studying import export, front, measure, report, studies
 from autoprune.cli.tickets import tickets
@@ -39,7 +40,20 @@ def _root(
     """Search the Pareto front of a network's compressed versions, measured where they will run."""
 
 
-for verb in (search, front, report, export, compress, measure, groups, profile, tickets, studies):
+_VERBS = (
+    search,
+    front,
+    report,
+    export,
+    compress,
+    measure,
+    groups,
+    profile,
+    sensitivity,
+    tickets,
+    studies,
+)
+for verb in _VERBS:
     app.command()(verb)
 app.add_typer(spaces, name="spaces")
 app.command()(doctor)

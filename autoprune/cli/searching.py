@@ -101,9 +101,11 @@ def _check_limits(study: Study, settings: StudyConfig) -> None:
 def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     """Load the network, find its groups and tell what a search would do."""
     from autoprune.actions import list_groups
+    from autoprune.search.limits import check_sampler
     from autoprune.space.search_space import load_space
 
     space = load_space(settings.space)
+    check_sampler(settings.sampler, space)
     with live_view("autoprune search --dry-run", quiet) as listener:
         groups = list_groups(settings, listener)
     space.check(groups)
@@ -132,6 +134,9 @@ def compress(
     ratio: Annotated[float | None, typer.Option(metavar="R", help="share removed from every group")] = None,
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
     bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
+    ranking: Annotated[
+        str | None, typer.Option(metavar="W", help="units compared: of a group, global or alike (group)")
+    ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
     sparsity: mask_options.Sparsity = None,
     pattern: mask_options.Pattern = None,
@@ -156,7 +161,7 @@ def compress(
     settings = gather(config, flags, overrides or ())
     uniform: dict[str, Any] = {
         name: value
-        for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits}.items()
+        for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits, "ranking": ranking}.items()
         if value is not None
     }
     uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
@@ -171,6 +176,8 @@ def compress(
         uniform["schedule"] = planned
     if criterion is not None:
         _check_criterion(criterion)
+    if ranking is not None:
+        _check_ranking(ranking)
     from autoprune.workloads.catalog import check_inputs
 
     check_inputs(settings)
@@ -189,6 +196,15 @@ def _check_criterion(criterion: str) -> None:
 
     if criterion not in CRITERIA:
         raise unknown_name("criterion", criterion, CRITERIA)
+
+
+def _check_ranking(ranking: str) -> None:
+    from typing import get_args
+
+    from autoprune.space.recipe import Ranking
+
+    if ranking not in get_args(Ranking):
+        raise unknown_name("ranking", ranking, get_args(Ranking))
 
 
 def _read_recipe(path: Path, also_given: list[str]) -> Recipe:

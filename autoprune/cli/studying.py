@@ -10,6 +10,7 @@ import typer
 from autoprune.cli import options
 from autoprune.cli.output import print_json, print_pairs, print_table, print_text
 from autoprune.cli.rendering import show_csv, show_front
+from autoprune.cli.robustness import show_robustness, write_robustness
 from autoprune.errors import UsageError
 
 
@@ -29,11 +30,16 @@ def front(
     knee: Annotated[bool, typer.Option("--knee", help="only the point where the trade turns")] = False,
     json: options.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="on corrupted images, and of the worst class")
+    ] = False,
+    trust_code: options.TrustCode = None,
 ) -> None:
     """Show the points of a front that keep the given limits."""
     _exclude("--max-latency-ms", max_latency_ms, "--max-latency-ratio", max_latency_ratio)
     _exclude("--min-accuracy", min_accuracy, "--max-drop", max_drop)
     _exclude("--json", json or None, "--csv", csv or None)
+    _exclude("--robustness", robustness or None, "--csv", csv or None)
     from autoprune.api import open_study
     from autoprune.study.front import dense_record, pick_points
 
@@ -52,7 +58,9 @@ def front(
         points = pick_points(
             points, knee=knee, dense=dense_record(found.records()), objectives=found.objectives, **limits
         )
-    if csv:
+    if robustness:
+        show_robustness(found, points, json=json, trust_code=bool(trust_code))
+    elif csv:
         show_csv(found, points)
     else:
         show_front(found, points, json=json)
@@ -63,11 +71,21 @@ def _exclude(one: str, value: object, other: str, other_value: object) -> None:
         raise UsageError(f"{one} and {other} exclude each other", "give one of them")
 
 
-def report(study: options.Study, json: options.Json = False) -> None:
+def report(
+    study: options.Study,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="robustness.csv and robustness.png too")
+    ] = False,
+    trust_code: options.TrustCode = None,
+    json: options.Json = False,
+) -> None:
     """Write report.html, front.png and front.csv of a study."""
     from autoprune.api import open_study
 
-    paths = open_study(study).report()
+    found = open_study(study)
+    paths = found.report()
+    if robustness:
+        paths += write_robustness(found, bool(trust_code))
     if json:
         print_json({"study": study, "files": [str(path) for path in paths]})
     else:
@@ -97,6 +115,9 @@ def measure(
         Path, typer.Argument(metavar="ARTIFACT", help="folder that export or compress wrote")
     ],
     data: options.Data = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="on corrupted images too, against the dense network")
+    ] = False,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
 ) -> None:
@@ -105,7 +126,7 @@ def measure(
         raise UsageError(f"artifact {str(artifact)!r} does not exist", "`autoprune export` writes one")
     from autoprune.actions import measure_artifact
 
-    result = measure_artifact(artifact, data, trust_code=bool(trust_code))
+    result = measure_artifact(artifact, data, trust_code=bool(trust_code), robustness=robustness)
     print_json(result) if json else print_pairs(result)
 
 

@@ -22,7 +22,7 @@ def score_group(
     their mean and added. ``l1``, ``l2``, ``taylor`` and ``fisher`` speak of the filters that make the channels
     and of the weights that read them, ``fpgm`` of the filters alone, ``bn_scale`` of the BatchNorm layers
     between, ``activation`` of the readers. A group without a BatchNorm that has scales is scored by ``l2``
-    under ``bn_scale``, and one that no layer reads under ``activation``.
+    under ``bn_scale``, and one that no layer reads under ``activation``. ``lamp`` makes shares of the ``l2`` scores.
 
     Args:
         model: The dense network.
@@ -51,6 +51,8 @@ def score_group(
         scores = _fisher(group, _needed(statistics, criterion))
     elif criterion == "fpgm":
         scores = _fpgm(model, group)
+    elif criterion == "lamp":
+        return importance.lamp_scores(score_group(model, group, "l2"))
     else:
         scores = _magnitude(model, group, criterion)
     try:

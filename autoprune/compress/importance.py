@@ -11,6 +11,7 @@ References:
     [LeCun1990] Optimal Brain Damage, NeurIPS 1989.
     [Theis2018] Faster Gaze Prediction with Dense Networks and Fisher Pruning, 2018.
     [Fang2023] DepGraph: Towards Any Structural Pruning, CVPR 2023.
+    [Lee2021] Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021.
 """
 
 from __future__ import annotations
@@ -138,6 +139,28 @@ def fisher_scores(squares: Tensor) -> Tensor:
     if squares.dim() != 2 or squares.shape[0] == 0:
         raise CompressionError(f"fisher needs squares of shape (batches, units), got {tuple(squares.shape)}")
     return 0.5 * squares.double().mean(0)
+
+
+def lamp_scores(magnitudes: Tensor) -> Tensor:
+    r"""Score units so that groups can be compared: each one's share of what is at least as large [Lee2021]_.
+
+    :math:`m_u^2 / \sum_{v: m_v \ge m_u} m_v^2`. The paper scores single weights of one layer; here the units of a
+    group by the magnitude of all their coupled layers. Units of equal magnitude come in the order of their index, so
+    the last of the largest always scores 1 and no group is emptied first. Inside a group the order is that of the
+    magnitudes.
+
+    Args:
+        magnitudes: Non-negative magnitude of each unit, ``(units,)``.
+
+    Returns:
+        Shares in ``[0, 1]``, ``(units,)``; larger means keep. All 1 for a group without any magnitude.
+    """
+    squares = magnitudes.double().square()
+    order = torch.argsort(squares, stable=True)
+    rising = squares[order]
+    left = rising.flip(0).cumsum(0).flip(0)
+    shares = torch.where(left > 0, rising / left, torch.ones_like(left))
+    return torch.empty_like(shares).index_copy_(0, order, shares)
 
 
 def random_scores(name: str, size: int) -> Tensor:

@@ -95,8 +95,7 @@ class SensitivityMeter:
         self._layout = memory_format(dense, lambda: unseen[0][0])
         distils = distils and not any(targets.is_floating_point() for _, targets in unseen)
         self._dense = self._reference(self._placed(deepcopy(dense)), distils)
-        uncut = self._refreshed(deepcopy(dense)) if recovery.batchnorm else self._placed(deepcopy(dense))
-        self._uncut = self._reference(uncut, distils, fast=distils)
+        self._uncut = self._reference(self.uncut(), distils, fast=distils)
 
     @property
     def dense_loss(self) -> float:
@@ -110,14 +109,22 @@ class SensitivityMeter:
 
     def of_cut(self, group: str, kept: int, criterion: str) -> float:
         """Return the growth of the loss when ``group`` keeps ``kept`` units, ranked by ``criterion``."""
+        return self._growth(self.cut(group, kept, criterion), self._uncut, fast=self.compares_outputs)
+
+    def uncut(self) -> nn.Module:
+        """Return the network that cuts are compared with: the dense one after the same recovery, on the device."""
+        copy = deepcopy(self.dense)
+        return self._refreshed(copy) if self.recovery.batchnorm else self._placed(copy)
+
+    def cut(self, group: str, kept: int, criterion: str) -> nn.Module:
+        """Return the recovered network whose ``group`` keeps ``kept`` units, ranked by ``criterion``, on the device."""
         plan = {group: self.best_units(group, kept, criterion)}
         model = prune(self.dense, self.groups, plan).eval()
         if self.recovery.least_squares:
             solve_following_layers(
                 self.dense, model, self.groups, plan, self.statistics, refreshed=self.recovery.batchnorm
             )
-        model = self._refreshed(model) if self.recovery.batchnorm else self._placed(model)
-        return self._growth(model, self._uncut, fast=self.compares_outputs)
+        return self._refreshed(model) if self.recovery.batchnorm else self._placed(model)
 
     def of_int8(self, group: str) -> float:
         """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
@@ -167,7 +174,7 @@ class SensitivityMeter:
         return model
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module, *, fast: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def outputs(self, model: nn.Module, *, fast: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield outputs in float32, and targets; ``fast`` computes in the type that is fastest on the device."""
         for inputs, targets in self.unseen:
             with autocast(self.device) if fast else nullcontext():
@@ -178,14 +185,14 @@ class SensitivityMeter:
         """Return what networks are compared with: outputs if they are logits of several classes, else the loss."""
         if distils:
             limit = torch.finfo(torch.float16).max
-            found = [o.clamp(-limit, limit).half().cpu() for o, _ in self._outputs(model, fast=fast)]
+            found = [o.clamp(-limit, limit).half().cpu() for o, _ in self.outputs(model, fast=fast)]
             if all(o.dim() >= 2 and o.shape[1] > 1 for o in found):
                 return _Reference(found, 0.0)
         return _Reference(None, self._growth(model, _Reference(None, 0.0)))
 
     def _growth(self, model: nn.Module, reference: _Reference, *, fast: bool = False) -> float:
         total = seen = 0.0
-        for number, (outputs, targets) in enumerate(self._outputs(model, fast=fast)):
+        for number, (outputs, targets) in enumerate(self.outputs(model, fast=fast)):
             if reference.logits is None:
                 loss = self.loss(outputs, targets)
             else:

@@ -22,6 +22,7 @@ from autoprune.compress.layers import (
     split_name,
     submodule,
 )
+from autoprune.compress.ranking import kept_counts
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.errors import CompressionError
 from autoprune.naming import unknown_name
@@ -49,8 +50,8 @@ def make_plan(
         groups: Its groups.
         recipe: Ratios, criteria and the width of kept counts.
         statistics: What ``activation`` and ``taylor`` read; may be None for the other criteria.
-        counts: Units to keep of each group; from the ratios if not given. A network that was cut before needs
-            them, for ratios are shares of the dense network's units.
+        counts: Units to keep of each group; from the ratios and the ranking if not given. A network that was cut
+            before needs them, for ratios are shares of the dense network's units.
 
     Returns:
         The plan; groups that lose nothing are not in it.
@@ -61,7 +62,7 @@ def make_plan(
     """
     recipe.check(groups)
     plan: Plan = {}
-    kept = recipe.kept_counts(groups) if counts is None else counts
+    kept = kept_counts(model, groups, recipe, statistics) if counts is None else counts
     for group in groups.groups:
         keep = kept[group.name]
         if keep == 0:

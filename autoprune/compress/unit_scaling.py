@@ -13,6 +13,8 @@ from autoprune.space.groups import Axis, Group, Member
 
 BOTH: tuple[Axis, ...] = ("out", "in")
 READERS: tuple[Axis, ...] = ("in",)
+# Members that are no layers.
+_BARE = ("parameter", "size")
 
 
 def unit_norms(model: nn.Module, group: Group) -> Tensor:
@@ -53,15 +55,20 @@ def scale_units(model: nn.Module, group: Group, factors: Tensor, axes: Collectio
         group: One of its groups.
         factors: One for each unit, ``(group.size,)``.
         axes: ``out`` scales what makes the units (filters, their biases, scales and shifts of normalisations), ``in``
-            what reads them. Zeros on ``in`` alone make the network ignore a unit, as if it were cut.
+            what reads them. Zeros on ``in`` alone make the network ignore a unit, as if it were cut; of a group that
+            no layer reads (the width of queries and keys) what makes it is scaled instead.
     """
+    if not any(member.axis == "in" for member in group.members):
+        axes = BOTH
     for member in group.members:
-        module = None if member.kind == "parameter" else submodule(model, member.layer)
+        module = submodule(model, member.layer) if member.kind not in _BARE else None
         if member.axis not in axes or module is None or isinstance(module, nn.PReLU):
             continue
         each = _of_channels(module, member, factors)
         if isinstance(module, Conv | nn.Linear):
             module.weight.mul_(spread(module, member.axis, each))
+        elif isinstance(module, nn.Embedding):
+            module.weight.mul_(each)
         if member.axis == "out":
             for name in ("weight", "bias") if member.kind == "norm" else ("bias",):
                 parameter = getattr(module, name, None)
@@ -110,10 +117,12 @@ def _of_channels(module: nn.Module, member: Member, factors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _squares(model: nn.Module, member: Member) -> Tensor | None:
-    if member.kind == "parameter":
+    if member.kind in _BARE:
         return None
     module = submodule(model, member.layer)
     if isinstance(module, Conv | nn.Linear):
         return weight_rows(module, member.axis).float().square().sum(1)
+    if isinstance(module, nn.Embedding):
+        return module.weight.float().square().sum(0)
     weight = None if isinstance(module, nn.PReLU) else getattr(module, "weight", None)
     return weight.float().square() if isinstance(weight, nn.Parameter) else None

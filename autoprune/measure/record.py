@@ -97,3 +97,67 @@ class Measurement(BaseModel):
     memory_bytes: int | None
     executed: Executed
     parity_error: float
+
+
+class ClassScore(BaseModel):
+    """Top-1 accuracy on the examples of one class.
+
+    Attributes:
+        name: Name of the class.
+        index: Its number.
+        value: Share of its examples that are right, in ``[0, 1]``.
+        ci: 95 % interval.
+        examples: Number of its examples.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    index: int
+    value: float
+    ci: Interval
+    examples: int
+
+
+class CorruptedScore(BaseModel):
+    """Scores on images that were corrupted in one way.
+
+    Attributes:
+        corruption: What was done to the images.
+        severity: How much, 1 to 5; 0 is nothing.
+        accuracy: Top-1 accuracy.
+        worst_class: The class with the lowest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corruption: str
+    severity: int
+    accuracy: Capability
+    worst_class: ClassScore
+
+
+class Robustness(BaseModel):
+    """What one network is worth on corrupted images.
+
+    Attributes:
+        clean: Scores on the images as they are.
+        corrupted: Scores by corruption and severity.
+        seed: Seed of the noise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clean: CorruptedScore
+    corrupted: tuple[CorruptedScore, ...]
+    seed: int
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """Names of the corruptions, each once."""
+        return tuple(dict.fromkeys(score.corruption for score in self.corrupted))
+
+    def mean(self, corruption: str | None = None) -> float:
+        """Return the mean accuracy over the severities of one corruption, or over all that was corrupted."""
+        found = [s.accuracy.value for s in self.corrupted if corruption in (None, s.corruption)]
+        return sum(found) / len(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoprune.measure.record import Capability
 from autoprune.report.view import (
+    RANKED,
     StudyView,
     duration,
     group_rows,
@@ -162,8 +163,9 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
     ]
     criteria = ", ".join(f"{value} for {kind}" for kind, value in sorted(recipe.criterion.items()))
     return (
-        f"## Recipe\n\n{_table(rows)}\n\nRanked by {_cell(criteria)}; counts in steps of {recipe.width}. "
-        f"Recovery: {', '.join(steps) or 'nothing in closed form'}, then {record.train_steps} gradient steps "
+        f"## Recipe\n\n{_table(rows)}\n\nRanked {RANKED[recipe.ranking]}by {_cell(criteria)}; "
+        f"counts in steps of {recipe.width}. Recovery: {', '.join(steps) or 'nothing in closed form'}, "
+        f"then {record.train_steps} gradient steps "
         f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
         f"{_scheduled(recipe)}" + (f"\n\n{_masks(recipe)}" if recipe.masks else "")
     )

@@ -17,6 +17,7 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 
 Role = Literal["dense", "front", "baseline", "dominated", "trial"]
+RANKED = {"group": "", "global": "across all groups ", "alike": "across groups that are alike "}
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,9 @@ def group_rows(recipe: Recipe, groups: Groups | None) -> list[GroupRow]:
     rows = []
     for group in groups.groups:
         choice = recipe.choice(group.name)
-        kept = kept_count(group.size, choice.ratio, recipe.width) if group.name in left else 0
+        kept: int | None = kept_count(group.size, choice.ratio, recipe.width) if group.name in left else 0
+        if recipe.ranking != "group" and kept not in (0, group.size):
+            kept = None  # scores decided; the artifact's recipe.json holds the units
         ratio = choice.ratio if group.name in left else 1.0
         rows.append(GroupRow(group.name, ratio, kept, group.size, choice.bits))
     return rows
@@ -220,7 +223,8 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
             parts.append("blocks taken out: " + ", ".join(gone))
         own = {c.criterion for c in record.recipe.groups.values() if c.criterion}
         kinds = [f"{c} ({kind})" for kind, c in sorted(record.recipe.criterion.items())]
-        parts.append("ranked by " + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
+        ranked = f"ranked {RANKED[record.recipe.ranking]}by "
+        parts.append(ranked + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
         parts.append("no channels pruned" if record.recipe.masks else "nothing pruned")
     if record.recipe.masks:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
-from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
 
@@ -34,6 +34,7 @@ def baselines(
     criterion: str,
     width: int,
     recovery: Recovery,
+    ranking: Ranking = "group",
     schedule: Schedule | None = None,
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
@@ -48,6 +49,7 @@ def baselines(
         criterion: Criterion for every group type.
         width: Step of kept counts.
         recovery: Recovery of the uniform recipes.
+        ranking: Ranking of the uniform recipes.
         schedule: When they remove channels; at once if not given.
     """
     found: list[Baseline] = []
@@ -57,10 +59,10 @@ def baselines(
         return found
     for ratio in sorted(ratios):
         if 8 in bits:
-            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery)
+            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery, ranking)
             found.append(Baseline(f"uniform {ratio:g} int8", recipe))
         if 32 in bits:
-            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery)
+            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery, ranking)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
     return [Baseline(b.label, _scheduled(b.recipe, schedule or Schedule())) for b in found]
 
@@ -71,7 +73,7 @@ def _scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by criterion, bit-width, schedule and mask, shuffled.
+    """Return every uniform recipe of a space, each of its settings by each other that matters, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -90,6 +92,7 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
                 criterion,
                 space.width,
                 space.default_recovery(),
+                ranking,
                 sparsity=sparsity,
                 mask=mask,
             ),
@@ -98,6 +101,7 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
+        for ranking in (space.rankings if ratio > 0 else space.rankings[:1])
         for schedule in (list(space.schedules.each()) if ratio > 0 else [Schedule()])
         for bits in space.bits
         for sparsity in space.sparsities
@@ -128,6 +132,8 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
         **masked,
+        # What other rankings keep follows from the sum of the counts, the scores and this.
+        "ranking": recipe.ranking,
     }
     if recipe.schedule.kind != "one_shot":
         parts["schedule"] = recipe.schedule.model_dump(mode="json")

@@ -18,6 +18,7 @@ from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.finetune import TeacherStream
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.ranking import kept_counts
 from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
@@ -205,7 +206,7 @@ class Bench:
             loss=self.workload.loss,
             batch_size=self.config.batch_size,
             device=self.device,
-            counts=recipe.kept_counts(self.groups),
+            counts=kept_counts(self.workload.model, self.groups, recipe, self.statistics),
             # Batches that the line has not seen yet.
             start_step=before.network.train_steps,
             deadline=deadline,
@@ -322,7 +323,7 @@ def discover(workload: Workload) -> tuple[Workload, Groups]:
     Returns:
         The workload, its network written as a graph where that alone can be cut, and the groups.
     """
-    groups = find_groups(workload.model, _two_examples(workload))
+    groups = find_groups(workload.model, two_examples(workload))
     return as_groups_say(workload, groups), groups
 
 
@@ -330,8 +331,9 @@ def as_groups_say(workload: Workload, groups: Groups) -> Workload:
     """Return the workload, its network written as a graph where the groups are those of the graph."""
     if not groups.rewritten:
         return workload
-    return replace(workload, model=cuttable(workload.model, groups, _two_examples(workload)))
+    return replace(workload, model=cuttable(workload.model, groups, two_examples(workload)))
 
 
-def _two_examples(workload: Workload) -> Tensor:
+def two_examples(workload: Workload) -> Tensor:
+    """Return inputs that networks are looked at with."""
     return next(iter(workload.data.calibration.batches(2, limit=2)))[0]

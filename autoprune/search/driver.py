@@ -154,6 +154,7 @@ class Driver:
             self.space.criteria["conv"][0],
             self.space.width,
             self.space.default_recovery(),
+            self.space.rankings[0],
             self.space.schedules.default(),
         )
         return [baseline for baseline in planned if baseline.label not in done]

@@ -1,4 +1,4 @@
-"""What the default search cannot search yet, told before anything runs. Torch-free."""
+"""What the default search cannot search, told before anything runs. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from autoprune.space.search_space import SearchSpace
 
 
 def auto_cannot(space: SearchSpace) -> list[str]:
-    """Return one line for each setting of a space that the default search has no use for.
+    """Return one line for each setting of a space that the default search cannot work with.
 
-    It works with a profile of what each group loses by itself, and starts networks from trained ones.
+    It proposes a width, a criterion and bits for each group from a profile of single groups, starts networks from
+    trained ones, and does nothing else.
     """
     found: list[str] = []
+    if space.rankings != ("group",):
+        found.append(f"rankings = {list(space.rankings)}: which units go has to depend on one group alone")
     if space.schedules.kind != ("one_shot",):
         found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")
     if any(space.every_sparsity):
@@ -32,6 +35,6 @@ def check_sampler(sampler: str, space: SearchSpace) -> None:
     faults = auto_cannot(space) if sampler == "auto" else []
     if faults:
         raise UsageError(
-            "the default search (--sampler auto) cannot search this space: " + "; ".join(faults),
-            "search it with --sampler tpe (or nsga2, random, grid), or leave the setting out",
+            "\n  ".join(["the default search (--sampler auto) cannot search this space:", *faults]),
+            "search it with --sampler tpe (or nsga2, random, grid), or leave these settings out",
         )

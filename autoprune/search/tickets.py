@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from autoprune.compress.discovery import cuttable
 from autoprune.compress.layers import has_batchnorm
 from autoprune.compress.stream import TeacherStream
 from autoprune.compress.ticket_masks import Masks, Ticket, by_channel, by_magnitude, random_like, share_left
@@ -17,7 +18,7 @@ from autoprune.compress.ticket_training import Course, outputs_on, train
 from autoprune.config import StudyConfig
 from autoprune.errors import TrialError, UsageError
 from autoprune.measure.capability import score
-from autoprune.search.bench import discover, training_device
+from autoprune.search.bench import discover, training_device, two_examples
 from autoprune.search.events import Listener, Progress
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.ticket_record import (
@@ -160,6 +161,9 @@ class _Comparison:
                 "lower --rewind-step or raise --steps",
             )
         usual = _RATE if has_batchnorm(workload.model) else _RATE_WITHOUT_NORM
+        groups: Groups | None = None
+        if settings.structured:
+            workload, groups = discover(workload)
         made = cls(
             workload=workload,
             config=config,
@@ -167,7 +171,7 @@ class _Comparison:
             to=to,
             listener=listener,
             device=training_device(),
-            groups=discover(workload) if settings.structured else None,
+            groups=groups,
             batch_size=plan.batch_size,
             steps=steps,
             early=early,
@@ -206,7 +210,7 @@ class _Comparison:
 
     def random(self, seed: int) -> nn.Module:
         """Return the network with random weights."""
-        return load_network(
+        model = load_network(
             parse_model(self.config.model),
             "none",
             self.workload.data.classes,
@@ -215,6 +219,7 @@ class _Comparison:
             trusted=self.config.trust_code,
             say=lambda _: None,
         ).model
+        return model if self.groups is None else cuttable(model, self.groups, two_examples(self.workload))
 
     def run(self, seed: int, interrupt: Callable[[], bool]) -> Iterator[_Trained | None]:
         """Yield the networks of one seed; None once the user ended the comparison."""

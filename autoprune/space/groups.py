@@ -132,6 +132,19 @@ def is_inside(layer: str, blocks: Collection[str]) -> bool:
     return any(layer.startswith(f"{block}.") for block in blocks)
 
 
+def count_step(size: int, width: int) -> int:
+    """Return the step of a group's kept counts: ``width``, halved until the group has at least four of them.
+
+    Args:
+        size: Units in the group, at least 1.
+        width: Step that the target's kernels reward, at least 1.
+    """
+    step = width
+    while step > 1 and step * 4 > size:
+        step //= 2
+    return step
+
+
 def kept_count(size: int, ratio: float, width: int) -> int:
     """Return how many of ``size`` units stay when the share ``ratio`` is removed.
 
@@ -148,9 +161,7 @@ def kept_count(size: int, ratio: float, width: int) -> int:
         return 0
     if ratio <= 0.0 or size == 1:
         return size
-    step = width
-    while step > 1 and step * 4 > size:
-        step //= 2
+    step = count_step(size, width)
     wanted = size * (1.0 - ratio)
     below = int(wanted // step) * step
     kept = below if wanted - below <= step / 2 else below + step

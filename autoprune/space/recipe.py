@@ -15,13 +15,26 @@ from autoprune.space.schedule import Schedule
 
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
+Ranking = Literal["group", "global", "alike"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
-CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
+CRITERIA: tuple[str, ...] = (
+    "l1",
+    "l2",
+    "fpgm",
+    "bn_scale",
+    "activation",
+    "taylor",
+    "fisher",
+    "lamp",
+    "random",
+)
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
 # Settings that older recipes lack; the text that recipes are compared by leaves them out at their defaults.
-_LATER = ("mask", "schedule")
+_LATER = ("mask", "schedule", "ranking")
 _LATER_CHOICES = ("sparsity",)
+# Those whose scores are shares of their own group's already: a mean of a group would take their sense away.
+SHARE_CRITERIA: tuple[str, ...] = ("lamp",)
 
 
 class GroupChoice(BaseModel):
@@ -79,6 +92,9 @@ class Recipe(BaseModel):
         recovery: What is done after the cut.
         mask: How single weights are chosen that become zero; groups with a sparsity of 0 have none.
         schedule: When the channels are removed.
+        ranking: Which units are compared with each other. ``group``: those of one group, of which its ratio goes.
+            ``global``: those of all groups with a ratio above 0, of which as many go in all as their ratios say
+            together. ``alike``: the same among groups of one size and kind. Groups of ratio 0 stay whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +105,7 @@ class Recipe(BaseModel):
     recovery: Recovery = Recovery()
     mask: Mask = Mask()
     schedule: Schedule = Schedule()
+    ranking: Ranking = "group"
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -99,7 +116,11 @@ class Recipe(BaseModel):
         return self.choice(group.name).criterion or self.criterion.get(group.type, "l2")
 
     def kept_counts(self, groups: Groups) -> dict[str, int]:
-        """Return the units that each group keeps."""
+        """Return the units that each group keeps by its own ratio.
+
+        Under another ranking than ``group`` scores decide, see :func:`autoprune.compress.ranking.kept_counts`; these
+        are then what the number of units removed in all is taken from. Which blocks go is the same under all.
+        """
         return {g.name: kept_count(g.size, self.choice(g.name).ratio, self.width) for g in groups.groups}
 
     @property
@@ -156,6 +177,19 @@ class Recipe(BaseModel):
         if self.masks:
             sparsities = [choice.sparsity for choice in self.groups.values()]
             self.mask.check(sparsities, self.recovery.finetune_steps)
+        if self.ranking != "group":
+            self._check_comparable(groups)
+
+    def _check_comparable(self, groups: Groups) -> None:
+        """Refuse to compare scores that are shares of a group with scores that are not."""
+        names = {self.criterion_of(g) for g in groups.groups if 0 < self.choice(g.name).ratio < 1}
+        if names & set(SHARE_CRITERIA) and len(names) > 1:
+            raise UsageError(
+                f"ranking {self.ranking!r} compares units of several groups, but the criteria {sorted(names)} give "
+                "scores of different scales; allowed: one of them for all, or any without "
+                + ", ".join(SHARE_CRITERIA),
+                "give conv and linear the same criterion, or ranking group",
+            )
 
 
 def uniform_recipe(
@@ -165,6 +199,7 @@ def uniform_recipe(
     criterion: str = "l2",
     width: int = 8,
     recovery: Recovery | None = None,
+    ranking: Ranking = "group",
     *,
     sparsity: float = 0.0,
     mask: Mask | None = None,
@@ -178,6 +213,7 @@ def uniform_recipe(
         criterion: Criterion for every group type.
         width: Step of kept channel counts.
         recovery: What is done after the cut; the defaults if not given.
+        ranking: Which units are compared with each other.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How they are chosen; by magnitude in every layer if not given.
 
@@ -193,4 +229,5 @@ def uniform_recipe(
         width=width,
         recovery=recovery or Recovery(),
         mask=mask or Mask(),
+        ranking=ranking,
     )

@@ -27,7 +27,7 @@ from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.mask_space import MaskSpace
-from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.recipe import CRITERIA, SHARE_CRITERIA, Bits, GroupChoice, Ranking, Recipe, Recovery
 from autoprune.space.schedule import Schedule
 from autoprune.space.schedule_space import ScheduleSpace
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
@@ -38,8 +38,11 @@ Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
 Sparsities = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
+RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 _DEFAULT_CRITERION = "l2"
+# Settings that spaces of earlier versions do not have.
+_LATER = ("rankings", "sparsities", "masks", "schedules")
 
 
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -120,6 +123,7 @@ class SearchSpace(BaseModel):
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
             samplers have one fidelity, that of ``recovery``.
+        rankings: Which units are compared with each other; see :class:`~autoprune.space.recipe.Recipe`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,8 +144,9 @@ class SearchSpace(BaseModel):
         Rung(steps=50),
         Rung(steps=200),
     )
+    rankings: RankingChoices = ("group",)
 
-    _once = field_validator("ratios", "bits", "sparsities")(_each_once)
+    _once = field_validator("ratios", "bits", "sparsities", "rankings")(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -183,6 +188,17 @@ class SearchSpace(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        names = {name for names in self.criteria.values() for name in names}
+        shares = names & set(SHARE_CRITERIA)
+        if shares and shares != names and self.rankings != ("group",):
+            raise ValueError(
+                f"rankings {list(self.rankings)} compare scores of several groups, and {sorted(shares)} cannot be "
+                f"compared with {sorted(names - shares)}; give conv and linear criteria of one sort"
+            )
+        return self
+
     @property
     def every_sparsity(self) -> tuple[float, ...]:
         """All sparsities that some group may get."""
@@ -197,22 +213,6 @@ class SearchSpace(BaseModel):
     def default_recovery(self) -> Recovery:
         """Return the recovery made of every first choice, which the baselines use."""
         return self.recovery.default()
-
-    def canonical_json(self) -> str:
-        """Return the space as JSON; equal spaces give equal text.
-
-        Settings that came later are left out at their defaults: older studies compare spaces by this text.
-        """
-        fresh = SearchSpace()
-        later = {
-            name
-            for name in ("sparsities", "masks", "schedules")
-            if getattr(self, name) == getattr(fresh, name)
-        }
-        exclude: dict[str, Any] = dict.fromkeys(later, True)
-        if all(override.sparsities is None for override in self.overrides):
-            exclude["overrides"] = {"__all__": {"sparsities"}}
-        return self.model_dump_json(exclude=exclude)
 
     def ratios_of(self, group: Group) -> tuple[float, ...]:
         """Return the ratios that make a difference for ``group``, from the smallest on.
@@ -269,8 +269,8 @@ class SearchSpace(BaseModel):
         """Let ``trial`` choose a recipe.
 
         Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), ``sparsity:<group>``
-        (index into :meth:`sparsities_of`), and, only where something is pruned, ``criterion:<type>``, the settings of
-        the mask and of the recovery. One choice makes no parameter.
+        (index into :meth:`sparsities_of`), and, only where something is pruned, ``criterion:<type>``, ``ranking`` and
+        the settings of the mask, the schedule and the recovery. One choice makes no parameter.
         """
         chosen: dict[str, GroupChoice] = {}
         for group in groups.groups:
@@ -288,12 +288,14 @@ class SearchSpace(BaseModel):
         masked = any(choice.sparsity > 0 for choice in chosen.values())
         mask = self.masks.suggest(trial) if masked else Mask()
         recovery = self.recovery.suggest(trial) if pruned or masked else self.default_recovery()
+        ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
         schedule = self.schedules.suggest(trial) if pruned else Schedule()
         return Recipe(
             groups=chosen,
             criterion=criterion,
             width=self.width,
             recovery=recovery,
+            ranking=ranking,
             mask=mask,
             schedule=schedule,
         )
@@ -335,6 +337,7 @@ class SearchSpace(BaseModel):
         if recipe.prunes:
             parts.append(self.recovery.params_of(recipe.recovery))
         if pruned:
+            parts.append(choice_params("ranking", self.rankings, recipe.ranking))
             parts.append(self.schedules.params_of(recipe.schedule))
         for part in parts:
             if part is None:
@@ -355,11 +358,20 @@ class SearchSpace(BaseModel):
         choices = [self.sparsities_of(g) for g in groups.groups]
         unmasked = int(all(0.0 in of_group for of_group in choices))
         masked = (math.prod(map(len, choices)) - unmasked) * self.masks.count()
-        # Only what loses channels has a schedule, and only what loses anything is recovered.
-        cut = (any_criterion - uncut) * self.schedules.count()
+        # Only what loses channels has a schedule and a ranking, and only what loses anything is recovered.
+        cut = (any_criterion - uncut) * self.schedules.count() * len(self.rankings)
         untouched = uncut * unmasked
         recovered = (cut + uncut) * (unmasked + masked) - untouched
         return math.log10(bit_choices * (untouched + recovered * self.recovery.count()))
+
+    def content(self) -> str:
+        """Return the space as text, by which a study knows it again; newer settings count where they are set."""
+        fresh = SearchSpace()
+        newer = {name for name in _LATER if getattr(self, name) == getattr(fresh, name)}
+        exclude: dict[str, Any] = dict.fromkeys(newer, True)
+        if all(override.sparsities is None for override in self.overrides):
+            exclude["overrides"] = {"__all__": {"sparsities"}}
+        return self.model_dump_json(exclude=exclude)
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]

@@ -22,6 +22,7 @@ VERBS = [
     "compress",
     "measure",
     "groups",
+    "sensitivity",
     "studies",
     "spaces",
     "doctor",

@@ -55,6 +55,14 @@ def test_fisher_takes_the_weights_of_a_unit_one_by_one() -> None:
         importance.fisher_scores(torch.zeros(0, 3))
 
 
+def test_lamp_is_the_share_of_what_is_not_smaller() -> None:
+    found = importance.lamp_scores(torch.tensor([2.0, 1.0, 3.0]))
+    assert found.tolist() == pytest.approx([4 / 13, 1 / 14, 1.0])
+    # Equal ones come by their index; nothing is not divided by nothing.
+    assert importance.lamp_scores(torch.tensor([1.0, 1.0])).tolist() == [0.5, 1.0]
+    assert importance.lamp_scores(torch.zeros(2)).tolist() == [1.0, 1.0]
+
+
 def test_random_depends_on_the_name_alone() -> None:
     first = importance.random_scores("layer1", 5)
     torch.manual_seed(7)
@@ -159,6 +167,66 @@ def test_bn_scale_falls_back_to_l2_without_batchnorm() -> None:
         normed.bn1.weight.copy_(torch.arange(8.0))
     scores = score_group(normed, prepared(normed)[0].by_name["conv1"], "bn_scale")
     assert scores.tolist() == pytest.approx([i / 3.5 for i in range(8)])
+
+
+def by_definition(model: Plain, criterion: str, statistics: LayerStatistics) -> list[Tensor]:
+    """Return what each layer of group ``conv1`` says of its units, from the weights and their gradients themselves."""
+    made = model.conv1.weight.detach().double().flatten(1)
+    read = model.conv2.weight.detach().double().transpose(0, 1).flatten(1)
+    sides = (made, read)
+    if criterion == "l1":
+        return [rows.abs().sum(1) for rows in sides]
+    if criterion in ("l2", "lamp"):
+        return [rows.norm(dim=1) for rows in sides]
+    if criterion == "fpgm":
+        return [(made[:, None] - made[None]).norm(dim=2).sum(1)]
+    if criterion == "bn_scale":
+        assert isinstance(model.bn1, nn.BatchNorm2d)
+        return [model.bn1.weight.detach().double().abs()]
+    if criterion == "activation":
+        return [read.square().sum(1) * statistics.moment_of("conv2").double()]
+    kind = {"taylor": _first_order, "fisher": _second_order}[criterion]
+    found = [[kind(g * w) for g, w in batch] for batch in _gradients(model)]
+    return [torch.stack(layer).mean(0) for layer in zip(*found, strict=True)]
+
+
+def _first_order(products: Tensor) -> Tensor:
+    return products.flatten(1).sum(1).square()
+
+
+def _second_order(products: Tensor) -> Tensor:
+    return 0.5 * products.flatten(1).square().sum(1)
+
+
+def _gradients(model: Plain) -> list[list[tuple[Tensor, Tensor]]]:
+    """Return gradient and weight of what makes and what reads the units of ``conv1``, for each batch."""
+    batches = []
+    for step in range(3):
+        inputs, targets = Split().training_batch(step, 16, 0)
+        model.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+        pairs = [(layer.weight.grad, layer.weight.detach()) for layer in (model.conv1, model.conv2)]
+        made, read = [(g.double(), w.double()) for g, w in pairs if g is not None]
+        batches.append([made, (read[0].transpose(0, 1), read[1].transpose(0, 1))])
+    return batches
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_is_its_definition_on_a_group(criterion: str) -> None:
+    torch.manual_seed(0)
+    model = Plain()
+    assert isinstance(model.bn1, nn.BatchNorm2d)
+    nn.init.normal_(model.bn1.weight)
+    groups, statistics = prepared(model)
+    found = score_group(model, groups.by_name["conv1"], criterion, statistics)
+    if criterion == "random":
+        assert torch.equal(found, importance.random_scores("conv1", 8))
+        return
+    expected = torch.stack([s / s.mean() for s in by_definition(model, criterion, statistics)]).sum(0)
+    if criterion == "lamp":
+        squares = expected.square()
+        expected = torch.stack([s / squares[squares >= s].sum() for s in squares])
+    assert torch.allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -16,13 +16,14 @@ from autoprune.compress.pipeline import Compressed, compress
 from autoprune.compress.schedule import round_counts, round_steps
 from autoprune.compress.sparse_training import cubic_share, shrinkage, train_gradually, train_sparse
 from autoprune.compress.statistics import collect_statistics
-from autoprune.compress.surgery import prune, zero_mask
+from autoprune.compress.surgery import prune
 from autoprune.compress.unit_scaling import READERS, scale_units, unit_norms
 from autoprune.errors import UsageError
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.workloads.cifar_resnet import cifar_resnet
 from tests.compress.networks import Mixed, OptionA, Plain, Split, half
+from tests.compress.zeroing import zero_mask
 
 BATCHES = [Split().training_batch(step, 32, 0) for step in range(4)]
 CPU = torch.device("cpu")

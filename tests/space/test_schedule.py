@@ -41,8 +41,8 @@ def test_a_recipe_of_before_is_the_same_text() -> None:
 
 
 def test_a_space_of_before_is_the_same_text() -> None:
-    assert "schedules" not in SearchSpace().canonical_json()
-    assert "schedules" in parse_space(SPACE).canonical_json()
+    assert "schedules" not in SearchSpace().content()
+    assert "schedules" in parse_space(SPACE).content()
 
 
 def test_samplers_search_every_schedule_and_parameters_give_it_back(groups: Groups) -> None:
@@ -80,7 +80,9 @@ def test_schedules_count_in_the_size_of_a_space(groups: Groups) -> None:
 
 def test_baselines_and_the_grid_use_the_schedules(groups: Groups) -> None:
     space = parse_space(SPACE.replace("[one_shot, iterative, sparse]", "[iterative, sparse]"))
-    found = baselines(groups, [0.5], [8, 32], "l2", 8, space.default_recovery(), space.schedules.default())
+    found = baselines(
+        groups, [0.5], [8, 32], "l2", 8, space.default_recovery(), schedule=space.schedules.default()
+    )
     assert {b.label: b.recipe.schedule.kind for b in found} == {
         "int8": "one_shot",
         "uniform 0.5 int8": "iterative",

@@ -13,6 +13,8 @@ import optuna
 import pytest
 
 from autoprune.errors import UsageError
+from autoprune.search.baselines import baselines, effective_key, grid_recipes
+from autoprune.search.limits import auto_cannot, check_sampler
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace, json_schema, load_space, parse_space, shipped_spaces
@@ -151,6 +153,43 @@ def test_size_counts_every_recipe_once(make_groups: Callable[..., Groups]) -> No
     assert space.size(groups) == pytest.approx(math.log10(len(found)))
 
 
+def test_rankings_are_searched_counted_and_found_again(make_groups: Callable[..., Groups]) -> None:
+    groups = make_groups(a=("conv", 16, True), fc=("linear", 16, True))
+    space = parse_space("width: 4\nratios: [0.0, 0.5]\nbits: [8]\nrankings: [alike, group, global]\n")
+    chosen = {}
+    for ratio, ranking in itertools.product((0, 1), ("alike", "group", "global")):
+        trial = optuna.trial.FixedTrial({"ratio:a": ratio, "ratio:fc": 0, "ranking": ranking})
+        recipe = space.suggest(trial, groups)
+        chosen[recipe.canonical_json()] = recipe.ranking
+        assert space.params_of(recipe, groups) == trial.params
+    assert sorted(chosen.values()) == ["alike", "alike", "global", "group"], "uncut there is nothing to rank"
+    assert space.size(groups) == pytest.approx(math.log10(1 + 3 * 3))
+    outside = uniform_recipe(groups, 0.5, 8, "l2", 4, space.default_recovery(), "global")
+    assert parse_space("width: 4\nratios: [0.5]\nbits: [8]").params_of(outside, groups) is None
+    assert len(grid_recipes(space, groups, 0)) == 1 + 3
+    assert [b.recipe.ranking for b in baselines(groups, (0.5,), (8,), "l2", 4, Recovery(), "alike")][
+        -1
+    ] == "alike"
+    keys = {effective_key(recipe, groups) for recipe in grid_recipes(space, groups, 0)}
+    assert len(keys) == 1 + 3
+
+
+def test_the_content_of_a_space_tells_newer_settings_only_where_they_are_set() -> None:
+    assert "rankings" not in SearchSpace().content()
+    assert "rankings" in SearchSpace(rankings=("global",)).content()
+    assert '"width":4' in SearchSpace(width=4).content()
+
+
+def test_the_default_search_refuses_what_it_cannot_search() -> None:
+    assert auto_cannot(SearchSpace()) == []
+    for sampler in ("tpe", "nsga2", "random", "grid"):
+        check_sampler(sampler, SearchSpace(rankings=("group", "global")))
+    for rankings in (("global",), ("group", "global")):
+        with pytest.raises(UsageError, match="rankings = ") as caught:
+            check_sampler("auto", SearchSpace(rankings=rankings))
+        assert "--sampler tpe" in caught.value.hint
+
+
 def test_defaults_are_the_first_choices() -> None:
     recovery = parse_space(
         "recovery: {finetune_steps: [7, 3], learning_rate: {low: 0.01, high: 1.0, log: true}}"
@@ -169,6 +208,9 @@ FAULTS = {
     "ratios: [0.5, 0.5]": ["twice"],
     "\nbits: [4]": [":2:", "bits.0 = 4", "8 or 32"],
     "ratio: [0.5]": [":1:", "did you mean 'ratios'"],
+    "rankings: [globe]": ["'group', 'global' or 'alike'"],
+    "rankings: [group, group]": ["a choice is there twice"],
+    "rankings: [global]\ncriteria: {conv: [lamp]}": ["['lamp'] cannot be compared with ['l2']"],
     "criteria: {conv: [talyor]}": ["unknown criterion 'talyor'; did you mean 'taylor'?", "bn_scale"],
     "criteria: {convs: [l2]}": ["'conv' or 'linear'"],
     "recovery:\n  learning_rat: 1": [":2:", "learning_rat"],
