@@ -63,11 +63,12 @@ def search(
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
+    from autoprune.search.limits import check_sampler
     from autoprune.space.search_space import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
-    load_space(settings.space)
+    check_sampler(settings.sampler, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
         _dry_run(settings, json, quiet)
@@ -131,6 +132,15 @@ def compress(
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
     bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="fine-tuning steps")] = None,
+    rank_ratio: Annotated[
+        float | None, typer.Option(metavar="R", help="share of the rank removed from every layer")
+    ] = None,
+    feature_distill: Annotated[
+        float | None, typer.Option(metavar="W", help="weight of the distillation on features")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(metavar="ORDER", help="prune-tune-quantize or tune-prune-quantize")
+    ] = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     json: options.Json = False,
@@ -144,7 +154,14 @@ def compress(
     settings = gather(config, flags, overrides or ())
     uniform: dict[str, Any] = {
         name: value
-        for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits}.items()
+        for name, value in {
+            "ratio": ratio,
+            "criterion": criterion,
+            "bits": bits,
+            "rank_ratio": rank_ratio,
+            "feature_distill": feature_distill,
+            "order": order,
+        }.items()  # fmt: skip
         if value is not None
     }
     chosen = (
@@ -154,6 +171,8 @@ def compress(
     )
     if criterion is not None:
         _check_criterion(criterion)
+    if order is not None:
+        _check_order(order)
     from autoprune.workloads.catalog import check_inputs
 
     check_inputs(settings)
@@ -174,6 +193,13 @@ def _check_criterion(criterion: str) -> None:
         raise unknown_name("criterion", criterion, CRITERIA)
 
 
+def _check_order(order: str) -> None:
+    from autoprune.space.recipe import ORDERS
+
+    if order not in ORDERS:
+        raise unknown_name("order", order, ORDERS)
+
+
 def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
     """Read a recipe by itself, or the one in the ``recipe.json`` of an artifact."""
     from pydantic import ValidationError
@@ -183,7 +209,8 @@ def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
     from autoprune.yaml_io import read_yaml
 
     if also_given:
-        raise UsageError(f"--recipe and --{also_given[0]} exclude each other: a recipe file says everything")
+        given = also_given[0].replace("_", "-")
+        raise UsageError(f"--recipe and --{given} exclude each other: a recipe file says everything")
     document = read_yaml(path)
     values = document.values
     if isinstance(values, dict) and isinstance(values.get("recipe"), dict):

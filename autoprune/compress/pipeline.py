@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.finetune import Loss, TeacherStream, TrainingStep, finetune
+from autoprune.compress.lowrank import Factorised, factorise
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
-from autoprune.compress.statistics import LayerStatistics
-from autoprune.compress.surgery import Plan, make_plan, prune
+from autoprune.compress.statistics import LayerStatistics, collect_statistics
+from autoprune.compress.surgery import Plan, kept_channels, make_plan, prune
 from autoprune.errors import CompressionError
 from autoprune.space.groups import Group, Groups
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Compressed:
         plan: Kept units of each group that was cut.
         train_steps: Gradient steps taken.
         solved: Layers whose weights were solved by least squares.
+        factorised: Layers that were replaced by two of lower rank, and why others were not.
     """
 
     model: nn.Module
     plan: Plan
     train_steps: int
     solved: list[str]
+    factorised: Factorised = field(default_factory=Factorised)
 
     def kept(self, group: Group) -> int:
         """Return how many units of a group are left."""
@@ -55,6 +58,9 @@ def compress(
     training_step: TrainingStep | None = None,
 ) -> Compressed:
     """Prune, then recover by least squares, BatchNorm statistics and fine-tuning, as the recipe says.
+
+    Layers are factorised once least squares has solved them. In the order ``tune-prune-quantize`` the network is
+    fine-tuned first, and statistics are collected anew.
 
     A recipe that prunes nothing gives the dense network itself, untrained: there is nothing to recover.
 
@@ -96,19 +102,11 @@ def compress(
             f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
         )
 
-    plan = make_plan(dense, groups, recipe, statistics, counts)
-    model = prune(dense, groups, plan).eval()
-    solved: list[str] = []
-    if recovery.least_squares and plan:
-        if statistics is None:
-            raise CompressionError("least squares needs statistics of the dense network on calibration data")
-        solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
-    if recovery.batchnorm and plan:
-        refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
-    steps = 0
-    if recovery.finetune_steps > 0:
-        model, result = finetune(
-            model,
+    def tuned(network: nn.Module) -> tuple[nn.Module, int]:
+        if recovery.finetune_steps == 0:
+            return network, 0
+        trained, result = finetune(
+            network,
             stream,
             recovery,
             loss=loss,
@@ -117,5 +115,37 @@ def compress(
             deadline=deadline,
             training_step=training_step,
         )
-        steps = result.steps
-    return Compressed(model=model, plan=plan, train_steps=steps, solved=solved)
+        return trained, result.steps
+
+    steps = 0
+    if recipe.order == "tune-prune-quantize":
+        dense, steps = tuned(dense)
+        if steps:
+            by_gradient = any(recipe.criterion_of(g) in GRADIENT_CRITERIA for g in groups.groups)
+            statistics = collect_statistics(
+                dense, groups, calibration_batches, gradients=by_gradient, loss=loss
+            )
+    plan = make_plan(dense, groups, recipe, statistics, counts)
+    model = prune(dense, groups, plan).eval()
+    solved: list[str] = []
+    if recovery.least_squares and plan:
+        if statistics is None:
+            raise CompressionError("least squares needs statistics of the dense network on calibration data")
+        solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
+    factorised = Factorised()
+    if recipe.factorises:
+        kept = kept_channels(dense, groups, plan)
+        factorised = factorise(
+            model,
+            groups,
+            recipe,
+            calibration_batches[0][0][:2],
+            kept_inputs={name: sides["in"] for name, sides in kept.items() if "in" in sides},
+            statistics=statistics,
+            refreshed=recovery.batchnorm,
+        )
+    if recovery.batchnorm and (plan or factorised.ranks):
+        refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
+    if recipe.order == "prune-tune-quantize":
+        model, steps = tuned(model)
+    return Compressed(model=model, plan=plan, train_steps=steps, solved=solved, factorised=factorised)

@@ -223,6 +223,11 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         parts.append("ranked by " + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
         parts.append("nothing pruned")
+    if record.recipe.factorises:
+        factorised = sum(choice.rank_ratio > 0 for choice in record.recipe.groups.values())
+        parts.append(f"low rank asked for in {factorised} groups")
+    if record.recipe.order != "prune-tune-quantize":
+        parts.append(f"order {record.recipe.order}")
     left = sum(row.kept != 0 for row in rows)
     parts.append(f"{low} of {left} groups int8" if low else "float")
     parts.append(f"{record.train_steps} training steps")

@@ -62,7 +62,7 @@ def baselines(
 
 
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
-    """Return every uniform recipe of a space: each ratio by each criterion at each bit-width, shuffled.
+    """Return every uniform recipe of a space: each ratio by each criterion, bit-width, rank and order, shuffled.
 
     A grid over single groups would have more recipes than atoms; this is the grid that engineers try by hand.
 
@@ -71,13 +71,16 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         groups: Groups of the model.
         seed: Seed of the order.
     """
+    recovery = space.default_recovery()
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
-        uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        uniform_recipe(groups, ratio, bits, criterion, space.width, recovery, rank_ratio=rank, order=order)
         for ratio in space.ratios
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
         for bits in space.bits
+        for rank in space.rank_ratios
+        for order in (space.orders if (ratio or rank) and recovery.finetune_steps else space.orders[:1])
     ]
     random.Random(seed).shuffle(found)  # noqa: S311
     return found
@@ -92,13 +95,17 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         if g.prunable and recipe.choice(g.name).ratio > 0
     }
     blocks = groups.removed_blocks(recipe.kept_counts(groups))
-    if not kept and not blocks:
+    ranks = {g.name: r for g in rest.groups if (r := recipe.choice(g.name).rank_ratio) > 0}
+    if not kept and not blocks and not ranks:
         return "dense"
     parts = {
         "kept": kept,
         "blocks": blocks,
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
+        "ranks": ranks,
+        "width": recipe.width if ranks else 0,
+        "order": recipe.order if recipe.recovery.finetune_steps else "",
     }
     return json.dumps(parts, sort_keys=True)
 

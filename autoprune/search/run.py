@@ -12,7 +12,7 @@ from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline
-from autoprune.search.bench import WEIGHTS_FILE, Bench, discover
+from autoprune.search.bench import WEIGHTS_FILE, Bench, check_features, discover
 from autoprune.search.budget import Timekeeper
 from autoprune.search.cost_model import CostModel
 from autoprune.search.driver import Driver
@@ -20,6 +20,7 @@ from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
+from autoprune.search.limits import check_sampler, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
@@ -73,6 +74,7 @@ def run_study(
     """
     started_s = clock.monotonic() if started_s is None else started_s
     space = load_space(config.space)
+    check_sampler(config.sampler, space)
     paths = StudyPaths.of(config.study_name)
     store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
     if store is not None and store.phase == "done" and not _extends(config, store):
@@ -138,6 +140,7 @@ def _search(
 ) -> None:
     """Run every phase that is not over yet."""
     check_same_inputs(store, workload, space)
+    check_features(compares_features(space), workload)
     workload = with_trained_dense(store, workload, config, keeper, interrupt, listener)
     if interrupt():
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,9 +14,15 @@ from autoprune.space.groups import Group, Groups, kept_count
 Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
+Order = Literal["prune-tune-quantize", "tune-prune-quantize"]
+ORDERS: tuple[Order, ...] = ("prune-tune-quantize", "tune-prune-quantize")
 CRITERIA: tuple[str, ...] = ("l1", "l2", "fpgm", "bn_scale", "activation", "taylor", "fisher", "random")
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
+
+
+# Settings that came after the first studies were recorded, which compare recipes by their text.
+_LATER = frozenset({"rank_ratio", "feature_distill", "order"})
 
 
 class GroupChoice(BaseModel):
@@ -26,6 +32,9 @@ class GroupChoice(BaseModel):
         ratio: Share of units removed, in ``[0, 1]``; 1 takes out the block that the group lies in.
         bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
         criterion: How this group's units are ranked; empty for the criterion of its type.
+        rank_ratio: Share of the full rank that is removed in each layer that makes the group's channels, in
+            ``[0, 1)``, after units were removed; the full rank is the smaller side of the layer's weight as a matrix
+            ``(out, in * taps)``. A layer that does not win by it is left whole; 0 leaves all of them whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +42,7 @@ class GroupChoice(BaseModel):
     ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     bits: Bits = 32
     criterion: str = ""
+    rank_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
 class Recovery(BaseModel):
@@ -47,6 +57,8 @@ class Recovery(BaseModel):
         distill: Weight of the distillation loss against the task's loss, in ``[0, 1]``.
         temperature: Temperature of the distillation's softmax.
         clip_norm: Largest gradient norm; larger gradients are scaled down to it.
+        feature_distill: Weight of the distance between the places that the network and the dense one attend to at the
+            end of each stage, which is added to the loss; 0 for none. A few units are usual.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +71,7 @@ class Recovery(BaseModel):
     distill: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0
     clip_norm: Annotated[float, Field(gt=0.0)] = 5.0
+    feature_distill: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
 
 
 class Recipe(BaseModel):
@@ -69,6 +82,8 @@ class Recipe(BaseModel):
         criterion: Criterion for each group type (``conv``, ``linear``).
         width: Step of kept channel counts.
         recovery: What is done after the cut.
+        order: ``prune-tune-quantize``: the cut network is fine-tuned; ``tune-prune-quantize``: the dense network is,
+            for as many steps, and what the cut loses is recovered in closed form alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +92,7 @@ class Recipe(BaseModel):
     criterion: dict[GroupType, str] = Field(default_factory=lambda: dict.fromkeys(_TYPES, "l2"))
     width: Annotated[int, Field(ge=1, le=1024)] = 8
     recovery: Recovery = Recovery()
+    order: Order = "prune-tune-quantize"
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -92,12 +108,30 @@ class Recipe(BaseModel):
 
     @property
     def prunes(self) -> bool:
-        """Whether any channel is removed."""
-        return any(choice.ratio > 0 for choice in self.groups.values())
+        """Whether the network is cut: any channel or any layer's rank is removed."""
+        return self.factorises or any(choice.ratio > 0 for choice in self.groups.values())
+
+    @property
+    def factorises(self) -> bool:
+        """Whether any layer is to be replaced by two of lower rank."""
+        return any(choice.rank_ratio > 0 for choice in self.groups.values())
 
     def canonical_json(self) -> str:
-        """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Return the recipe as JSON with sorted keys; equal recipes give equal text.
+
+        Settings that came after the first studies were recorded are left out where they have their defaults.
+        """
+        content = self.model_dump(mode="json")
+        parts: list[tuple[BaseModel, dict[str, Any]]] = [
+            (self, content),
+            (self.recovery, content["recovery"]),
+        ]
+        parts += [(choice, content["groups"][name]) for name, choice in self.groups.items()]
+        for part, values in parts:
+            for name in _LATER & set(values):
+                if values[name] == type(part).model_fields[name].default:
+                    del values[name]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
@@ -133,6 +167,9 @@ def uniform_recipe(
     criterion: str = "l2",
     width: int = 8,
     recovery: Recovery | None = None,
+    *,
+    rank_ratio: float = 0.0,
+    order: Order = "prune-tune-quantize",
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 
@@ -143,13 +180,23 @@ def uniform_recipe(
         criterion: Criterion for every group type.
         width: Step of kept channel counts.
         recovery: What is done after the cut; the defaults if not given.
+        rank_ratio: Share of the rank removed from every layer but those that make the network's output, in ``[0, 1)``.
+        order: Order of the stages.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.
     """
     return Recipe(
-        groups={g.name: GroupChoice(ratio=ratio if g.prunable else 0.0, bits=bits) for g in groups.groups},
+        groups={
+            g.name: GroupChoice(
+                ratio=ratio if g.prunable else 0.0,
+                bits=bits,
+                rank_ratio=rank_ratio if g.prunable or g.consumers else 0.0,
+            )
+            for g in groups.groups
+        },
         criterion={"conv": criterion, "linear": criterion},
         width=width,
         recovery=recovery or Recovery(),
+        order=order,
     )

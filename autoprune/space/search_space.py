@@ -16,12 +16,14 @@ from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.choices import Parameters, RecoverySpace, choice_params, suggest_choice
 from autoprune.space.groups import Group, Groups, kept_count
-from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.recipe import CRITERIA, Bits, GroupChoice, Order, Recipe, Recovery
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 
 GroupType = Literal["conv", "linear"]
 Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
+RankRatios = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
+Orders = Annotated[tuple[Order, ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
@@ -41,6 +43,7 @@ class Override(BaseModel):
         groups: Group name or pattern with ``*``, ``?`` and ``[...]``.
         ratios: Shares removed, each in ``[0, 1]``; None leaves the space's.
         bits: Bit-widths; None leaves the space's.
+        rank_ratios: Shares of the rank removed, each in ``[0, 1)``; None leaves the space's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,8 +51,9 @@ class Override(BaseModel):
     groups: Annotated[str, Field(min_length=1, max_length=300)]
     ratios: Ratios | None = None
     bits: BitChoices | None = None
+    rank_ratios: RankRatios | None = None
 
-    _once = field_validator("ratios", "bits")(_each_once)
+    _once = field_validator("ratios", "bits", "rank_ratios")(_each_once)
 
 
 class BaselineSpace(BaseModel):
@@ -98,6 +102,9 @@ class SearchSpace(BaseModel):
         criteria: Importance criteria for each group type.
         recovery: What is done after the cut.
         overrides: Other ratios and bits for some groups.
+        rank_ratios: Shares of the full rank that may be removed from the layers that make a group's channels, each in
+            ``[0, 1)``; the plain samplers alone search them.
+        orders: Orders of the stages; the plain samplers alone search them.
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
             samplers have one fidelity, that of ``recovery``.
@@ -112,6 +119,8 @@ class SearchSpace(BaseModel):
     criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
     recovery: RecoverySpace = RecoverySpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
+    rank_ratios: RankRatios = (0.0,)
+    orders: Orders = ("prune-tune-quantize",)
     baselines: BaselineSpace = BaselineSpace()
     rungs: Annotated[tuple[Rung, ...], Field(min_length=2, max_length=6)] = (
         Rung(steps=0, examples=500),
@@ -119,7 +128,7 @@ class SearchSpace(BaseModel):
         Rung(steps=200),
     )
 
-    _once = field_validator("ratios", "bits")(_each_once)
+    _once = field_validator("ratios", "bits", "rank_ratios", "orders")(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -172,6 +181,11 @@ class SearchSpace(BaseModel):
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
 
+    def rank_ratios_of(self, group: Group) -> tuple[float, ...]:
+        """Return the shares of the rank that may be removed in the layers of ``group``, from the smallest on."""
+        own = (o.rank_ratios for o in reversed(self._overrides_of(group)) if o.rank_ratios is not None)
+        return tuple(sorted(next(own, self.rank_ratios)))
+
     def check(self, groups: Groups) -> Self:
         """Refuse overrides that cannot take effect on these groups, before any work is done.
 
@@ -201,8 +215,9 @@ class SearchSpace(BaseModel):
     def suggest(self, trial: optuna.trial.BaseTrial, groups: Groups) -> Recipe:
         """Let ``trial`` choose a recipe.
 
-        Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), and, only where
-        something is pruned, ``criterion:<type>`` and the settings of the recovery. One choice makes no parameter.
+        Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), ``rank:<group>``
+        (index into :meth:`rank_ratios_of`), and, only where something is cut, ``criterion:<type>`` and the settings of
+        the recovery, and ``order`` where that trains. One choice makes no parameter.
         """
         chosen: dict[str, GroupChoice] = {}
         for group in groups.groups:
@@ -211,13 +226,18 @@ class SearchSpace(BaseModel):
             bits: Any = options[0]
             if len(options) > 1:
                 bits = trial.suggest_categorical(f"bits:{group.name}", options)
-            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits)
+            rank = suggest_choice(trial, f"rank:{group.name}", self.rank_ratios_of(group))
+            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits, rank_ratio=rank)
         criterion: dict[GroupType, str] = {kind: self.criteria[kind][0] for kind in _TYPES}
         pruned = _pruned_types(chosen, groups)
         for kind in pruned:
             criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
-        recovery = self.recovery.suggest(trial) if pruned else self.default_recovery()
-        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery)
+        cut = bool(pruned) or any(choice.rank_ratio > 0 for choice in chosen.values())
+        recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
+        order: Any = self.orders[0]
+        if cut and recovery.finetune_steps > 0:
+            order = suggest_choice(trial, "order", self.orders)
+        return Recipe(groups=chosen, criterion=criterion, width=self.width, recovery=recovery, order=order)
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
         """Return the parameters with which :meth:`suggest` gives ``recipe`` or one of equal effect.
@@ -229,7 +249,8 @@ class SearchSpace(BaseModel):
             Parameters by name; None if the recipe lies outside of the space, as one with criteria for single groups.
         """
         pruned = _pruned_types(recipe.groups, groups)
-        if not set(recipe.groups) <= set(groups.by_name) or (pruned and recipe.width != self.width):
+        cut = bool(pruned) or recipe.factorises
+        if not set(recipe.groups) <= set(groups.by_name) or (cut and recipe.width != self.width):
             return None
         if any(
             c.criterion not in ("", recipe.criterion.get(groups.by_name[n].type))
@@ -246,12 +267,15 @@ class SearchSpace(BaseModel):
             parts.append(
                 ({f"bits:{group.name}": choice.bits} if len(options) > 1 else {}) if inside else None
             )
+            parts.append(choice_params(f"rank:{group.name}", self.rank_ratios_of(group), choice.rank_ratio))
         parts += [
             choice_params(f"criterion:{kind}", self.criteria[kind], recipe.criterion.get(kind))
             for kind in pruned
         ]
-        if pruned:
+        if cut:
             parts.append(self.recovery.params_of(recipe.recovery))
+        if cut and recipe.recovery.finetune_steps > 0:
+            parts.append(choice_params("order", self.orders, recipe.order))
         for part in parts:
             if part is None:
                 return None
@@ -268,7 +292,11 @@ class SearchSpace(BaseModel):
             bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
-        return math.log10(bit_choices * (uncut + (any_criterion - uncut) * self.recovery.count()))
+        ranks = [self.rank_ratios_of(g) for g in groups.groups]
+        uncut *= int(all(options[0] == 0.0 for options in ranks))
+        combinations = any_criterion * math.prod(len(options) for options in ranks)
+        recoveries = self.recovery.count(len(self.orders))
+        return math.log10(bit_choices * (uncut + (combinations - uncut) * recoveries))
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]
