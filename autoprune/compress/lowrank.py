@@ -225,8 +225,8 @@ def _replace(model: nn.Module, name: str, rank: int, moments: _Moments) -> None:
     weight = layer.get_parameter("weight")
     first, second = low_rank_factors(weight.flatten(1), rank, moments.matrix)
     made = _two_layers(layer, rank)
-    for name, factor in (("0.weight", first), ("1.weight", second)):
-        made.get_parameter(name).copy_(factor.reshape(made.get_parameter(name).shape))
+    for own, factor in (("0.weight", first), ("1.weight", second)):
+        made.get_parameter(own).copy_(factor.reshape(made.get_parameter(own).shape))
     if isinstance(bias := getattr(layer, "bias", None), nn.Parameter):
         made.get_parameter("1.bias").copy_(bias)
         if moments.mean is not None:

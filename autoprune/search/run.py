@@ -251,7 +251,7 @@ def check_same_inputs(store: StudyStore, workload: Workload, space: SearchSpace)
     """
     # A network that is trained here comes back from the study's own artifact, whatever it was initialised with.
     network = state_digest(workload.model) if workload.dense_trained else "trained here"
-    choices = hashlib.sha256(space.model_dump_json().encode()).hexdigest()
+    choices = hashlib.sha256(space.canonical_json().encode()).hexdigest()
     now = {"data": workload.data.fingerprint, "network": network, "search space": choices}
     before = store.notes()
     changed = [name for name, value in now.items() if before.get(f"{name}_content", value) != value]

@@ -181,6 +181,21 @@ class SearchSpace(BaseModel):
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
 
+    def canonical_json(self) -> str:
+        """Return the space as JSON, by which a study knows its space again.
+
+        Settings that came after the first studies were recorded are left out where they have their defaults.
+        """
+        left_out: dict[str, Any] = {
+            name: True
+            for name in ("rank_ratios", "orders")
+            if getattr(self, name) == SearchSpace.model_fields[name].default
+        }
+        if self.recovery.feature_distill == (0.0,):
+            left_out["recovery"] = {"feature_distill"}
+        plain = {i: {"rank_ratios"} for i, o in enumerate(self.overrides) if o.rank_ratios is None}
+        return self.model_dump_json(exclude=left_out | ({"overrides": plain} if plain else {}))
+
     def rank_ratios_of(self, group: Group) -> tuple[float, ...]:
         """Return the shares of the rank that may be removed in the layers of ``group``, from the smallest on."""
         own = (o.rank_ratios for o in reversed(self._overrides_of(group)) if o.rank_ratios is not None)
