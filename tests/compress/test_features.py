@@ -113,6 +113,16 @@ def test_a_map_is_the_energy_at_each_place_whatever_the_channels_are() -> None:
     assert attention_map(torch.zeros(2, 3, 4), 2).tolist() == torch.zeros(2, 3).tolist()
 
 
+def test_the_next_operation_may_change_the_features_in_place() -> None:
+    features = torch.randn(2, 3, 4, 4, requires_grad=True)
+    outputs = features * 1.0
+    own = attention_map(outputs, 1)
+    outputs.relu_()
+    own[:, 0].sum().backward()  # type: ignore[no-untyped-call]
+    assert features.grad is not None
+    assert float(features.grad.abs().sum()) > 0
+
+
 def test_the_loss_is_the_mean_squared_distance_of_maps() -> None:
     one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert float(attention_loss({"a": one}, {"a": one, "gone": other})) == 0.0
