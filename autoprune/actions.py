@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autoprune.compress.lowrank import Factorised
 from autoprune.config import StudyConfig, describe_faults, make_config
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
@@ -21,7 +22,7 @@ from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
 from autoprune.report.robustness_view import robustness_json
-from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, discover
+from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, check_features, discover
 from autoprune.search.cost_model import CostModel
 from autoprune.search.events import Listener, Progress, ignore
 from autoprune.search.options import Options
@@ -31,7 +32,7 @@ from autoprune.search.robustness import file_robustness
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
-from autoprune.space.recipe import GRADIENT_CRITERIA, Ranking, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Order, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
@@ -231,6 +232,9 @@ def compress_once(
     sparsity: float = 0.0,
     mask: Mask | None = None,
     schedule: Schedule | None = None,
+    rank_ratio: float = 0.0,
+    feature_distill: float = 0.0,
+    order: Order = "prune-tune-quantize",
     listener: Listener = ignore,
 ) -> dict[str, Any]:
     """Compress a network by one recipe, without a search, and measure the result on the report split.
@@ -247,17 +251,21 @@ def compress_once(
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How these are chosen; by magnitude in every layer if not given.
         schedule: When channels are removed, for the uniform recipe; at once if not given.
+        rank_ratio: Share of the rank removed from every layer that does not make the network's output, in ``[0, 1)``.
+        feature_distill: Weight of the distillation on features; 0 for none.
+        order: Order of the stages.
         listener: Gets progress.
 
     Returns:
-        The measurements, with the names of a point of ``front --json``.
+        The measurements, with the names of a point of ``front --json``; where a rank was to be removed also
+        ``factorised``, the ranks by layer, and ``left_whole``, why other layers were not factorised.
 
     Raises:
         UsageError: If the recipe cannot be carried out on this model; nothing is written.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
-    recovery = _checked_recovery(ratio, bits, steps)
+    recovery = _checked_recovery(ratio, bits, steps, rank_ratio, feature_distill)
     check_sparsity(sparsity)
     (mask or Mask()).check([sparsity], recovery.finetune_steps)
     schedule = schedule or Schedule()
@@ -274,8 +282,12 @@ def compress_once(
         ranking=ranking,
         sparsity=sparsity,
         mask=mask,
-    ).model_copy(update={"schedule": schedule})
+        rank_ratio=rank_ratio,
+        order=order,
+        schedule=schedule,
+    )
     recipe.check(groups)
+    check_features(recipe.recovery.feature_distill > 0, workload)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)
     criteria = {recipe.criterion_of(g) for g in groups.groups}
@@ -283,28 +295,43 @@ def compress_once(
     to.parent.mkdir(parents=True, exist_ok=True)
     folder = temporary_folder(to.parent)
     try:
-        measurement = _compress_into(bench, recipe, folder, listener)
+        measurement, factorised = _compress_into(bench, recipe, folder, listener)
         if to.exists():
             to.rmdir()
         commit_folder(folder, to)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"artifact": str(to), **flat(measurement), "recipe": recipe.model_dump(mode="json")}
+    ranks = {"factorised": dict(factorised.ranks), "left_whole": dict(factorised.left_whole)}
+    return {
+        "artifact": str(to),
+        **flat(measurement),
+        **(ranks if recipe.factorises else {}),
+        "recipe": recipe.model_dump(mode="json"),
+    }
 
 
-def _checked_recovery(ratio: float, bits: int, steps: int | None) -> Recovery:
+def _checked_recovery(
+    ratio: float, bits: int, steps: int | None, rank_ratio: float, feature_distill: float
+) -> Recovery:
     """Check the numbers that ``compress`` was given before anything is loaded."""
     if bits not in (8, 32):
         raise UsageError(f"bits {bits} cannot be used; allowed: 8 or 32 (float)")
     if not 0.0 <= ratio < 1.0:
         raise UsageError(f"ratio {ratio:g} cannot be used; allowed: the share removed, from 0 to below 1")
+    if not 0.0 <= rank_ratio < 1.0:
+        raise UsageError(
+            f"rank ratio {rank_ratio:g} cannot be used; allowed: the share of the rank removed, from 0 to below 1"
+        )
+    given = {} if steps is None else {"finetune_steps": steps}
     try:
-        return Recovery() if steps is None else Recovery(finetune_steps=steps)
+        return Recovery.model_validate({**given, "feature_distill": feature_distill})
     except ValidationError as error:
         raise UsageError(describe_faults("recovery", error)) from None
 
 
-def _compress_into(bench: Bench, recipe: Recipe, folder: Path, listener: Listener) -> Measurement:
+def _compress_into(
+    bench: Bench, recipe: Recipe, folder: Path, listener: Listener
+) -> tuple[Measurement, Factorised]:
     listener(Progress("compress", "pruning, recovering, exporting"))
     with _trial_errors_as_export_errors(), failures_as_trial_errors():
         dense_folder = folder / "dense"
@@ -326,7 +353,8 @@ def _compress_into(bench: Bench, recipe: Recipe, folder: Path, listener: Listene
             bench.workload.data.input_shape,
             protocol=FINAL_PROTOCOL,
         )
-        return assemble(bench, compressed.model, artifact, latency, memory, search=search, report=report)
+        measured = assemble(bench, compressed.model, artifact, latency, memory, search=search, report=report)
+        return measured, compressed.factorised
 
 
 def flat(measurement: Measurement) -> dict[str, Any]:

@@ -142,6 +142,15 @@ def compress(
     pattern: mask_options.Pattern = None,
     allocation: mask_options.Allocation = None,
     mask_criterion: mask_options.MaskCriterion = None,
+    rank_ratio: Annotated[
+        float | None, typer.Option(metavar="R", help="share of the rank removed from every layer")
+    ] = None,
+    feature_distill: Annotated[
+        float | None, typer.Option(metavar="W", help="weight of the distillation on features")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(metavar="ORDER", help="prune-tune-quantize or tune-prune-quantize")
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option(metavar="KIND", help="one_shot, iterative, gradual or sparse (one_shot)")
     ] = None,
@@ -161,7 +170,15 @@ def compress(
     settings = gather(config, flags, overrides or ())
     uniform: dict[str, Any] = {
         name: value
-        for name, value in {"ratio": ratio, "criterion": criterion, "bits": bits, "ranking": ranking}.items()
+        for name, value in {
+            "ratio": ratio,
+            "criterion": criterion,
+            "bits": bits,
+            "ranking": ranking,
+            "rank_ratio": rank_ratio,
+            "feature_distill": feature_distill,
+            "order": order,
+        }.items()  # fmt: skip
         if value is not None
     }
     uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
@@ -178,6 +195,8 @@ def compress(
         _check_criterion(criterion)
     if ranking is not None:
         _check_ranking(ranking)
+    if order is not None:
+        _check_order(order)
     from autoprune.workloads.catalog import check_inputs
 
     check_inputs(settings)
@@ -207,6 +226,13 @@ def _check_ranking(ranking: str) -> None:
         raise unknown_name("ranking", ranking, get_args(Ranking))
 
 
+def _check_order(order: str) -> None:
+    from autoprune.space.recipe import ORDERS
+
+    if order not in ORDERS:
+        raise unknown_name("order", order, ORDERS)
+
+
 def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
     """Read a recipe by itself, or the one in the ``recipe.json`` of an artifact."""
     from pydantic import ValidationError
@@ -216,7 +242,8 @@ def _read_recipe(path: Path, also_given: list[str]) -> Recipe:
     from autoprune.yaml_io import read_yaml
 
     if also_given:
-        raise UsageError(f"--recipe and --{also_given[0]} exclude each other: a recipe file says everything")
+        given = also_given[0].replace("_", "-")
+        raise UsageError(f"--recipe and --{given} exclude each other: a recipe file says everything")
     document = read_yaml(path)
     values = document.values
     if isinstance(values, dict) and isinstance(values.get("recipe"), dict):

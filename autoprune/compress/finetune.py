@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.compress.distillation import distillation_loss, rate_factor
+from autoprune.compress.features import FeatureLayer, attention_loss, check_own_step, maps_of
 from autoprune.compress.layers import has_batchnorm, has_layernorm
 from autoprune.compress.speed import autocast, keep_freed_memory, low_precision, memory_format
 from autoprune.compress.stream import TeacherStream
@@ -90,6 +91,7 @@ class Trainer:
         self._layout = memory_format(model, lambda: stream.inputs(start_step)[0])
         copy = deepcopy(model).to(device).train()
         self.model: nn.Module = copy.to(memory_format=self._layout)
+        self._features = _feature_layers(recovery, stream, training_step)
         self._weights = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer, self._peak = _optimizer(self.model, self._weights, recovery.learning_rate)
         self._scaler = torch.amp.GradScaler(device.type, enabled=low_precision(device.type) is torch.float16)
@@ -194,23 +196,27 @@ class Trainer:
         """Add up the gradients of one batch in as many parts as fit, and return its loss."""
         wanted = self.recovery.distill > 0 and self.training_step is None
         batch = self.stream.batch(number, self.parts) if wanted else self.stream.inputs(number)
+        taught_maps = self.stream.maps(number, batch[0], self.parts) if self._features else {}
+        maps = {name: own.chunk(self.parts) for name, own in taught_maps.items()}
         size = len(batch[0])
         total = torch.zeros((), device=self.device)
         pieces = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)
-        for piece in pieces:
+        for part, piece in enumerate(pieces):
             share = len(piece[0]) / size
-            loss = self._loss(*piece) * share
+            loss = self._loss(*piece, maps={name: own[part] for name, own in maps.items()}) * share
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
-    def _loss(self, inputs: Tensor, targets: Tensor, taught: Tensor | None = None) -> Tensor:
+    def _loss(
+        self, inputs: Tensor, targets: Tensor, taught: Tensor | None = None, *, maps: Mapping[str, Tensor]
+    ) -> Tensor:
         if inputs.dim() == 4:
             inputs = inputs.to(memory_format=self._layout)
         if self.training_step is not None:
             with autocast(self.device):
                 return self.training_step(self.model, (inputs, targets)).float()
-        with autocast(self.device):
+        with autocast(self.device), maps_of(self.model, self._features) as seen:
             outputs = self.model(inputs)
         share = self.recovery.distill
         loss = torch.zeros((), device=self.device)
@@ -219,6 +225,8 @@ class Trainer:
             loss = loss + share * distillation_loss(outputs, taught, self.recovery.temperature)
         if share < 1.0:
             loss = loss + (1.0 - share) * self.loss(_as_float(outputs), targets)
+        if seen:
+            loss = loss + self.recovery.feature_distill * attention_loss(seen, maps)
         return loss
 
     def _check(self, loss: float, number: int) -> None:
@@ -273,6 +281,7 @@ def finetune(
 
     Raises:
         TrialError: If the loss becomes NaN or infinite, or half a batch does not fit into memory.
+        UsageError: If features are to be compared and the network has none, or a training step is given.
     """
     count = recovery.finetune_steps if steps is None else steps
     trainer = Trainer(
@@ -297,6 +306,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
+
+
+def _feature_layers(
+    recovery: Recovery, stream: TeacherStream, training_step: TrainingStep | None
+) -> tuple[FeatureLayer, ...]:
+    """Return the layers whose features are compared; none where the recovery does not ask for it."""
+    if recovery.feature_distill == 0:
+        return ()
+    check_own_step(training_step is not None)
+    return stream.feature_layers()
 
 
 def _optimizer(

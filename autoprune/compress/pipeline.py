@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from autoprune.compress.finetune import Loss, TeacherStream, TrainingStep, finetune
+from autoprune.compress.finetune import Loss, TeacherStream, Trainer, TrainingStep, finetune
+from autoprune.compress.lowrank import Factorised, factorise, with_factors
 from autoprune.compress.masking import MovementMask, hold_zeros, mask_weights, masked_layers
+from autoprune.compress.ranking import kept_counts
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.schedule import Means, Stage, by_schedule
-from autoprune.compress.statistics import LayerStatistics
-from autoprune.compress.surgery import Plan, gone_blocks, make_plan, prune
+from autoprune.compress.statistics import LayerStatistics, collect_statistics
+from autoprune.compress.surgery import Plan, gone_blocks, kept_channels, make_plan, prune
 from autoprune.errors import CompressionError
 from autoprune.space.groups import Group, Groups
-from autoprune.space.recipe import Recipe
+from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Compressed:
         plan: Kept units of each group that was cut.
         train_steps: Gradient steps taken.
         solved: Layers whose weights were solved by least squares.
+        factorised: Layers that were replaced by two of lower rank, and why others were not.
     """
 
     model: nn.Module
     plan: Plan
     train_steps: int
     solved: list[str]
+    factorised: Factorised = field(default_factory=Factorised)
 
     def kept(self, group: Group) -> int:
         """Return how many units of a group are left."""
@@ -60,6 +64,9 @@ def compress(
     """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
 
     Masks come after least squares, which gives layers new weights, and hold through the fine-tuning.
+
+    Layers are factorised once least squares has solved them. In the order ``tune-prune-quantize`` the network is
+    fine-tuned first, and statistics are collected anew.
 
     A recipe that prunes nothing gives the dense network itself, untrained: there is nothing to recover.
 
@@ -112,30 +119,22 @@ def compress(
                 deadline=deadline,
                 training_step=training_step,
             ),
-            Stage(dense, groups, statistics, counts or recipe.kept_counts(groups), start_step),
+            Stage(
+                dense,
+                groups,
+                statistics,
+                counts or kept_counts(dense, groups, recipe, statistics),
+                start_step,
+            ),
             recipe,
             Means(calibration_batches, stream, loss, device, deadline, training_step),
         )
 
-    plan = make_plan(dense, groups, recipe, statistics, counts)
-    model = prune(dense, groups, plan).eval()
-    solved: list[str] = []
-    if recovery.least_squares and plan:
-        if statistics is None:
-            raise CompressionError("least squares needs statistics of the dense network on calibration data")
-        solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
-    layers = masked_layers(recipe, groups, gone_blocks(groups, plan))
-    movement: MovementMask | None = None
-    if layers and recipe.mask.criterion == "movement":
-        movement = MovementMask(layers, recipe.mask, recovery.finetune_steps)
-    elif layers:
-        mask_weights(model, layers, recipe.mask, calibration_batches, loss)
-    if recovery.batchnorm and (plan or layers):
-        refresh_batchnorm(model, [inputs for inputs, _ in calibration_batches])
-    steps = 0
-    if recovery.finetune_steps > 0:
-        model, result = finetune(
-            model,
+    def tuned(network: nn.Module, watch: Callable[[Trainer], None] | None = None) -> tuple[nn.Module, int]:
+        if recovery.finetune_steps == 0:
+            return network, 0
+        trained, result = finetune(
+            network,
             stream,
             recovery,
             loss=loss,
@@ -143,9 +142,84 @@ def compress(
             start_step=start_step,
             deadline=deadline,
             training_step=training_step,
-            watch=movement.watch if movement is not None else hold_zeros(layers),
+            watch=watch,
         )
-        steps = result.steps
-        if movement is not None:
-            movement.settle(model)
-    return Compressed(model=model, plan=plan, train_steps=steps, solved=solved)
+        return trained, result.steps
+
+    steps = 0
+    if recipe.order == "tune-prune-quantize":
+        dense, steps = tuned(dense)
+        if steps:
+            by_gradient = any(recipe.criterion_of(g) in GRADIENT_CRITERIA for g in groups.groups)
+            statistics = collect_statistics(
+                dense, groups, calibration_batches, gradients=by_gradient, loss=loss
+            )
+    cut = _cut(dense, groups, recipe, statistics, counts, calibration_batches)
+    masks: MovementMask | None = None
+    if cut.masked and recipe.mask.criterion == "movement":
+        masks = MovementMask(cut.masked, recipe.mask, recovery.finetune_steps)
+    elif cut.masked:
+        mask_weights(cut.model, cut.masked, recipe.mask, calibration_batches, loss)
+    if recovery.batchnorm and (cut.plan or cut.masked or cut.factorised.ranks):
+        refresh_batchnorm(cut.model, [inputs for inputs, _ in calibration_batches])
+    model = cut.model
+    if recipe.order == "prune-tune-quantize":
+        model, steps = tuned(model, masks.watch if masks is not None else hold_zeros(cut.masked))
+        if masks is not None:
+            masks.settle(model)
+    return Compressed(
+        model=model, plan=cut.plan, train_steps=steps, solved=cut.solved, factorised=cut.factorised
+    )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A network that lost channels and rank, and whose following layers were solved.
+
+    Attributes:
+        model: The network.
+        plan: Kept units of each group that was cut.
+        solved: Layers whose weights were solved by least squares.
+        factorised: Layers that were replaced by two.
+        masked: Layers that lose single weights, with the share of each.
+    """
+
+    model: nn.Module
+    plan: Plan
+    solved: list[str]
+    factorised: Factorised
+    masked: dict[str, float]
+
+
+def _cut(
+    dense: nn.Module,
+    groups: Groups,
+    recipe: Recipe,
+    statistics: LayerStatistics | None,
+    counts: Mapping[str, int] | None,
+    calibration_batches: Sequence[tuple[Tensor, Tensor]],
+) -> _Cut:
+    """Remove channels, solve what reads them, and lower ranks."""
+    recovery = recipe.recovery
+    plan = make_plan(dense, groups, recipe, statistics, counts)
+    model = prune(dense, groups, plan).eval()
+    solved: list[str] = []
+    if recovery.least_squares and plan:
+        if statistics is None:
+            raise CompressionError("least squares needs statistics of the dense network on calibration data")
+        solved = solve_following_layers(dense, model, groups, plan, statistics, refreshed=recovery.batchnorm)
+    factorised = Factorised()
+    if recipe.factorises:
+        kept = kept_channels(dense, groups, plan)
+        factorised = factorise(
+            model,
+            groups,
+            recipe,
+            calibration_batches[0][0][:2],
+            kept_inputs={name: sides["in"] for name, sides in kept.items() if "in" in sides},
+            statistics=statistics,
+            refreshed=recovery.batchnorm,
+        )
+    asked = masked_layers(recipe, groups, gone_blocks(groups, plan))
+    masked = {name: share for layer, share in asked.items() for name in with_factors(model, [layer])}
+    return _Cut(model, plan, solved, factorised, masked)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.features import FeatureLayer, feature_layers, maps_of
+from autoprune.compress.layers import device_of
 from autoprune.compress.speed import autocast, keep_freed_memory, memory_format
 from autoprune.errors import CompressionError
 
@@ -55,6 +57,8 @@ class TeacherStream:
         self._teacher: nn.Module | None = None
         self._layout = torch.contiguous_format
         self._outputs: dict[int, Tensor] = {}
+        self._maps: dict[int, dict[str, Tensor]] = {}
+        self._feature_layers: tuple[FeatureLayer, ...] = ()
 
     def inputs(self, step: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of ``step``, on the device."""
@@ -71,31 +75,94 @@ class TeacherStream:
         inputs, targets = self.inputs(step)
         return inputs, targets, self._taught(step, inputs, parts)
 
+    def feature_layers(self) -> tuple[FeatureLayer, ...]:
+        """Return the teacher's layers whose features are compared; see :func:`.features.feature_layers`.
+
+        Raises:
+            UsageError: If it has none.
+        """
+        if not self._feature_layers:
+            inputs = self.split.training_batch(0, self.batch_size, self.seed)[0][:2]
+            self._feature_layers = feature_layers(self._source, inputs.to(device_of(self._source)))
+        return self._feature_layers
+
+    def maps(self, step: int, inputs: Tensor, parts: int = 1) -> dict[str, Tensor]:
+        """Return the teacher's attention maps at ``step`` by layer, ``(n, places)`` each, on the device, in float32.
+
+        They share the memory of the outputs, which the same run of the teacher gives.
+
+        Args:
+            step: Number of the batch.
+            inputs: Its inputs, on the device.
+            parts: Pieces in which the teacher takes it.
+
+        Raises:
+            UsageError: If the teacher has no layer to compare.
+        """
+        kept = self._maps.get(step)
+        if kept is None:
+            kept = self._look(step, inputs, parts)
+        return {name: own.to(self.device).float() for name, own in kept.items()}
+
+    def _look(self, step: int, inputs: Tensor, parts: int) -> dict[str, Tensor]:
+        layers = self.feature_layers()
+        pieces, outputs = [], []
+        for piece in inputs.chunk(parts):
+            with maps_of(self._ready_teacher(inputs), layers) as found:
+                outputs.append(self._run(piece))
+            pieces.append(found)
+        if step not in self._outputs and all(isinstance(o, Tensor) and o.dim() > 1 for o in outputs):
+            self._keep(step, torch.cat([_logits(o) for o in outputs]).to(torch.float16))
+        maps = {
+            layer.name: torch.cat([found[layer.name] for found in pieces]).to(torch.float16)
+            for layer in layers
+        }
+        size = sum(own.numel() * own.element_size() for own in maps.values())
+        if self.cached_bytes + size <= self.cache_bytes:
+            self._maps[step] = {name: own.cpu() for name, own in maps.items()}
+            self.cached_bytes += size
+        return maps
+
+    def _keep(self, step: int, outputs: Tensor) -> None:
+        size = outputs.numel() * outputs.element_size()
+        if self.cached_bytes + size <= self.cache_bytes:
+            self._outputs[step] = outputs.cpu()
+            self.cached_bytes += size
+
     def _taught(self, step: int, inputs: Tensor, parts: int) -> Tensor:
         kept = self._outputs.get(step)
         if kept is not None:
             return kept.to(self.device).float()
         outputs = torch.cat([self._ask(piece) for piece in inputs.chunk(parts)]).to(torch.float16)
-        size = outputs.numel() * outputs.element_size()
-        if self.cached_bytes + size <= self.cache_bytes:
-            self._outputs[step] = outputs.cpu()
-            self.cached_bytes += size
+        self._keep(step, outputs)
         return outputs.float()  # rounded also where it was just computed, so that it is the same every time
 
-    @torch.no_grad()
-    def _ask(self, inputs: Tensor) -> Tensor:
+    def _ready_teacher(self, inputs: Tensor) -> nn.Module:
         if self._teacher is None:
             keep_freed_memory()
             self._layout = memory_format(self._source, lambda: inputs)
             teacher = deepcopy(self._source).eval().to(self.device)
             self._teacher = teacher.to(memory_format=self._layout)
+        return self._teacher
+
+    @torch.no_grad()
+    def _run(self, inputs: Tensor) -> Any:
+        teacher = self._ready_teacher(inputs)
         images = inputs.to(memory_format=self._layout) if inputs.dim() == 4 else inputs
         with autocast(self.device):
-            outputs = self._teacher(images)
+            return teacher(images)
+
+    def _ask(self, inputs: Tensor) -> Tensor:
+        outputs = self._run(inputs)
         if not isinstance(outputs, Tensor) or outputs.dim() < 2:
             raise CompressionError(
                 f"distillation needs a network that returns one tensor (n, classes, ...), got {type(outputs).__name__}",
                 "set the recovery's distill to 0, or give a training step of your own",
             )
-        limit = torch.finfo(torch.float16).max
-        return outputs.float().clamp(-limit, limit)
+        return _logits(outputs)
+
+
+def _logits(outputs: Tensor) -> Tensor:
+    """Return outputs in float32, within the range of float16."""
+    limit = torch.finfo(torch.float16).max
+    return outputs.float().clamp(-limit, limit)

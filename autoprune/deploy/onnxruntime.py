@@ -174,7 +174,10 @@ class OnnxRuntime:
         topology = _topology(model)
         if topology in self._templates:
             yield self._templates[topology]
-        if self._template is None:
+        kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        # Where a layer became another module, its weights have no place in the dense network's graph.
+        changed = any(kinds.get(name, kind) not in (kind, "Identity") for name, kind in self._modules.items())
+        if self._template is None or changed:
             return
         lost = [
             name for name, kind in self._modules.items() if kind != "Identity" and _is_identity(model, name)

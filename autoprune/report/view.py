@@ -226,11 +226,16 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         ranked = f"ranked {RANKED[record.recipe.ranking]}by "
         parts.append(ranked + ", ".join(kinds + [f"{c} (some groups)" for c in sorted(own)]))
     else:
-        parts.append("no channels pruned" if record.recipe.masks else "nothing pruned")
+        parts.append("no channels pruned" if record.recipe.prunes else "nothing pruned")
     if record.recipe.masks:
         masked = [c.sparsity for c in record.recipe.groups.values() if c.sparsity > 0]
         mean = sum(masked) / len(masked)
         parts.append(f"{len(masked)} groups masked, {mean:.0%} of weights on average")
+    if record.recipe.factorises:
+        factorised = sum(choice.rank_ratio > 0 for choice in record.recipe.groups.values())
+        parts.append(f"low rank asked for in {factorised} groups")
+    if record.recipe.order != "prune-tune-quantize":
+        parts.append(f"order {record.recipe.order}")
     left = sum(row.kept != 0 for row in rows)
     parts.append(f"{low} of {left} groups int8" if low else "float")
     parts.append(f"{record.train_steps} training steps")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
-from autoprune.space.recipe import Ranking, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
 
@@ -72,6 +72,12 @@ def _scheduled(recipe: Recipe, schedule: Schedule) -> Recipe:
     return recipe.model_copy(update={"schedule": schedule}) if recipe.prunes else recipe
 
 
+def _orders(space: SearchSpace, removed: float, schedule: Schedule) -> Sequence[Order]:
+    """Return the orders that make a difference, and that go with a schedule."""
+    trains = space.default_recovery().finetune_steps > 0
+    return space.orders if removed and trains and schedule.kind == "one_shot" else space.orders[:1]
+
+
 def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
     """Return every uniform recipe of a space, each of its settings by each other that matters, shuffled.
 
@@ -82,6 +88,7 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         groups: Groups of the model.
         seed: Seed of the order.
     """
+    recovery = space.default_recovery()
     criteria = dict.fromkeys(name for names in space.criteria.values() for name in names)
     found = [
         _scheduled(
@@ -91,10 +98,12 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
                 bits,
                 criterion,
                 space.width,
-                space.default_recovery(),
+                recovery,
                 ranking,
                 sparsity=sparsity,
                 mask=mask,
+                rank_ratio=rank,
+                order=order,
             ),
             schedule,
         )
@@ -106,6 +115,8 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         for bits in space.bits
         for sparsity in space.sparsities
         for mask in (space.masks.every() if sparsity > 0 else [Mask()])
+        for rank in space.rank_ratios
+        for order in _orders(space, ratio or rank or sparsity, schedule)
     ]
     random.Random(seed).shuffle(found)  # noqa: S311
     return found
@@ -120,10 +131,9 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         if g.prunable and recipe.choice(g.name).ratio > 0
     }
     blocks = groups.removed_blocks(recipe.kept_counts(groups))
-    sparsities = {
-        g.name: recipe.choice(g.name).sparsity for g in rest.groups if recipe.choice(g.name).sparsity > 0
-    }
-    if not kept and not blocks and not sparsities:
+    sparsities = {g.name: s for g in rest.groups if (s := recipe.choice(g.name).sparsity) > 0}
+    ranks = {g.name: r for g in rest.groups if (r := recipe.choice(g.name).rank_ratio) > 0}
+    if not kept and not blocks and not sparsities and not ranks:
         return "dense"
     masked = {"sparsities": sparsities, "mask": recipe.mask.model_dump(mode="json")} if sparsities else {}
     parts = {
@@ -132,6 +142,9 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
         "recovery": recipe.recovery.model_dump(mode="json"),
         **masked,
+        "ranks": ranks,
+        "width": recipe.width if ranks else 0,
+        "order": recipe.order if recipe.recovery.finetune_steps else "",
         # What other rankings keep follows from the sum of the counts, the scores and this.
         "ranking": recipe.ranking,
     }

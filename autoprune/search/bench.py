@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprune.compress.discovery import cuttable, find_groups
+from autoprune.compress.features import check_own_step, feature_layers
 from autoprune.compress.finetune import TeacherStream
 from autoprune.compress.lineage import groups_after, in_dense_units
+from autoprune.compress.lowrank import Factorised, shape_factors, with_factors
 from autoprune.compress.pipeline import Compressed, compress
 from autoprune.compress.ranking import kept_counts
 from autoprune.compress.rounding import rounded
@@ -25,6 +27,7 @@ from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact
+from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
@@ -216,7 +219,7 @@ class Bench:
             self.timings.step.append((time.perf_counter() - begun_s) / result.train_steps)
         plan = in_dense_units(before.network.plan, result.plan)
         steps = before.network.train_steps + result.train_steps
-        result = Compressed(model=result.model, plan=plan, train_steps=steps, solved=result.solved)
+        result = replace(result, plan=plan, train_steps=steps)
         while len(self._networks) >= _REMEMBERED_NETWORKS:
             self._networks.pop(next(iter(self._networks)))
         self._networks[key] = result
@@ -230,6 +233,11 @@ class Bench:
         """Return the recovered network that was saved in ``folder`` with what cutting it further needs."""
         if folder not in self._ancestors:
             network = self.load(folder)
+            if network.factorised.ranks:
+                raise CompressionError(
+                    f"the network in {folder.name!r} has low-rank layers, which cannot be cut further",
+                    "start from the dense network",
+                )
             groups = groups_after(self.workload.model, self.groups, network.plan)
             statistics = collect_statistics(
                 network.model, groups, self.calibration, gradients=self.by_gradient, loss=self.workload.loss
@@ -251,7 +259,7 @@ class Bench:
         recovery = Recovery.model_validate({**recipe.recovery.model_dump(), "finetune_steps": 0})
         network = self.compressed(recipe.model_copy(update={"recovery": recovery})).model
         outputs, targets = [], []
-        model = rounded(network, int8_layers(recipe, self.groups)).to(self.device)
+        model = rounded(network, with_factors(network, int8_layers(recipe, self.groups))).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
                 outputs.append(model(inputs.to(self.device)).float().cpu())
@@ -263,7 +271,7 @@ class Bench:
         return self.runtime.build(
             model,
             folder / MODEL_FILE,
-            int8_layers=int8_layers(recipe, self.groups),
+            int8_layers=with_factors(model, int8_layers(recipe, self.groups)),
             calibration=[inputs for inputs, _ in self.calibration],
             packed=recipe.masks,
         )
@@ -281,6 +289,8 @@ class Bench:
         content = {
             "recipe": recipe.model_dump(mode="json"),
             "kept": {name: list(units) for name, units in compressed.plan.items()},
+            "ranks": dict(compressed.factorised.ranks),
+            "left_whole": dict(compressed.factorised.left_whole),
             "train_steps": compressed.train_steps,
             "metric": self.workload.metric.name,
             "data_fingerprint": self.workload.data.fingerprint,
@@ -302,8 +312,12 @@ class Bench:
         content = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         plan = {name: tuple(units) for name, units in content["kept"].items()}
         model = prune(self.workload.model, self.groups, plan)
+        # Artifacts of earlier versions name no ranks.
+        factorised = Factorised(content.get("ranks", {}), content.get("left_whole", {}))
+        shape_factors(model, factorised.ranks)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        return Compressed(model=model.eval(), plan=plan, train_steps=int(content["train_steps"]), solved=[])
+        steps = int(content["train_steps"])
+        return Compressed(model=model.eval(), plan=plan, train_steps=steps, solved=[], factorised=factorised)
 
 
 def training_device() -> torch.device:
@@ -315,6 +329,21 @@ def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
     """Return the layers that the recipe asks to run in int8: the producers of its 8 bit groups."""
     rest = groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
     return [layer for g in rest.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
+
+
+def check_features(wanted: bool, workload: Workload) -> None:
+    """Refuse distillation on features that this workload cannot do, before anything is trained.
+
+    Args:
+        wanted: Whether any recipe asks for it.
+        workload: Model and data; the model may not be trained yet.
+
+    Raises:
+        UsageError: If a training step of the user's own makes the loss, or the network has no features to compare.
+    """
+    if wanted:
+        check_own_step(workload.training_step is not None)
+        feature_layers(workload.model, two_examples(workload))
 
 
 def discover(workload: Workload) -> tuple[Workload, Groups]:

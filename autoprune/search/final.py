@@ -264,6 +264,7 @@ class FinalPhase:
             or not self._trains
             or slot_s <= 0
             or recipe.recovery.finetune_steps == 0
+            or recipe.order == "tune-prune-quantize"  # nothing is trained after the cut
             or self.driver.interrupt()
         ):
             return compressed
@@ -289,6 +290,7 @@ class FinalPhase:
             plan=compressed.plan,
             train_steps=compressed.train_steps + steps,
             solved=[],
+            factorised=compressed.factorised,
         )
         if not self.driver.interrupt():
             folder = temporary_folder(self.paths.artifacts)

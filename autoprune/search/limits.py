@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autoprune.errors import UsageError
+from autoprune.space.choices import FloatRange
 from autoprune.space.search_space import SearchSpace
 
 
@@ -19,6 +20,16 @@ def auto_cannot(space: SearchSpace) -> list[str]:
         found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")
     if any(space.every_sparsity):
         found.append(f"sparsities holds {sorted(space.every_sparsity)}: it masks no single weights")
+    ranks = [space.rank_ratios, *(o.rank_ratios for o in space.overrides if o.rank_ratios is not None)]
+    if any(choices != (0.0,) for choices in ranks):
+        named = next(choices for choices in ranks if choices != (0.0,))
+        found.append(f"rank_ratios = {list(named)}; allowed: [0.0]")
+    if space.orders != ("prune-tune-quantize",):
+        found.append(f"orders = {list(space.orders)}; allowed: ['prune-tune-quantize']")
+    weights = space.recovery.feature_distill
+    if isinstance(weights, FloatRange) or len(weights) > 1:
+        shown = weights.model_dump() if isinstance(weights, FloatRange) else list(weights)
+        found.append(f"recovery.feature_distill = {shown}; allowed: a single value")
     return found
 
 
@@ -38,3 +49,9 @@ def check_sampler(sampler: str, space: SearchSpace) -> None:
             "\n  ".join(["the default search (--sampler auto) cannot search this space:", *faults]),
             "search it with --sampler tpe (or nsga2, random, grid), or leave these settings out",
         )
+
+
+def compares_features(space: SearchSpace) -> bool:
+    """Return whether any recipe of a space may ask for distillation on features."""
+    weights = space.recovery.feature_distill
+    return isinstance(weights, FloatRange) or any(weight > 0 for weight in weights)

@@ -40,6 +40,8 @@ def find_parent(
     for record in records:
         if record.recipe is None or record.state != "complete" or not record.train_steps:
             continue
+        if record.recipe.factorises:  # two layers in the place of one cannot be cut further
+            continue
         parent = record.recipe.kept_counts(groups)
         if prunes_further(counts, parent) and is_kept(record):
             left = sum(parent[name] - counts[name] for name in parent)

@@ -12,7 +12,7 @@ from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline
-from autoprune.search.bench import WEIGHTS_FILE, Bench, as_groups_say, discover
+from autoprune.search.bench import WEIGHTS_FILE, Bench, as_groups_say, check_features, discover
 from autoprune.search.budget import Timekeeper
 from autoprune.search.cost_model import CostModel
 from autoprune.search.driver import Driver
@@ -20,7 +20,7 @@ from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
-from autoprune.search.limits import check_sampler
+from autoprune.search.limits import check_sampler, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
@@ -140,6 +140,7 @@ def _search(
 ) -> None:
     """Run every phase that is not over yet."""
     check_same_inputs(store, workload, space)
+    check_features(compares_features(space), workload)
     listener(Progress("groups", "finding groups", left_s=keeper.left_s))
     workload, groups = _groups(store, workload)
     space.check(groups)

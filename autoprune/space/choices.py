@@ -108,7 +108,7 @@ FloatChoices = Annotated[
 ]
 
 # Settings of the fine-tuning, which mean nothing without a step; the temperature nothing without distillation.
-_TUNED = ("learning_rate", "schedule", "distill", "temperature", "clip_norm")
+_TUNED = ("learning_rate", "schedule", "distill", "temperature", "clip_norm", "feature_distill")
 
 
 class RecoverySpace(BaseModel):
@@ -128,6 +128,7 @@ class RecoverySpace(BaseModel):
     distill: FloatChoices = (0.9,)
     temperature: FloatChoices = (4.0,)
     clip_norm: FloatChoices = (5.0,)
+    feature_distill: FloatChoices = (0.0,)
 
     @model_validator(mode="after")
     def _within_recovery(self) -> Self:
@@ -168,17 +169,26 @@ class RecoverySpace(BaseModel):
             found |= params
         return found
 
-    def count(self) -> int:
-        """Return the number of recoveries that differ; a range counts as 100 choices."""
+    def count(self, orders: int = 1) -> int:
+        """Return the number of recoveries that differ; a range counts as 100 choices.
+
+        Args:
+            orders: Orders of the stages to choose from, which differ only where there is fine-tuning.
+        """
         steps = _values(self.finetune_steps)
         without: int = sum(value == 0 for value in steps)
         distill = _values(self.distill)
         plain: int = sum(value == 0 for value in distill)
         distilled = plain + (len(distill) - plain) * len(_values(self.temperature))
         tuned: int = distilled * math.prod(
-            len(_values(choices)) for choices in (self.learning_rate, self.schedule, self.clip_norm)
+            len(_values(choices))
+            for choices in (self.learning_rate, self.schedule, self.clip_norm, self.feature_distill)
         )
-        return len(self.least_squares) * len(self.batchnorm) * (without + (len(steps) - without) * tuned)
+        return (
+            len(self.least_squares)
+            * len(self.batchnorm)
+            * (without + (len(steps) - without) * tuned * orders)
+        )
 
     @staticmethod
     def _matters(name: str, chosen: Mapping[str, Any]) -> bool:

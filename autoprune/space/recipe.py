@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,8 @@ Bits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
 Ranking = Literal["group", "global", "alike"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
+Order = Literal["prune-tune-quantize", "tune-prune-quantize"]
+ORDERS: tuple[Order, ...] = ("prune-tune-quantize", "tune-prune-quantize")
 CRITERIA: tuple[str, ...] = (
     "l1",
     "l2",
@@ -30,11 +32,12 @@ CRITERIA: tuple[str, ...] = (
 )
 # Those that need gradients of the loss on calibration data.
 GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
-# Settings that older recipes lack; the text that recipes are compared by leaves them out at their defaults.
-_LATER = ("mask", "schedule", "ranking")
-_LATER_CHOICES = ("sparsity",)
 # Those whose scores are shares of their own group's already: a mean of a group would take their sense away.
 SHARE_CRITERIA: tuple[str, ...] = ("lamp",)
+
+
+# Settings that came after the first studies were recorded, which compare recipes by their text.
+_LATER = frozenset({"mask", "schedule", "ranking", "sparsity", "rank_ratio", "feature_distill", "order"})
 
 
 class GroupChoice(BaseModel):
@@ -46,6 +49,9 @@ class GroupChoice(BaseModel):
         criterion: How this group's units are ranked; empty for the criterion of its type.
         sparsity: Share of single weights of the layers that make the group's channels that become zero, in ``[0, 1)``,
             of those left after channels are cut; which ones is the recipe's ``mask``.
+        rank_ratio: Share of the full rank that is removed in each layer that makes the group's channels, in
+            ``[0, 1)``, after units were removed; the full rank is the smaller side of the layer's weight as a matrix
+            ``(out, in * taps)``. A layer that does not win by it is left whole; 0 leaves all of them whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +60,7 @@ class GroupChoice(BaseModel):
     bits: Bits = 32
     criterion: str = ""
     sparsity: Sparsity = 0.0
+    rank_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
 class Recovery(BaseModel):
@@ -68,6 +75,8 @@ class Recovery(BaseModel):
         distill: Weight of the distillation loss against the task's loss, in ``[0, 1]``.
         temperature: Temperature of the distillation's softmax.
         clip_norm: Largest gradient norm; larger gradients are scaled down to it.
+        feature_distill: Weight of the distance between the places that the network and the dense one attend to at the
+            end of each stage, which is added to the loss; 0 for none. A few units are usual.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,6 +89,7 @@ class Recovery(BaseModel):
     distill: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
     temperature: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0
     clip_norm: Annotated[float, Field(gt=0.0)] = 5.0
+    feature_distill: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
 
 
 class Recipe(BaseModel):
@@ -95,6 +105,8 @@ class Recipe(BaseModel):
         ranking: Which units are compared with each other. ``group``: those of one group, of which its ratio goes.
             ``global``: those of all groups with a ratio above 0, of which as many go in all as their ratios say
             together. ``alike``: the same among groups of one size and kind. Groups of ratio 0 stay whole.
+        order: ``prune-tune-quantize``: the cut network is fine-tuned; ``tune-prune-quantize``: the dense network is,
+            for as many steps, and what the cut loses is recovered in closed form alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +118,7 @@ class Recipe(BaseModel):
     mask: Mask = Mask()
     schedule: Schedule = Schedule()
     ranking: Ranking = "group"
+    order: Order = "prune-tune-quantize"
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -125,26 +138,35 @@ class Recipe(BaseModel):
 
     @property
     def prunes(self) -> bool:
-        """Whether anything is removed, channels or single weights; else the network is the dense one, untrained."""
-        return self.masks or any(choice.ratio > 0 for choice in self.groups.values())
+        """Whether channels, single weights or rank are removed; else the network is the dense one, untrained."""
+        return self.masks or self.factorises or any(choice.ratio > 0 for choice in self.groups.values())
 
     @property
     def masks(self) -> bool:
         """Whether single weights become zero."""
         return any(choice.sparsity > 0 for choice in self.groups.values())
 
+    @property
+    def factorises(self) -> bool:
+        """Whether any layer is to be replaced by two of lower rank."""
+        return any(choice.rank_ratio > 0 for choice in self.groups.values())
+
     def canonical_json(self) -> str:
         """Return the recipe as JSON with sorted keys; equal recipes give equal text.
 
-        Settings that came later are left out at their defaults: older studies compare recipes by this text.
+        Settings that came after the first studies were recorded are left out where they have their defaults.
         """
+        content = self.model_dump(mode="json")
         fresh = Recipe()
-        unused = {name for name in _LATER if getattr(self, name) == getattr(fresh, name)}
-        content = self.model_dump(mode="json", exclude=unused)
-        for choice in content["groups"].values():
-            for name, field in GroupChoice.model_fields.items():
-                if name in _LATER_CHOICES and choice[name] == field.default:
-                    del choice[name]
+        parts: list[tuple[BaseModel, BaseModel, dict[str, Any]]] = [
+            (self, fresh, content),
+            (self.recovery, fresh.recovery, content["recovery"]),
+        ]
+        parts += [(c, GroupChoice(), content["groups"][name]) for name, c in self.groups.items()]
+        for part, default, values in parts:
+            for name in _LATER & set(values):
+                if getattr(part, name) == getattr(default, name):
+                    del values[name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
@@ -179,6 +201,20 @@ class Recipe(BaseModel):
             self.mask.check(sparsities, self.recovery.finetune_steps)
         if self.ranking != "group":
             self._check_comparable(groups)
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Refuse what has to be trained after the cut where nothing is."""
+        if self.order == "prune-tune-quantize" or not self.prunes:
+            return
+        late = "schedule " + repr(self.schedule.kind) if self.schedule.kind != "one_shot" else ""
+        if self.masks and self.mask.criterion == "movement":
+            late = "mask criterion 'movement'"
+        if late:
+            raise UsageError(
+                f"{late} trains after the cut, which order {self.order!r} does not; "
+                "allowed with it: order 'prune-tune-quantize'"
+            )
 
     def _check_comparable(self, groups: Groups) -> None:
         """Refuse to compare scores that are shares of a group with scores that are not."""
@@ -203,6 +239,9 @@ def uniform_recipe(
     *,
     sparsity: float = 0.0,
     mask: Mask | None = None,
+    rank_ratio: float = 0.0,
+    order: Order = "prune-tune-quantize",
+    schedule: Schedule | None = None,
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 
@@ -216,13 +255,21 @@ def uniform_recipe(
         ranking: Which units are compared with each other.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How they are chosen; by magnitude in every layer if not given.
+        rank_ratio: Share of the rank removed from every layer but those that make the network's output, in ``[0, 1)``.
+        order: Order of the stages.
+        schedule: When channels are removed; at once if not given.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.
     """
     return Recipe(
         groups={
-            g.name: GroupChoice(ratio=ratio if g.prunable else 0.0, bits=bits, sparsity=sparsity)
+            g.name: GroupChoice(
+                ratio=ratio if g.prunable else 0.0,
+                bits=bits if g.producers else 32,
+                sparsity=sparsity,
+                rank_ratio=rank_ratio if g.prunable or g.consumers else 0.0,
+            )
             for g in groups.groups
         },
         criterion={"conv": criterion, "linear": criterion},
@@ -230,4 +277,6 @@ def uniform_recipe(
         recovery=recovery or Recovery(),
         mask=mask or Mask(),
         ranking=ranking,
+        order=order,
+        schedule=schedule or Schedule(),
     )

@@ -27,7 +27,16 @@ from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.mask_space import MaskSpace
-from autoprune.space.recipe import CRITERIA, SHARE_CRITERIA, Bits, GroupChoice, Ranking, Recipe, Recovery
+from autoprune.space.recipe import (
+    CRITERIA,
+    SHARE_CRITERIA,
+    Bits,
+    GroupChoice,
+    Order,
+    Ranking,
+    Recipe,
+    Recovery,
+)
 from autoprune.space.schedule import Schedule
 from autoprune.space.schedule_space import ScheduleSpace
 from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
@@ -35,14 +44,15 @@ from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
 GroupType = Literal["conv", "linear"]
 Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
-Sparsities = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
+Shares = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
+Orders = Annotated[tuple[Order, ...], Field(min_length=1)]
 BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
 CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
 RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 _DEFAULT_CRITERION = "l2"
 # Settings that spaces of earlier versions do not have.
-_LATER = ("rankings", "sparsities", "masks", "schedules")
+_LATER = ("rankings", "sparsities", "masks", "schedules", "rank_ratios", "orders")
 
 
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -59,6 +69,7 @@ class Override(BaseModel):
         ratios: Shares removed, each in ``[0, 1]``; None leaves the space's.
         bits: Bit-widths; None leaves the space's.
         sparsities: Shares of single weights that become zero, each in ``[0, 1)``; None leaves the space's.
+        rank_ratios: Shares of the rank removed, each in ``[0, 1)``; None leaves the space's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,9 +77,10 @@ class Override(BaseModel):
     groups: Annotated[str, Field(min_length=1, max_length=300)]
     ratios: Ratios | None = None
     bits: BitChoices | None = None
-    sparsities: Sparsities | None = None
+    sparsities: Shares | None = None
+    rank_ratios: Shares | None = None
 
-    _once = field_validator("ratios", "bits", "sparsities")(_each_once)
+    _once = field_validator("ratios", "bits", "sparsities", "rank_ratios")(_each_once)
 
 
 class BaselineSpace(BaseModel):
@@ -119,7 +131,10 @@ class SearchSpace(BaseModel):
         masks: How these weights are chosen.
         recovery: What is done after the cut.
         schedules: When the channels are removed.
-        overrides: Other ratios, bits and sparsities for some groups.
+        overrides: Other ratios, bits, sparsities and ranks for some groups.
+        rank_ratios: Shares of the full rank that may be removed from the layers that make a group's channels, each in
+            ``[0, 1)``.
+        orders: Orders of the stages.
         baselines: Points that are measured first.
         rungs: Fidelities of the default search: a screen, then ever longer trainings of ever fewer recipes. The plain
             samplers have one fidelity, that of ``recovery``.
@@ -133,11 +148,13 @@ class SearchSpace(BaseModel):
     ratios: Ratios = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
     bits: BitChoices = (8, 32)
     criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
-    sparsities: Sparsities = (0.0,)
+    sparsities: Shares = (0.0,)
     masks: MaskSpace = MaskSpace()
     recovery: RecoverySpace = RecoverySpace()
     schedules: ScheduleSpace = ScheduleSpace()
     overrides: Annotated[tuple[Override, ...], Field(max_length=1000)] = ()
+    rank_ratios: Shares = (0.0,)
+    orders: Orders = ("prune-tune-quantize",)
     baselines: BaselineSpace = BaselineSpace()
     rungs: Annotated[tuple[Rung, ...], Field(min_length=2, max_length=6)] = (
         Rung(steps=0, examples=500),
@@ -146,7 +163,7 @@ class SearchSpace(BaseModel):
     )
     rankings: RankingChoices = ("group",)
 
-    _once = field_validator("ratios", "bits", "sparsities", "rankings")(_each_once)
+    _once = field_validator("ratios", "bits", "sparsities", "rankings", "rank_ratios", "orders")(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -185,6 +202,19 @@ class SearchSpace(BaseModel):
             raise ValueError(
                 f"schedules.kind {kind!r} prunes while it trains, but recovery.finetune_steps may be 0; "
                 "allowed with it: steps of at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _orders_fit(self) -> Self:
+        if "tune-prune-quantize" in self.orders and self.schedules.kind != ("one_shot",):
+            raise ValueError(
+                f"schedules.kind {list(self.schedules.kind)} train after the cut, which order 'tune-prune-quantize' "
+                "does not; allowed with it: schedules.kind one_shot"
+            )
+        if "tune-prune-quantize" in self.orders and "movement" in self.masks.criterion:
+            raise ValueError(
+                "masks.criterion 'movement' trains after the cut, which order 'tune-prune-quantize' does not"
             )
         return self
 
@@ -231,6 +261,8 @@ class SearchSpace(BaseModel):
 
     def bits_of(self, group: Group) -> tuple[Bits, ...]:
         """Return the bit-widths that ``group`` may get, from the smallest on."""
+        if not group.producers:  # the width of heads: their layers' bits are another group's
+            return (32,)
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
 
@@ -238,6 +270,11 @@ class SearchSpace(BaseModel):
         """Return the sparsities that ``group`` may get, from the smallest on."""
         own = (o.sparsities for o in reversed(self._overrides_of(group)) if o.sparsities is not None)
         return tuple(sorted(next(own, self.sparsities)))
+
+    def rank_ratios_of(self, group: Group) -> tuple[float, ...]:
+        """Return the shares of the rank that may be removed in the layers of ``group``, from the smallest on."""
+        own = (o.rank_ratios for o in reversed(self._overrides_of(group)) if o.rank_ratios is not None)
+        return tuple(sorted(next(own, self.rank_ratios)))
 
     def check(self, groups: Groups) -> Self:
         """Refuse overrides that cannot take effect on these groups, before any work is done.
@@ -269,8 +306,8 @@ class SearchSpace(BaseModel):
         """Let ``trial`` choose a recipe.
 
         Parameters: ``ratio:<group>`` (index into :meth:`ratios_of`), ``bits:<group>`` (8 or 32), ``sparsity:<group>``
-        (index into :meth:`sparsities_of`), and, only where something is pruned, ``criterion:<type>``, ``ranking`` and
-        the settings of the mask, the schedule and the recovery. One choice makes no parameter.
+        and ``rank:<group>`` (indices too), and, only where something is removed, ``criterion:<type>``, ``ranking``,
+        ``order`` and the settings of the mask, the schedule and the recovery. One choice makes no parameter.
         """
         chosen: dict[str, GroupChoice] = {}
         for group in groups.groups:
@@ -280,16 +317,21 @@ class SearchSpace(BaseModel):
             if len(options) > 1:
                 bits = trial.suggest_categorical(f"bits:{group.name}", options)
             sparsity = suggest_choice(trial, f"sparsity:{group.name}", self.sparsities_of(group))
-            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits, sparsity=sparsity)
+            rank = suggest_choice(trial, f"rank:{group.name}", self.rank_ratios_of(group))
+            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits, sparsity=sparsity, rank_ratio=rank)
         criterion: dict[GroupType, str] = {kind: self.criteria[kind][0] for kind in _TYPES}
         pruned = _pruned_types(chosen, groups)
         for kind in pruned:
             criterion[kind] = suggest_choice(trial, f"criterion:{kind}", self.criteria[kind])
         masked = any(choice.sparsity > 0 for choice in chosen.values())
         mask = self.masks.suggest(trial) if masked else Mask()
-        recovery = self.recovery.suggest(trial) if pruned or masked else self.default_recovery()
+        cut = bool(pruned) or masked or any(choice.rank_ratio > 0 for choice in chosen.values())
+        recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
         ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
         schedule = self.schedules.suggest(trial) if pruned else Schedule()
+        order: Any = self.orders[0]
+        if cut and recovery.finetune_steps > 0:
+            order = suggest_choice(trial, "order", self.orders)
         return Recipe(
             groups=chosen,
             criterion=criterion,
@@ -298,6 +340,7 @@ class SearchSpace(BaseModel):
             ranking=ranking,
             mask=mask,
             schedule=schedule,
+            order=order,
         )
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
@@ -310,7 +353,9 @@ class SearchSpace(BaseModel):
             Parameters by name; None if the recipe lies outside of the space, as one with criteria for single groups.
         """
         pruned = _pruned_types(recipe.groups, groups)
-        if not set(recipe.groups) <= set(groups.by_name) or (pruned and recipe.width != self.width):
+        if not set(recipe.groups) <= set(groups.by_name) or (
+            (pruned or recipe.factorises) and recipe.width != self.width
+        ):
             return None
         if any(
             c.criterion not in ("", recipe.criterion.get(groups.by_name[n].type))
@@ -328,6 +373,7 @@ class SearchSpace(BaseModel):
             parts.append(
                 ({f"bits:{group.name}": choice.bits} if len(options) > 1 else {}) if inside else None
             )
+            parts.append(choice_params(f"rank:{group.name}", self.rank_ratios_of(group), choice.rank_ratio))
         parts += [
             choice_params(f"criterion:{kind}", self.criteria[kind], recipe.criterion.get(kind))
             for kind in pruned
@@ -339,6 +385,8 @@ class SearchSpace(BaseModel):
         if pruned:
             parts.append(choice_params("ranking", self.rankings, recipe.ranking))
             parts.append(self.schedules.params_of(recipe.schedule))
+        if recipe.prunes and recipe.recovery.finetune_steps > 0:
+            parts.append(choice_params("order", self.orders, recipe.order))
         for part in parts:
             if part is None:
                 return None
@@ -358,19 +406,25 @@ class SearchSpace(BaseModel):
         choices = [self.sparsities_of(g) for g in groups.groups]
         unmasked = int(all(0.0 in of_group for of_group in choices))
         masked = (math.prod(map(len, choices)) - unmasked) * self.masks.count()
+        ranks = [self.rank_ratios_of(g) for g in groups.groups]
         # Only what loses channels has a schedule and a ranking, and only what loses anything is recovered.
         cut = (any_criterion - uncut) * self.schedules.count() * len(self.rankings)
-        untouched = uncut * unmasked
-        recovered = (cut + uncut) * (unmasked + masked) - untouched
-        return math.log10(bit_choices * (untouched + recovered * self.recovery.count()))
+        untouched = uncut * unmasked * int(all(0.0 in of_group for of_group in ranks))
+        recovered = (cut + uncut) * (unmasked + masked) * math.prod(map(len, ranks)) - untouched
+        recoveries = self.recovery.count(len(self.orders))
+        return math.log10(bit_choices * (untouched + recovered * recoveries))
 
     def content(self) -> str:
         """Return the space as text, by which a study knows it again; newer settings count where they are set."""
         fresh = SearchSpace()
         newer = {name for name in _LATER if getattr(self, name) == getattr(fresh, name)}
         exclude: dict[str, Any] = dict.fromkeys(newer, True)
-        if all(override.sparsities is None for override in self.overrides):
-            exclude["overrides"] = {"__all__": {"sparsities"}}
+        if self.recovery.feature_distill == fresh.recovery.feature_distill:
+            exclude["recovery"] = {"feature_distill"}
+        exclude["overrides"] = {
+            place: {name for name in ("sparsities", "rank_ratios") if getattr(override, name) is None}
+            for place, override in enumerate(self.overrides)
+        }
         return self.model_dump_json(exclude=exclude)
 
     def _overrides_of(self, group: Group) -> list[Override]:
