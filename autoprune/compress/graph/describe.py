@@ -125,7 +125,9 @@ class _Description:
 
     def _belongs(self, name: str) -> bool:
         """Return whether a parameter is cut with its layer."""
-        layer = split_name(name)[0]
+        layer, own = split_name(name)
+        if own not in ("weight", "bias", "running_mean", "running_var"):
+            return False
         return any((layer, axis) in self.found.sides for axis in ("in", "out")) and (
             layer_kind(self.modules[layer]) is not None if layer in self.modules else False
         )
