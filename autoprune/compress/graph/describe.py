@@ -78,7 +78,8 @@ class _Description:
         self.model = model
         self.found = found
         self.units = found.units
-        self.modules = dict(network.named_modules())
+        # Layers that run in training alone are the model's own.
+        self.modules = {**dict(model.named_modules()), **dict(network.named_modules())}
         self.before = {name: index for index, (name, _) in enumerate(model.named_modules())}
         self.read = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
         self.sides = [*self._layer_sides(), *self._tensor_sides(), *self._size_sides(sizes)]
