@@ -182,7 +182,12 @@ def _carried_out(model: nn.Module, traced: Traced, example: Tensor) -> Groups:
     A network whose code asks its tensors for their sizes stays what it is.
     """
     shape = tuple(example.shape[1:])
-    rewritten = Groups(groups=traced.groups, input_shape=shape, rewritten=True)
+    held = {name for name, _ in traced.network.named_modules()}
+    rewritten = Groups(
+        groups=tuple(_without_layers_of_training(group, held) for group in traced.groups),
+        input_shape=shape,
+        rewritten=True,
+    )
     if not any(_needs_graph(model, group) for group in rewritten.prunable):
         return Groups(groups=traced.groups, input_shape=shape)
     if all(_lacks_size_alone(model, group) for group in rewritten.prunable):
@@ -217,6 +222,12 @@ def _lacks_size_alone(model: nn.Module, group: Group) -> bool:
         for m in group.members
         if m.kind != "size"
     )
+
+
+def _without_layers_of_training(group: Group, held: set[str]) -> Group:
+    """Leave out the members that the graph, which is that of evaluation, does not run."""
+    members = tuple(m for m in group.members if m.kind in ("size", "parameter") or m.layer in held)
+    return group.model_copy(update={"members": members}) if group.prunable else group
 
 
 def _without_sizes(group: Group) -> Group:

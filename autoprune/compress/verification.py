@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from autoprune.compress.graph.find import Traced
 from autoprune.compress.graph.ignoring import run_ignoring
-from autoprune.compress.layers import BatchNorm, Conv
+from autoprune.compress.layers import BatchNorm, Conv, has_batchnorm
 from autoprune.compress.outputs import flat_outputs
 from autoprune.compress.surgery import Plan, prune
 from autoprune.space.groups import Groups
 
 # Largest difference of outputs, relative to the largest output.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
+# A network that takes longer for one example is proved in float32, and if it has no BatchNorm on one example.
+_SLOW_S = 1.0
 
 
 def fault_of(model: nn.Module, traced: Traced, groups: Groups, example: Tensor) -> str:
@@ -116,8 +119,11 @@ class _Checker:
         self.model, self.network = deepcopy((model, traced.network))
         for module in (self.model, self.network):
             module.float().eval()
+        slow = self._is_slow()
+        if slow and traced.free_batch and not has_batchnorm(self.network):
+            self.example = self.example[:1]
         try:
-            self._set_precision(torch.float64)
+            self._set_precision(torch.float32 if slow else torch.float64)
         except Exception:  # a network may hold a constant in float32: compare it in float32
             self._set_precision(torch.float32)
         _randomise(self.network, self.example, generator)
@@ -129,7 +135,14 @@ class _Checker:
             module.to(dtype)
         if self.example.is_floating_point():
             self.example = self.example.to(dtype)
-        self._outputs(self.network)
+        if dtype == torch.float64:
+            self._outputs(self.network)
+
+    def _is_slow(self) -> bool:
+        """Whether one example takes long; the first run, which also allocates, is what counts."""
+        begun_s = time.perf_counter()
+        self._outputs(self.network, self.example if not self.traced.free_batch else self.example[:1])
+        return time.perf_counter() - begun_s > _SLOW_S
 
     @torch.no_grad()
     def _share_buffers(self) -> None:
@@ -159,7 +172,7 @@ class _Checker:
         return ""
 
     @torch.no_grad()
-    def _outputs(self, model: nn.Module) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, example: Tensor | None = None) -> list[Tensor]:
         """Run the model, remembering the innermost layer that is being computed."""
         inside: list[str] = []
         handles = []
@@ -174,7 +187,7 @@ class _Checker:
             handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
         self.inside = ""
         try:
-            return flat_outputs(model(self.example))
+            return flat_outputs(model(self.example if example is None else example))
         finally:
             self.inside = inside[-1] if inside else ""
             for handle in handles:

@@ -39,17 +39,25 @@ class Captured:
     out_spec: TreeSpec
 
 
-def capture(model: nn.Module, inputs: Sequence[Any], named: Mapping[str, Any] | None = None) -> Captured:
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    named: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+) -> Captured:
     """Export a network, with the number of examples left free where its code allows that.
 
     Args:
-        model: In evaluation mode.
+        model: The network; its mode is changed.
         inputs: Its inputs, of at least two examples: sizes of 1 are taken for constants.
         named: Inputs that are given by name.
+        training: Whether it is exported as it computes in training, not in evaluation.
 
     Raises:
         Exception: Whatever the network's forward or the export raise.
     """
+    model.train(training)
     given = dict(named or {})
     try:
         program = _export(model, tuple(inputs), given, free_batch=True)
@@ -82,7 +90,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], *,
         )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return torch.export.export(model.eval(), inputs, named, strict=False, dynamic_shapes=shapes)
+        return torch.export.export(model, inputs, named, strict=False, dynamic_shapes=shapes)
 
 
 def _inline_regions(program: Any) -> None:

@@ -78,7 +78,8 @@ class _Description:
         self.model = model
         self.found = found
         self.units = found.units
-        self.modules = dict(network.named_modules())
+        # Layers that run in training alone are the model's own.
+        self.modules = {**dict(model.named_modules()), **dict(network.named_modules())}
         self.before = {name: index for index, (name, _) in enumerate(model.named_modules())}
         self.read = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
         self.sides = [*self._layer_sides(), *self._tensor_sides(), *self._size_sides(sizes)]
@@ -125,7 +126,9 @@ class _Description:
 
     def _belongs(self, name: str) -> bool:
         """Return whether a parameter is cut with its layer."""
-        layer = split_name(name)[0]
+        layer, own = split_name(name)
+        if own not in ("weight", "bias", "running_mean", "running_var"):
+            return False
         return any((layer, axis) in self.found.sides for axis in ("in", "out")) and (
             layer_kind(self.modules[layer]) is not None if layer in self.modules else False
         )

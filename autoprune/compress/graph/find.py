@@ -16,6 +16,7 @@ from autoprune.compress.graph.rewrite import rewrite
 from autoprune.compress.graph.shape_rules import SHAPE_RULES
 from autoprune.compress.graph.sizes import find_sizes, write_sizes
 from autoprune.compress.graph.units import Ids, Units
+from autoprune.compress.layers import Conv
 from autoprune.space.groups import Group
 
 
@@ -42,6 +43,14 @@ class Traced:
     dims: Mapping[str, Dims]
 
 
+def _has_more_in_training(model: nn.Module, found: Propagation) -> bool:
+    """Whether some layers are not run in evaluation; attention's output projection is run by its owner."""
+    run = {layer for layer, _ in found.sides}
+    return any(
+        name not in run and isinstance(module, Conv | nn.Linear) for name, module in model.named_modules()
+    )
+
+
 def trace(model: nn.Module, example: Tensor) -> Traced:
     """Find the coupled channels of ``model``, and write it as a graph.
 
@@ -58,6 +67,10 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         captured = capture(model, (inputs,))
         rewritten = rewrite(model, captured)
         found = Propagation(captured, {**LAYER_RULES, **SHAPE_RULES}, rewritten.layers)
+        if _has_more_in_training(model, found):
+            # Auxiliary classifiers: what they read is cut in them too.
+            found.walk(capture(model, (inputs,), training=True))
+            found.walk(captured)
         sizes = find_sizes(found)
         described = describe_groups(model, rewritten.network, found, sizes)
     finally:

@@ -122,6 +122,8 @@ def by_channel(p: Propagation, node: fx.Node) -> Dims:
     """Every tensor beside the input has one value for each channel."""
     first, *others = node.all_input_nodes
     x = p.dims(first)
+    if p.arguments(node).get("training"):  # by statistics of what it gets (standardised weights)
+        p.fix([*x[:1], *x[2:]], f"{where(node)} normalises over it")
     for other in others:
         own = p.dims(other)
         if own and len(own[0]) == len(x[1]):

@@ -30,7 +30,6 @@ class Propagation:
         self, captured: Captured, rules: dict[str, Rule], layers: Mapping[fx.Node, str] | None = None
     ) -> None:
         self.units = Units()
-        self.captured = captured
         self.rules = rules
         self.layers: Mapping[fx.Node, str] = layers or {}
         self.of: dict[fx.Node, Any] = {}
@@ -38,6 +37,11 @@ class Propagation:
         self.tensors: dict[str, Dims] = {}
         # What each layer reads and makes.
         self.sides: dict[tuple[str, Axis], Dim] = {}
+        self.walk(captured)
+
+    def walk(self, captured: Captured) -> None:
+        """Follow a graph; another one of the same network ties its units too."""
+        self.captured = captured
         for node in captured.nodes:
             self._visit(node)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autoprune.compress.graph.network import GraphNetwork, block_ends, bypass
+from autoprune.compress.graph.network import GraphNetwork, block_ends
 from autoprune.compress.layers import Conv
-from autoprune.compress.outputs import flat_outputs
 from autoprune.space.groups import Group, Groups
 
 # With a constant branch and inputs this large, a residual block returns its inputs up to this share.
 _LARGE = 1e4
 _NEAR = 0.05
+
+_Made = tuple[torch.Size, torch.dtype]
 
 
 def removable_blocks(
@@ -37,19 +38,18 @@ def removable_blocks(
         Name of the block by the name of the group; of several groups in one block only the first has it.
     """
     found: dict[str, str] = {}
-    with torch.no_grad():
-        before = [t.shape for t in flat_outputs(network(example))]
+    shapes = _Shapes(network).of_all(example)
     for group in groups.prunable:
         if stop():
             break
-        block = _block_of(network, group, example)
+        block = _block_of(network, group, shapes)
         nested = any(f"{block}.".startswith(f"{b}.") or b.startswith(f"{block}.") for b in found.values())
-        if block and not nested and _runs_without(network, block, example, before):
+        if block and not nested:
             found[group.name] = block
     return found
 
 
-def _block_of(network: GraphNetwork, group: Group, example: Tensor) -> str:
+def _block_of(network: GraphNetwork, group: Group, shapes: Mapping[str, _Made]) -> str:
     paths = [member.layer.split(".") for member in group.members]
     shared = 0
     while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
@@ -57,61 +57,83 @@ def _block_of(network: GraphNetwork, group: Group, example: Tensor) -> str:
     for depth in range(min(shared, min(len(path) for path in paths) - 1), 0, -1):
         name = ".".join(paths[0][:depth])
         ends = block_ends(network.graph, name)
-        if ends is not None and _is_residual(network, name, group, ends, example):
+        if ends is not None and _is_residual(network, name, group, ends, shapes):
             return name
     return ""
 
 
 @torch.no_grad()
 def _is_residual(
-    network: GraphNetwork, name: str, group: Group, ends: tuple[fx.Node, fx.Node], example: Tensor
+    network: GraphNetwork, name: str, group: Group, ends: tuple[fx.Node, fx.Node], shapes: Mapping[str, _Made]
 ) -> bool:
+    """Whether a block returns what it gets, once what reads the group's channels is zero and its inputs are large."""
+    before, after = (shapes.get(end.name) for end in ends)
+    if before is None or before != after:
+        return False
     copy = deepcopy(network)
     for member in group.members:
         if member.axis == "in" and member.layer.startswith(f"{name}."):
             layer = copy.get_submodule(member.layer)
             if isinstance(layer, Conv | nn.Linear):
                 layer.weight.zero_()
-    probe = _Probe(copy, ends)
+    # Positive, so that an activation after the addition lets it pass.
+    random = torch.rand(before[0], generator=torch.Generator().manual_seed(0))
+    large = ((1.0 + random) * _LARGE).to(before[1])
     try:
-        probe.run(example)
-    except Exception:  # whatever the network raises on values that it was not made for
-        return False
-    large, made = probe.large, probe.made
-    if large is None or made is None or made.shape != large.shape:
+        # A block that writes into its input is no identity.
+        made = _Block(copy, ends, len(large)).run_on(large.clone())
+    except Exception:  # whatever the block raises on values that it was not made for
         return False
     return float((made - large).abs().max()) <= _NEAR * _LARGE
 
 
-class _Probe(fx.Interpreter):
-    """Runs a network with large values where a block begins, and keeps what the block makes of them."""
+class _Shapes(fx.Interpreter):
+    """Notes the shape and type of every value."""
 
-    def __init__(self, network: GraphNetwork, ends: tuple[fx.Node, fx.Node]) -> None:
+    def __init__(self, network: GraphNetwork) -> None:
         super().__init__(network, graph=network.graph)
-        self.extra_traceback = False
-        self.ends = ends
-        self.large: Tensor | None = None
-        self.made: Tensor | None = None
+        self.seen: dict[str, _Made] = {}
+
+    @torch.no_grad()
+    def of_all(self, example: Tensor) -> dict[str, _Made]:
+        """Run the network and return what was seen by the nodes' names."""
+        self.run(example)
+        return self.seen
 
     def run_node(self, node: fx.Node) -> Any:
         """Run one operation."""
         made = super().run_node(node)
-        if node is self.ends[0] and isinstance(made, Tensor):
-            # Positive, so that an activation after the addition lets it pass.
-            random = torch.rand(made.shape, generator=torch.Generator().manual_seed(0))
-            self.large = ((1.0 + random) * _LARGE).to(made)
-            return self.large.clone()  # a block that writes into its input is no identity
-        if node is self.ends[1] and isinstance(made, Tensor):
-            self.made = made.clone()
+        if isinstance(made, Tensor):
+            self.seen[node.name] = (made.shape, made.dtype)
         return made
 
 
-@torch.no_grad()
-def _runs_without(network: GraphNetwork, block: str, example: Tensor, before: list[torch.Size]) -> bool:
-    copy = deepcopy(network)
-    try:
-        bypass(copy, block)
-        after = flat_outputs(copy(example))
-    except Exception:  # the network asks something of the block that its input lacks
-        return False
-    return before == [t.shape for t in after] and all(bool(torch.isfinite(t).all()) for t in after)
+class _Block(fx.Interpreter):
+    """Runs the nodes of one block alone."""
+
+    def __init__(self, network: GraphNetwork, ends: tuple[fx.Node, fx.Node], examples: int) -> None:
+        super().__init__(network, garbage_collect_values=False, graph=network.graph)
+        self.ends = ends
+        self.examples = examples
+
+    def run_on(self, large: Tensor) -> Tensor:
+        """Return what the block makes of ``large``."""
+        self.env = {self.ends[0]: large}
+        made = self._value(self.ends[1])
+        assert isinstance(made, Tensor)  # noqa: S101
+        return made
+
+    def _value(self, node: fx.Node) -> Any:
+        """Return a node's value, computed with all that it needs; in the order of the graph, for writes in place."""
+        needed: set[fx.Node] = set()
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            if each not in needed and each not in self.env:
+                needed.add(each)
+                waiting += each.all_input_nodes
+        for each in self.graph.nodes:
+            if each in needed:
+                is_batch = "sym_size" in str(each.target)
+                self.env[each] = self.examples if is_batch else self.run_node(each)
+        return self.env[node]
