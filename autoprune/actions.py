@@ -306,7 +306,7 @@ def compress_once(
         "artifact": str(to),
         **flat(measurement),
         **(ranks if recipe.factorises else {}),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.content(),
     }
 
 

@@ -149,11 +149,7 @@ def compress(
     steps = 0
     if recipe.order == "tune-prune-quantize":
         dense, steps = tuned(dense)
-        if steps:
-            by_gradient = any(recipe.criterion_of(g) in GRADIENT_CRITERIA for g in groups.groups)
-            statistics = collect_statistics(
-                dense, groups, calibration_batches, gradients=by_gradient, loss=loss
-            )
+        statistics = _statistics_of(dense, groups, recipe, calibration_batches, loss) if steps else statistics
     cut = _cut(dense, groups, recipe, statistics, counts, calibration_batches)
     masks: MovementMask | None = None
     if cut.masked and recipe.mask.criterion == "movement":
@@ -170,6 +166,17 @@ def compress(
     return Compressed(
         model=model, plan=cut.plan, train_steps=steps, solved=cut.solved, factorised=cut.factorised
     )
+
+
+def _statistics_of(
+    model: nn.Module,
+    groups: Groups,
+    recipe: Recipe,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    loss: Loss,
+) -> LayerStatistics:
+    by_gradient = any(recipe.criterion_of(g) in GRADIENT_CRITERIA for g in groups.groups)
+    return collect_statistics(model, groups, batches, gradients=by_gradient, loss=loss)
 
 
 @dataclass(frozen=True)

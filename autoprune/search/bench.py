@@ -287,7 +287,7 @@ class Bench:
         except SafetensorError as error:  # a full disk; not a fault of the trial
             raise OSError(f"the weights could not be written: {error}") from error
         content = {
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": recipe.content(),
             "kept": {name: list(units) for name, units in compressed.plan.items()},
             "ranks": dict(compressed.factorised.ranks),
             "left_whole": dict(compressed.factorised.left_whole),

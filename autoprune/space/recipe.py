@@ -36,10 +36,6 @@ GRADIENT_CRITERIA: tuple[str, ...] = ("taylor", "fisher")
 SHARE_CRITERIA: tuple[str, ...] = ("lamp",)
 
 
-# Settings that came after the first studies were recorded, which compare recipes by their text.
-_LATER = frozenset({"mask", "schedule", "ranking", "sparsity", "rank_ratio", "feature_distill", "order"})
-
-
 class GroupChoice(BaseModel):
     """What is done to one group.
 
@@ -151,23 +147,27 @@ class Recipe(BaseModel):
         """Whether any layer is to be replaced by two of lower rank."""
         return any(choice.rank_ratio > 0 for choice in self.groups.values())
 
-    def canonical_json(self) -> str:
-        """Return the recipe as JSON with sorted keys; equal recipes give equal text.
+    def content(self) -> dict[str, Any]:
+        """Return the recipe as plain data, as files and records hold it.
 
         Settings that came after the first studies were recorded are left out where they have their defaults.
         """
         content = self.model_dump(mode="json")
-        fresh = Recipe()
-        parts: list[tuple[BaseModel, BaseModel, dict[str, Any]]] = [
-            (self, fresh, content),
-            (self.recovery, fresh.recovery, content["recovery"]),
+        parts: list[tuple[BaseModel, dict[str, Any]]] = [
+            (self, content),
+            (self.recovery, content["recovery"]),
         ]
-        parts += [(c, GroupChoice(), content["groups"][name]) for name, c in self.groups.items()]
-        for part, default, values in parts:
-            for name in _LATER & set(values):
-                if getattr(part, name) == getattr(default, name):
+        parts += [(choice, content["groups"][name]) for name, choice in self.groups.items()]
+        for part, values in parts:
+            fresh = type(part)()
+            for name in _LATER[type(part)]:
+                if getattr(part, name) == getattr(fresh, name):
                     del values[name]
-        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return content
+
+    def canonical_json(self) -> str:
+        """Return the recipe as JSON with sorted keys; equal recipes give equal text."""
+        return json.dumps(self.content(), sort_keys=True, separators=(",", ":"))
 
     def check(self, groups: Groups) -> None:
         """Refuse a recipe that these groups cannot carry out, before any work is done.
@@ -226,6 +226,14 @@ class Recipe(BaseModel):
                 + ", ".join(SHARE_CRITERIA),
                 "give conv and linear the same criterion, or ranking group",
             )
+
+
+# Settings that came after the first studies were recorded, which compare recipes by their text.
+_LATER: dict[type[BaseModel], tuple[str, ...]] = {
+    GroupChoice: ("sparsity", "rank_ratio"),
+    Recovery: ("feature_distill",),
+    Recipe: ("mask", "schedule", "ranking", "order"),
+}
 
 
 def uniform_recipe(

@@ -34,7 +34,7 @@ class Plan:
 
     def text(self) -> str:
         """Return the plan as one attribute."""
-        return json.dumps({**vars(self), "recipe": self.recipe.model_dump(mode="json")})
+        return json.dumps({**vars(self), "recipe": self.recipe.content()})
 
 
 def result_text(

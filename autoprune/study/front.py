@@ -320,7 +320,7 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
         "int8_layers": measured.executed.int8_layers,
         "layers": measured.executed.layers,
         "train_steps": record.train_steps,
-        "recipe": record.recipe.model_dump(mode="json") if record.recipe else None,
+        "recipe": record.recipe.content() if record.recipe else None,
         "artifact": str(folder) if folder.is_dir() else None,
         "export_command": f"autoprune export {shlex.quote(paths.name)} --trial {record.number} --to DIR",
     }

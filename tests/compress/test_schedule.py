@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune.compress.discovery import find_groups
+from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.finetune import TeacherStream, Trainer
 from autoprune.compress.pipeline import Compressed, compress
 from autoprune.compress.schedule import round_counts, round_steps
@@ -37,6 +37,7 @@ def run(
     model: nn.Module, schedule: Mapping[str, Any], *, steps: int, criterion: str = "l2", **options: Any
 ) -> tuple[Compressed, Recipe]:
     groups = find_groups(model, BATCHES[0][0])
+    model = cuttable(model, groups, BATCHES[0][0])
     recovery = Recovery(finetune_steps=steps)
     recipe = uniform_recipe(groups, 0.5, 8, criterion, 1, recovery).model_copy(
         update={"schedule": Schedule.model_validate(schedule)}
@@ -73,6 +74,7 @@ def test_counts_and_steps_are_exact_and_the_plan_rebuilds_the_network(
     torch.manual_seed(0)
     model = network().eval()
     groups = find_groups(model, BATCHES[0][0])
+    model = cuttable(model, groups, BATCHES[0][0])
     result, recipe = run(model, schedule, steps=7, criterion=criterion)
     assert {g.name: result.kept(g) for g in groups.groups} == recipe.kept_counts(groups)
     assert result.plan
@@ -192,6 +194,7 @@ def test_zeroing_what_reads_a_unit_does_what_cutting_it_does(network: type[nn.Mo
     torch.manual_seed(0)
     model = network().eval()
     groups = find_groups(model, BATCHES[0][0])
+    model = cuttable(model, groups, BATCHES[0][0])
     plan = half(groups)
     copy = deepcopy(model)
     for name, units in plan.items():

@@ -176,7 +176,7 @@ def test_a_plain_sampler_searches_ranks_features_and_orders(tmp_path: Path) -> N
 def test_the_default_search_refuses_them_before_it_begins(tmp_path: Path) -> None:
     space = tmp_path / "low.yaml"
     space.write_text(SPACE, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"rank_ratios = \[0.0, 0.6\].*orders = .*feature_distill = "):
+    with pytest.raises(UsageError, match=r"(?s)rank_ratios = \[0.0, 0.6\].*orders = .*feature_distill = "):
         api.search(network(), examples(), "3trials", space=str(space), study="low")
     with pytest.raises(UsageError, match="'low'"):
         api.open_study("low")

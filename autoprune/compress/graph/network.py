@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 # Key of a node's meta data: the module of the original network that ran it.
 LAYER = "layer"
+_PASSING = ("add", "relu", "dropout", "clone", "contiguous", "alias", "to", "gelu", "silu")
 
 
 class _Shared:
@@ -76,41 +77,47 @@ def make_network(
 
 
 def block_ends(graph: fx.Graph, block: str) -> tuple[fx.Node, fx.Node] | None:
-    """Return the value that a module of the original network reads and the one that it makes.
+    """Return the value that goes through a module of the original network unchanged but for additions, and its result.
 
     Args:
         graph: The network's graph.
         block: Name of the module.
 
     Returns:
-        None unless it reads one value and makes one.
+        None unless it makes one value, and one that it reads gets there by additions and activations alone.
     """
-    inside = [node for node in graph.nodes if _runs_in(node, block)]
-    held = set(inside)
-    reads = {
-        value
-        for node in inside
-        for value in node.all_input_nodes
-        if value not in held and value.op != "get_attr" and not _is_size(value)
-    }
-    makes = [node for node in inside if any(user not in held for user in node.users)]
-    if len(reads) != 1 or len(makes) != 1:
+    inside = {node for node in graph.nodes if _runs_in(node, block)}
+    makes = [
+        node for node in graph.nodes if node in inside and any(user not in inside for user in node.users)
+    ]
+    if len(makes) != 1:
         return None
-    return reads.pop(), makes[0]
+    reached: set[fx.Node] = set()
+    waiting, seen = [makes[0]], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.op == "get_attr":
+            continue
+        seen.add(node)
+        if node not in inside:
+            reached.add(node)
+        elif _passes(node):
+            waiting += node.all_input_nodes
+    return (reached.pop(), makes[0]) if len(reached) == 1 else None
 
 
 def bypass(network: GraphNetwork, block: str) -> None:
     """Let the value that a block reads take the place of what it makes, and drop its layers, in place.
 
     Raises:
-        ValueError: If the block reads or makes several values.
+        ValueError: If nothing goes through the block.
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(network.graph, {}))
     graph._codegen = network.graph._codegen
     ends = block_ends(graph, block)
     if ends is None:
-        raise ValueError(f"{block!r} does not read one value and make one")
+        raise ValueError(f"nothing goes through {block!r}")
     ends[1].replace_all_uses_with(ends[0])
     # What writes into a tensor is needed though nothing reads what it returns.
     graph.eliminate_dead_code(
@@ -132,9 +139,9 @@ def _writes(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
-def _is_size(node: fx.Node) -> bool:
-    """Whether a node is a number, such as the number of examples."""
-    return "sym_size" in str(node.target) or node.target is getattr
+def _passes(node: fx.Node) -> bool:
+    """Whether an operation adds values, or lets a large positive one pass."""
+    return str(node.target).removeprefix("aten.").partition(".")[0].rstrip("_") in _PASSING
 
 
 def _drop_unused(network: nn.Module, graph: fx.Graph) -> None:
