@@ -30,6 +30,22 @@ def fault_of(model: nn.Module, traced: Traced, groups: Groups, example: Tensor) 
         return f"the dense network fails on the example: {_first_line(error)}"
 
 
+def compare(model: nn.Module, traced: Traced, groups: Groups, example: Tensor, plan: Plan) -> float | str:
+    """Return how far a cut network is from the dense one that ignores the same units.
+
+    Args:
+        model: The dense network on the CPU; it is not changed.
+        traced: The same as a graph.
+        groups: Its groups.
+        example: One batch.
+        plan: Kept units.
+
+    Returns:
+        The largest difference of outputs as a share of the largest output, or why the cut network fails.
+    """
+    return _Checker(model, traced, groups, example).difference(plan)
+
+
 def verify_groups(
     model: nn.Module,
     traced: Traced,
@@ -154,7 +170,17 @@ class _Checker:
 
     def fault(self, names: Sequence[str]) -> str:
         """Return why cutting these groups is wrong; empty if it is right."""
-        plan = {name: self.plan[name] for name in names}
+        difference = self.difference({name: self.plan[name] for name in names})
+        if isinstance(difference, str):
+            return difference
+        if not difference <= self.tolerance:
+            return (
+                f"cut, the output differs by {difference:.2g} from the network that ignores the same channels"
+            )
+        return ""
+
+    def difference(self, plan: Plan) -> float | str:
+        """Return how far the cut network is from the dense one, or why it fails."""
         try:
             expected = flat_outputs(run_ignoring(self.network, self.traced, plan, (self.example,)))
             whole = self.network if self.groups.rewritten else self.model
@@ -162,14 +188,14 @@ class _Checker:
         except Exception as error:  # whatever the network's forward raises on cut layers
             where = f"layer {self.inside!r}" if self.inside else "the network"
             return f"cut, {where} fails: {_first_line(error)}"
+        differences = [0.0]
         for want, got in zip(expected, actual, strict=True):
             if want.shape != got.shape:
                 return f"cut, the output has shape {tuple(got.shape)} instead of {tuple(want.shape)}"
             scale = float(want.abs().max()) or 1.0
-            difference = float((want - got).abs().max()) / scale
-            if not difference <= self.tolerance:
-                return f"cut, the output differs by {difference:.2g} from the network that ignores the same channels"
-        return ""
+            differences.append(float((want - got).abs().max()) / scale)
+        # Not max, which forgets NaN.
+        return sorted(differences, key=lambda each: each if each == each else float("inf"))[-1]
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module, example: Tensor | None = None) -> list[Tensor]:
