@@ -74,7 +74,9 @@ def run_one(name: str) -> dict[str, Any]:
     """Examine one network in a process of its own, which may fail in any way."""
     command = [sys.executable, str(HERE / "coverage.py"), "--one", name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return {"name": name, "error": f"not done after {LIMIT_S} s"}
     if done.returncode != 0:
