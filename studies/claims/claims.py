@@ -71,7 +71,7 @@ def main() -> None:
                 break
             rows = []
             for row in run(known[0], settings):
-                rows.append(row)
+                rows.append({key: value for key, value in row.items() if key != "file"})
                 print(f"{claim}, {name}: {row}", file=sys.stderr, flush=True)
             path.write_text(
                 json.dumps(_record(claim, known[0], settings, rows), indent=1) + "\n", encoding="utf-8"
