@@ -105,9 +105,8 @@ def test_importing_the_library_costs_nothing() -> None:
 def file_map() -> str:
     """Return the file map that the README should hold, from the modules' docstrings."""
     lines, shown = ["autoprune/"], set()
-    files = [path for path in modules() if path.parent == PACKAGE] + [
-        path for path in modules() if path.parent != PACKAGE
-    ]
+    # The files of a folder before its folders.
+    files = sorted(modules(), key=lambda path: (path.parent != PACKAGE, path.parent, path.name))
     for path in files:
         relative = path.relative_to(PACKAGE)
         indent = "  "

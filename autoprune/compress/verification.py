@@ -30,20 +30,23 @@ def fault_of(model: nn.Module, traced: Traced, groups: Groups, example: Tensor) 
         return f"the dense network fails on the example: {_first_line(error)}"
 
 
-def compare(model: nn.Module, traced: Traced, groups: Groups, example: Tensor, plan: Plan) -> float | str:
-    """Return how far a cut network is from the dense one that ignores the same units.
+def compare(
+    model: nn.Module, traced: Traced, groups: Groups, example: Tensor, plans: Sequence[Plan]
+) -> list[float | str]:
+    """Return how far cut networks are from the dense one that ignores the same units.
 
     Args:
         model: The dense network on the CPU; it is not changed.
         traced: The same as a graph.
         groups: Its groups.
         example: One batch.
-        plan: Kept units.
+        plans: Kept units of each.
 
     Returns:
-        The largest difference of outputs as a share of the largest output, or why the cut network fails.
+        For each the largest difference of outputs as a share of the largest output, or why it fails.
     """
-    return _Checker(model, traced, groups, example).difference(plan)
+    checker = _Checker(model, traced, groups, example)
+    return [checker.difference(plan) for plan in plans]
 
 
 def verify_groups(

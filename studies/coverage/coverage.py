@@ -164,7 +164,9 @@ def examine(name: str) -> dict[str, Any]:
     import torch
 
     from autoprune.compress.discovery import cuttable, find_groups
+    from autoprune.compress.graph.find import trace
     from autoprune.compress.surgery import make_plan, prune
+    from autoprune.compress.verification import compare
     from autoprune.space.recipe import uniform_recipe
 
     settings: Any = read_yaml(HERE / "models.yaml").values
@@ -190,17 +192,21 @@ def examine(name: str) -> dict[str, Any]:
         "left_alone": {g.name: g.reason for g in groups.groups if not g.prunable},
         "ratios": {},
     }
-    for ratio in settings["ratios"]:
-        recipe = uniform_recipe(groups, ratio, 32)
+    plans = {
+        ratio: make_plan(network, groups, uniform_recipe(groups, ratio, 32), None)
+        for ratio in settings["ratios"]
+    }
+    differences = compare(model, trace(model, example), groups, example, list(plans.values()))
+    for (ratio, plan), difference in zip(plans.items(), differences, strict=True):
         begun = time.perf_counter()
-        cut = prune(network, groups, make_plan(network, groups, recipe, None)).eval()
+        cut = prune(network, groups, plan).eval()
         record["ratios"][str(ratio)] = {
             "surgery_s": round(time.perf_counter() - begun, 2),
             "params": sum(p.numel() for p in cut.parameters()),
             "macs": _macs(cut, example),
-            "difference": _difference(model, groups, recipe, example),
+            "difference": difference,
+            "export": _export(cut, example),
             "backward": _backward(cut, example),
-            "export": _export(cut.eval(), example),
         }
     return record
 
@@ -229,18 +235,6 @@ def _reachable(model: Any, groups: Any) -> float:
     members = {m.layer for g in groups.prunable for m in g.members if m.kind != "size"}
     reached = {name for name in held if name in members or name.rpartition(".")[0] in members}
     return round(sum(held[name] for name in reached) / max(1, sum(held.values())), 4)
-
-
-def _difference(model: Any, groups: Any, recipe: Any, example: Any) -> float | str:
-    """Return how far the cut network is from the one that ignores the same units, as a share of the largest output."""
-    from autoprune.compress.graph.find import trace
-    from autoprune.compress.surgery import make_plan
-    from autoprune.compress.verification import compare
-
-    traced = trace(model, example)
-    network = traced.network if groups.rewritten else model
-    plan = make_plan(network, groups, recipe, None)
-    return compare(model, traced, groups, example, plan)
 
 
 def _backward(model: Any, example: Any) -> str:
