@@ -32,15 +32,18 @@ def groups_after(dense: nn.Module, groups: Groups, plan: Plan) -> Groups:
     kept = kept_channels(dense, groups, plan)
     groups = groups.without(gone_blocks(groups, plan))
     places = {
-        (layer, axis): {channel: place for place, channel in enumerate(channels)}
+        (layer, side): {channel: place for place, channel in enumerate(channels)}
         for layer, sides in kept.items()
-        for axis, channels in sides.items()
+        for side, channels in sides.items()
     }
 
     def member_after(member: Member, units: tuple[int, ...]) -> Member:
-        moved = places.get((member.layer, member.axis))
+        moved = places.get((member.layer, member.side))
         index_map = tuple(
-            member.index_map[unit] if moved is None else tuple(moved[c] for c in member.index_map[unit])
+            member.index_map[unit]
+            if moved is None
+            # Of channels that belong to two groups the other one may have taken some.
+            else tuple(moved[c] for c in member.index_map[unit] if c in moved)
             for unit in units
         )
         return member.model_copy(update={"index_map": index_map})
@@ -50,7 +53,11 @@ def groups_after(dense: nn.Module, groups: Groups, plan: Plan) -> Groups:
         members = tuple(member_after(member, units) for member in group.members)
         return group.model_copy(update={"size": len(units), "members": members})
 
-    return Groups(groups=tuple(group_after(g) for g in groups.groups), input_shape=groups.input_shape)
+    return Groups(
+        groups=tuple(group_after(g) for g in groups.groups),
+        input_shape=groups.input_shape,
+        rewritten=groups.rewritten,
+    )
 
 
 def in_dense_units(first: Plan, second: Plan) -> Plan:

@@ -120,7 +120,9 @@ class _Writer:
                 self.layers[node] = leaf.name
         else:
             self.of[node] = self._function(node)
-        self.of[node].meta[LAYER] = layer_of(node)
+        # Numbers, such as the number of examples, belong to no block: others use them too.
+        is_number = not isinstance(node.meta.get("val"), Tensor | list | tuple)
+        self.of[node].meta[LAYER] = "" if is_number else layer_of(node)
 
     def _function(self, node: fx.Node) -> fx.Node:
         target: Any = node.target
