@@ -141,7 +141,7 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
     torch.set_num_threads(1)
     try:
         # Imported here: the parent needs neither.
-        from autoprune.compress.blocks import removable_blocks
+        from autoprune.compress.blocks import that_can_go
         from autoprune.compress.graph import find, residual
         from autoprune.compress.verification import verify_groups
 
@@ -161,15 +161,10 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
         ]
         proved = Groups(groups=tuple(sound), input_shape=groups.input_shape, rewritten=groups.rewritten)
         last = deadline - 0.5 * _LAST_PROOF * time_left_s
-
-        def late() -> bool:
-            return time.monotonic() > last
-
-        if groups.rewritten:
-            blocks = residual.removable_blocks(traced.network, proved, example, stop=late)
-        else:
-            blocks = removable_blocks(model, proved, example, stop=late)
-        sender.send(("blocks", blocks))
+        blocks = residual.removable_blocks(
+            traced.network, proved, example, stop=lambda: time.monotonic() > last
+        )
+        sender.send(("blocks", blocks if groups.rewritten else that_can_go(model, blocks, example)))
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone
         text = (str(error).strip().splitlines() or [""])[0][:200]

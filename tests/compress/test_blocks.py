@@ -9,9 +9,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from autoprune.compress.blocks import removable_blocks, take_out
+from autoprune.compress.blocks import take_out, that_can_go
 from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.graph import residual
+from autoprune.compress.graph.find import trace
 from autoprune.compress.graph.network import GraphNetwork
 from autoprune.compress.lineage import groups_after
 from autoprune.compress.pipeline import compress
@@ -170,7 +171,25 @@ def test_a_network_that_is_no_graph_and_lost_blocks_has_the_others() -> None:
     first: Plan = {"layer1.1.conv1": ()}
     parent = prune(model, groups, first).eval()
     left = groups_after(model, groups, first)
-    assert removable_blocks(parent, left, IMAGES) == {g: b for g, b in found.items() if b != "layer1.1"}
+    blocks = residual.removable_blocks(trace(parent, IMAGES).network, left, IMAGES)
+    assert blocks == {g: b for g, b in found.items() if b != "layer1.1"}
+
+
+class Asking(nn.Module):
+    """A network that asks its first block for an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x) * self.first.out_channels)
+        return y
+
+
+def test_blocks_that_the_code_asks_something_of_stay() -> None:
+    assert that_can_go(Asking().eval(), {"a": "first", "b": "second"}, IMAGES) == {"b": "second"}
+    assert that_can_go(Asking().eval(), {"b": "second"}, IMAGES) == {"b": "second"}
 
 
 def test_a_network_that_only_lost_a_block_is_trained_further() -> None:

@@ -1,9 +1,9 @@
-"""Residual blocks of a network that is a graph; see :mod:`autoprune.compress.blocks`."""
+"""Residual blocks: the modules of the original network through which a value goes unchanged but for an addition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,21 +70,32 @@ def _is_residual(
     before, after = (shapes.get(end.name) for end in ends)
     if before is None or before != after:
         return False
-    copy = deepcopy(network)
-    for member in group.members:
-        if member.axis == "in" and member.layer.startswith(f"{name}."):
-            layer = copy.get_submodule(member.layer)
-            if isinstance(layer, Conv | nn.Linear):
-                layer.weight.zero_()
     # Positive, so that an activation after the addition lets it pass.
     random = torch.rand(before[0], generator=torch.Generator().manual_seed(0))
     large = ((1.0 + random) * _LARGE).to(before[1])
+    readers = [m.layer for m in group.members if m.axis == "in" and m.layer.startswith(f"{name}.")]
     try:
-        # A block that writes into its input is no identity.
-        made = _Block(copy, ends, len(large)).run_on(large.clone())
+        with _zeroed(network, readers):
+            # A block that writes into its input is no identity.
+            made = _Block(network, ends, len(large)).run_on(large.clone())
     except Exception:  # whatever the block raises on values that it was not made for
         return False
     return float((made - large).abs().max()) <= _NEAR * _LARGE
+
+
+@contextmanager
+def _zeroed(network: GraphNetwork, layers: Iterable[str]) -> Iterator[None]:
+    """Let the weights of some layers be zero for a while."""
+    found = [network.get_submodule(layer) for layer in layers]
+    weights = [layer.weight for layer in found if isinstance(layer, Conv | nn.Linear)]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        for weight in weights:
+            weight.zero_()
+        yield
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.copy_(before)
 
 
 class _Shapes(fx.Interpreter):
@@ -118,7 +129,8 @@ class _Block(fx.Interpreter):
 
     def run_on(self, large: Tensor) -> Tensor:
         """Return what the block makes of ``large``."""
-        self.env = {self.ends[0]: large}
+        counted = [node for node in self.graph.nodes if "sym_size" in str(node.target)]
+        self.env = {self.ends[0]: large, **dict.fromkeys(counted, self.examples)}
         made = self._value(self.ends[1])
         assert isinstance(made, Tensor)  # noqa: S101
         return made
@@ -134,6 +146,5 @@ class _Block(fx.Interpreter):
                 waiting += each.all_input_nodes
         for each in self.graph.nodes:
             if each in needed:
-                is_batch = "sym_size" in str(each.target)
-                self.env[each] = self.examples if is_batch else self.run_node(each)
+                self.env[each] = self.run_node(each)
         return self.env[node]

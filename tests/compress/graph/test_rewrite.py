@@ -130,7 +130,11 @@ def plan_of(groups: Groups, share: float = 0.5) -> Plan:
 
 def test_what_was_cut_is_cut_further(words: tuple[Words, Groups, GraphNetwork]) -> None:
     model, groups, network = words
-    first: Plan = {"layers.0.query": (1,), "layers.0.out": tuple(range(0, 16, 2)), "layers.1.query/width": (0, 3)}
+    first: Plan = {
+        "layers.0.query": (1,),
+        "layers.0.out": tuple(range(0, 16, 2)),
+        "layers.1.query/width": (0, 3),
+    }
     parent = prune(network, groups, first)
     left = groups_after(network, groups, first)
     second: Plan = {"layers.0.query/width": (1, 2), "layers.0.out": (0, 3, 4), "layers.1.query": (0,)}
@@ -164,8 +168,8 @@ def test_the_reference_is_the_dense_network_without_the_weights_that_make_and_re
     by_hand = Words().eval()
     by_hand.load_state_dict(model.state_dict())
     with torch.no_grad():
-        by_hand.get_submodule("layers.0.down").weight[:, :5] = 0  # type: ignore[index,operator]
-        by_hand.get_submodule("layers.1.out").weight[8:] = 0  # type: ignore[index,operator]
+        by_hand.get_submodule("layers.0.down").weight[:, :5] = 0  # type: ignore[operator]
+        by_hand.get_submodule("layers.1.out").weight[8:] = 0  # type: ignore[operator]
     ignoring = run_ignoring(traced.network, traced, plan, (TOKENS,))
     torch.testing.assert_close(ignoring, by_hand(TOKENS))
     assert not torch.allclose(ignoring, model(TOKENS))
