@@ -19,15 +19,7 @@ def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[Laye
         inputs: A few examples, ``(n, ...)``, run once to see how large the layers' inputs are.
     """
     read = _read_elements(model, [layer for g in groups.groups for layer in g.producers], inputs)
-    uses: dict[tuple[str, Axis], list[AxisUse]] = {}
-    for group in groups.groups:
-        for member in group.members:
-            if member.kind not in ("conv", "depthwise", "linear"):
-                continue
-            channels = channel_count(submodule(model, member.layer), member.axis)
-            owned = sum(len(owns) for owns in member.index_map) / len(member.index_map)
-            use = AxisUse(group=group.name, share=owned / channels, units=group.size)
-            uses.setdefault((member.layer, member.axis), []).append(use)
+    uses = _uses(model, groups)
     owners = _block_owners(groups)
     found = []
     for group in groups.groups:
@@ -51,6 +43,30 @@ def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[Laye
                 )
             )
     return tuple(found)
+
+
+def _uses(model: nn.Module, groups: Groups) -> dict[tuple[str, Axis], list[AxisUse]]:
+    """Return how groups take part in the axes of layers."""
+    uses: dict[tuple[str, Axis], list[AxisUse]] = {}
+    taken: dict[tuple[str, Axis], list[set[int]]] = {}
+    for group in groups.groups:
+        for member in group.members:
+            if member.kind not in ("conv", "depthwise", "linear"):
+                continue
+            channels = channel_count(submodule(model, member.layer), member.axis)
+            own = {channel for owned in member.index_map for channel in owned}
+            parts = taken.setdefault((member.layer, member.axis), [])
+            part = next((place for place, other in enumerate(parts) if own & other), len(parts))
+            parts.append(own)
+            use = AxisUse(
+                group=group.name,
+                share=len(own) / channels / group.size,
+                units=group.size,
+                part=part,
+                sets_bits=bool(group.producers),
+            )
+            uses.setdefault((member.layer, member.axis), []).append(use)
+    return uses
 
 
 def _block_owners(groups: Groups) -> dict[str, str]:

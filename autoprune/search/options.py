@@ -244,7 +244,9 @@ def make_problem(options: Sequence[GroupOptions], costs: CostModel) -> Problem:
     pairs: dict[tuple[int, int], tuple[Array, Array]] = {}
     for shape in costs.shapes:
         own = index[shape.group]
-        readers = [index[use.group] for use in shape.reads]
+        # Groups that make it beside its own (the width of heads) change it as those that it reads do.
+        readers = [index[use.group] for use in (*shape.reads, *shape.makes) if use.group != shape.group]
+        readers += [own for use in shape.reads if use.group == shape.group]
         whole_bytes, whole_latency = _layer_tables(shape, options[own], None, costs)
         size[own] += whole_bytes
         latency[own] += whole_latency

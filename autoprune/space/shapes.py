@@ -14,6 +14,9 @@ class AxisUse(BaseModel):
         group: Name of the group.
         share: Share of the axis' channels that one unit of the group owns, in ``(0, 1]``.
         units: Units of the whole group.
+        part: Number of the part of the axis that the group's channels are. Groups of one part divide it between them,
+            as heads and their width do; -1 for a part of its own.
+        sets_bits: Whether any layer's bit-width is the group's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,6 +24,8 @@ class AxisUse(BaseModel):
     group: str
     share: float
     units: int
+    part: int = -1
+    sets_bits: bool = True
 
 
 class LayerShape(BaseModel):
@@ -70,8 +75,13 @@ class LayerShape(BaseModel):
             bits: Bit-width by group; 32 where not named.
             width: The layer's own.
         """
-        others = (use for use in self.reads if bits.get(use.group, 32) != width)
-        return sum(use.share * counts.get(use.group, use.units) for use in others)
+        parts = _parts(self.reads, counts)
+        others = {
+            _part(place, use)
+            for place, use in enumerate(self.reads)
+            if use.sets_bits and bits.get(use.group, 32) != width
+        }
+        return sum(parts[part][1] for part in others)
 
     def is_gone(self, counts: Mapping[str, int]) -> bool:
         """Return whether the layer goes with a removed block."""
@@ -79,4 +89,21 @@ class LayerShape(BaseModel):
 
     @staticmethod
     def _share(uses: tuple[AxisUse, ...], counts: Mapping[str, int]) -> float:
-        return 1.0 - sum(use.share * (use.units - counts.get(use.group, use.units)) for use in uses)
+        return 1.0 - sum(whole - left for whole, left in _parts(uses, counts).values())
+
+
+def _parts(uses: tuple[AxisUse, ...], counts: Mapping[str, int]) -> dict[int, tuple[float, float]]:
+    """Return for each part of an axis its share, and the share of the axis that stays of it."""
+    found: dict[int, tuple[float, float]] = {}
+    for place, use in enumerate(uses):
+        whole = use.share * use.units
+        known, left = found.get(_part(place, use), (whole, 1.0))
+        found[_part(place, use)] = (
+            max(known, whole),
+            left * counts.get(use.group, use.units) / use.units,
+        )
+    return {part: (whole, whole * left) for part, (whole, left) in found.items()}
+
+
+def _part(place: int, use: AxisUse) -> int:
+    return use.part if use.part >= 0 else -1 - place

@@ -30,6 +30,8 @@ SOURCES = ("torchvision", "torchvision segmentation", "timm", "transformers")
 LIMIT_S = 900
 # Largest difference from the network that ignores the same units, as a share of the largest output.
 EXACT = 1e-4
+# The same for an exported file.
+PARITY = 1e-3
 
 
 def main() -> None:
@@ -206,7 +208,8 @@ def examine(name: str) -> dict[str, Any]:
             "params": sum(p.numel() for p in cut.parameters()),
             "macs": _macs(cut, example),
             "difference": difference,
-            "export": _export(cut, example),
+            # The smallest network alone: an export takes as long as all the rest.
+            "export": _export(cut, example) if ratio == max(plans) else None,
             "backward": _backward(cut, example),
         }
     return record
@@ -295,7 +298,8 @@ def is_exact(record: dict[str, Any]) -> bool:
 
 def is_exported(record: dict[str, Any]) -> bool:
     """Whether all cuts run in onnxruntime and give the network's outputs."""
-    return all(isinstance(r["export"], float) and r["export"] <= 1e-3 for r in record["ratios"].values())
+    seen = [r["export"] for r in record["ratios"].values() if r["export"] is not None]
+    return bool(seen) and all(isinstance(error, float) and error <= PARITY for error in seen)
 
 
 def is_trained(record: dict[str, Any]) -> bool:
@@ -333,7 +337,7 @@ def write_tables(records: list[dict[str, Any]]) -> None:
         "networks are listed in `models.yaml`.",
         "*graph*: the network's code holds sizes, so that it is cut as a graph of its layers. *blocks*: residual "
         "blocks that can be taken out whole. *exact*: the cut network computes what the dense one does that ignores the same units, "
-        f"up to {EXACT:g} of the largest output. *export*: the file gives the network's outputs in onnxruntime. "
+        f"up to {EXACT:g} of the largest output. *export*: the file of the deepest cut gives the network's outputs in onnxruntime. "
         "*parameters reachable*: those of layers that some group cuts.",
         totals(records),
         "## Networks\n\n" + markdown(table),
@@ -402,7 +406,7 @@ def faults(record: dict[str, Any]) -> list[str]:
             found.append(f"ratio {ratio}: differs by {seen['difference']}")
         if seen["backward"]:
             found.append(f"ratio {ratio}, training: {seen['backward']}")
-        if not (isinstance(seen["export"], float) and seen["export"] <= 1e-3):
+        if not (seen["export"] is None or (isinstance(seen["export"], float) and seen["export"] <= PARITY)):
             found.append(f"ratio {ratio}, export: {seen['export']}")
     return found
 

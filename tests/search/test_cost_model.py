@@ -335,3 +335,24 @@ def test_results_that_the_line_cannot_follow_change_nothing() -> None:
     assert not corrected.is_corrected
     row = {"a": 16}, {"a": 8, "b": 8, "c": 32}
     assert corrected.latency(*row) == pytest.approx(model.latency(*row))
+
+
+def test_heads_and_their_width_divide_one_axis() -> None:
+    uses = (
+        AxisUse(group="heads", share=1 / 4, units=4, part=0),
+        AxisUse(group="width", share=1 / 8, units=8, part=0, sets_bits=False),
+    )
+    shape = LayerShape(
+        name="qkv",
+        group="heads",
+        weights=32 * 16,
+        outputs=32,
+        inputs=32,
+        makes=uses,
+        reads=uses,
+        read_elements=32,
+    )
+    assert shape.output_share({"heads": 2}) == pytest.approx(0.5)
+    assert shape.output_share({"heads": 2, "width": 4}) == pytest.approx(0.25)
+    assert shape.converted_share({"heads": 2, "width": 4}, {"heads": 32}, 8) == pytest.approx(0.25)
+    assert shape.converted_share({"heads": 2}, {"heads": 8}, 8) == 0.0
