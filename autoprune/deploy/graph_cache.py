@@ -15,6 +15,7 @@ import onnxscript
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.graph.network import GraphNetwork
 from autoprune.deploy.template import Template, export_fresh
 from autoprune.naming import cache_root
 
@@ -55,6 +56,7 @@ def _fingerprint(model: nn.Module, example: Tensor, batch: int) -> str:
         [str(example.dtype), *example.shape[1:], batch],
         sorted({_code(kind) for kind in {type(module) for module in model.modules()}}),
         [_plain_attributes(module) for module in model.modules()],
+        str(model.graph) if isinstance(model, GraphNetwork) else "",
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
