@@ -53,7 +53,7 @@ def test_a_fault_is_told(ledger: ModuleType) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(10_800)
 @pytest.mark.parametrize("source", ["torchvision", "timm", "transformers"])
 def test_the_whole_ledger(ledger: ModuleType, source: str) -> None:
     pytest.importorskip(source)
