@@ -175,7 +175,7 @@ def heads(given: Subject, settings: Settings) -> Iterator[Row]:
     groups = [group for group in given.groups.prunable if _is_heads(group, given)]
     for share in settings["heads"]:
         for criterion in ("taylor", "l2", "random"):
-            for steps in (0, settings["steps"][given.name]):
+            for steps in (0, settings["steps"][given.name]) if criterion != "l2" else (0,):
                 recipe = Recipe(
                     groups={group.name: GroupChoice(ratio=share) for group in groups},
                     criterion={"conv": criterion, "linear": criterion},
