@@ -222,7 +222,12 @@ def _lacks_size_alone(model: nn.Module, group: Group) -> bool:
 def _without_layers_of_training(group: Group, held: set[str]) -> Group:
     """Leave out the members that the graph, which is that of evaluation, does not run."""
     members = tuple(m for m in group.members if m.kind in ("size", "parameter") or m.layer in held)
-    return group.model_copy(update={"members": members}) if group.prunable else group
+    if not any(m.axis == "out" for m in members):
+        # A group that is left alone is still listed, and has nothing to say of any layer.
+        members = tuple(m.model_copy(update={"own": False}) for m in group.members)
+        reason = group.reason or "it runs in training alone"
+        return group.model_copy(update={"members": members, "prunable": False, "reason": reason})
+    return group.model_copy(update={"members": members})
 
 
 def _without_sizes(group: Group) -> Group:

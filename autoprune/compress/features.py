@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -204,12 +205,19 @@ def _end(stretch: Sequence[_Output]) -> _Output:
 
 
 def _spaced_blocks(stretches: Sequence[Sequence[_Output]], count: int) -> list[_Output]:
-    """Return ``count`` blocks spaced evenly in the longest sequence of blocks of one kind; fewer if it is short."""
+    """Return ``count`` blocks spaced evenly in the longest sequence of blocks of one kind; fewer if it is short.
+
+    Of a network that is written as a graph, which runs layers alone, the last layer of each block stands for it.
+    """
     alike: dict[tuple[str, type[nn.Module], int], list[_Output]] = defaultdict(list)
+    runs_blocks = any(output.is_block for stretch in stretches for output in stretch)
     for number, stretch in enumerate(stretches):
         for output in stretch:
             if output.is_block:
                 alike[split_name(output.name)[0], output.kind, number].append(output)
-    longest = max(alike.values(), key=len, default=[])
+            elif not runs_blocks:
+                alike[re.sub(r"\d+", "#", output.name), output.kind, number].append(output)
+    # The last of several that are as long: it ends the block.
+    longest = max(reversed(alike.values()), key=len, default=[])
     places = {len(longest) * part // (count + 1) - 1 for part in range(1, count + 1)}
     return [longest[place] for place in sorted(places) if place >= 0]

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autoprune.compress.graph.network import sizes_of
 from autoprune.config import Target, usable_cores
 from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.graph_cache import export_template
@@ -75,6 +76,7 @@ class OnnxRuntime:
         self._template: Template | None = None
         self._templates: dict[str, Template] = {}
         self._modules: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""
@@ -83,6 +85,7 @@ class OnnxRuntime:
             return self._filled(template, dense, example, wanted) is not None
 
         self._modules = {name: type(module).__name__ for name, module in dense.named_modules()}
+        self._sizes = sizes_of(dense)
         with torch.no_grad():
             wanted = dense(example).numpy()
         self._template = export_template(dense, example, batch=self.target.batch, fits=fits)
@@ -109,7 +112,8 @@ class OnnxRuntime:
         proto, wanted = self._float_graph(model, inputs)
         nodes, foreign = sorted(layer_nodes(proto)), len(foreign_nodes(proto))
         layers = sorted({layer_of(node) for node in nodes})
-        asked = sorted(_with_projections(set(int8_layers), layers))
+        own = {name for name, _ in model.named_modules()}
+        asked = sorted(_with_projections(set(int8_layers), [name for name in layers if name not in own]))
         if asked:
             batches = _calibration_arrays(calibration, fixed_batch(proto))
             proto = quantize(proto, [name for name in asked if name in layers], batches)
@@ -177,6 +181,8 @@ class OnnxRuntime:
         kinds = {name: type(module).__name__ for name, module in model.named_modules()}
         # Where a layer became another module, its weights have no place in the dense network's graph.
         changed = any(kinds.get(name, kind) not in (kind, "Identity") for name, kind in self._modules.items())
+        # The graph of a network that was written as a graph holds its sizes as constants.
+        changed = changed or sizes_of(model) != self._sizes
         if self._template is None or changed:
             return
         lost = [
@@ -238,8 +244,12 @@ class OnnxRuntime:
 
 
 def _topology(model: nn.Module) -> str:
-    """Return a text that networks with the same modules share, however wide their layers are."""
-    return "|".join(f"{name}:{type(module).__name__}" for name, module in model.named_modules())
+    """Return a text that networks with the same modules share, however wide their layers are.
+
+    Sizes that a network's graph holds count too.
+    """
+    modules = "|".join(f"{name}:{type(module).__name__}" for name, module in model.named_modules())
+    return f"{modules} {sizes_of(model)}"
 
 
 def _is_identity(model: nn.Module, name: str) -> bool:
@@ -310,9 +320,14 @@ def relative_error(outputs: NDArray[Any], wanted: NDArray[Any]) -> float:
     return float(np.abs(outputs - wanted).max()) / largest
 
 
-def _with_projections(asked: set[str], layers: Collection[str]) -> set[str]:
-    """Add the input projections of attention, whose weight is no layer's: they go with the output projection."""
-    pairs = ((layer, f"{layer.removesuffix('in_proj')}out_proj") for layer in layers)
+def _with_projections(asked: set[str], foreign: Collection[str]) -> set[str]:
+    """Add the input projections of attention, whose weight is no layer's: they go with the output projection.
+
+    Args:
+        asked: Layers that are to run in int8.
+        foreign: Layers of the graph that are none of the network's.
+    """
+    pairs = ((layer, f"{layer.removesuffix('in_proj')}out_proj") for layer in foreign)
     return asked | {layer for layer, partner in pairs if layer.endswith(".in_proj") and partner in asked}
 
 

@@ -86,12 +86,14 @@ class _Description:
 
     def described(self) -> Described:
         """Join columns of makers that share a unit, and list who else needs their units."""
-        components = self._components([s for s in self.sides if s.axis == "out" and s.kind in _MAKERS])
+        makers = [s for s in self.sides if s.axis == "out" and s.kind in _MAKERS]
+        components = [part for whole in self._components(makers) for part in self._kinds(whole)]
         for each in components:
             self._complete(each)
         self._share_out(components)
         kept = [each for each in components if each.owned or not each.reasons]
-        pairs = [(each, self._group(each)) for each in kept]
+        taken: set[str] = set()
+        pairs = [(each, self._group(each, taken)) for each in sorted(kept, key=self._first)]
         used = {side.layer for each in kept for side in each.makers if side.layer in each.owned}
         # With the network's own layers that nothing runs; an attention's input projection is none of them.
         names = [name for name, m in self.model.named_modules() if isinstance(m, Conv | nn.Linear)]
@@ -101,6 +103,10 @@ class _Description:
             group.name: np.fromiter(each.order, dtype=np.int64) for each, group in pairs if group.prunable
         }
         return Described(tuple(groups), units)
+
+    def _first(self, found: _Found) -> tuple[bool, tuple[int, str]]:
+        """Order groups: those that own layers name themselves first."""
+        return (not found.owned, self._position(found.makers[0].layer))
 
     # -- sides -------------------------------------------------------------------------------
 
@@ -159,14 +165,32 @@ class _Description:
             for unit in column.tolist():
                 if unit != ALWAYS:
                     each.order.setdefault(unit, len(each.order))
-            if (column == ALWAYS).any():
-                each.reasons.append("some of its channels always have to stay")
         return list(found.values())
+
+    def _kinds(self, found: _Found) -> list[_Found]:
+        """Divide units that lie in one column by the sides that need them.
+
+        Units of several kinds (the width of queries and keys, and that of values) share a column of one layer, and
+        nothing else: ranked against each other, one kind could go whole.
+        """
+        units = np.fromiter(found.order, dtype=np.int64)
+        kinds: dict[int, list[int]] = {unit: [] for unit in found.order}
+        for number, side in enumerate(self.sides):
+            for unit in units[np.isin(units, side.dim)].tolist():
+                kinds[unit].append(number)
+        parts: dict[tuple[int, ...], _Found] = {}
+        for unit, sides in kinds.items():
+            part = parts.setdefault(tuple(sides), _Found())
+            part.order[unit] = len(part.order)
+        for part in parts.values():
+            own = np.fromiter(part.order, dtype=np.int64)
+            part.makers = [side for side in found.makers if np.isin(side.dim, own).any()]
+        return list(parts.values())
 
     def _complete(self, found: _Found) -> None:
         """Add who else needs a group's units, and why it cannot be cut."""
         own = np.fromiter(found.order, dtype=np.int64)
-        makers = {(side.layer, side.axis) for side in found.makers if side.kind in _MAKERS}
+        makers = {(side.layer, side.axis) for side in found.makers}
         found.others = [
             side
             for side in self.sides
@@ -189,7 +213,7 @@ class _Description:
         for layer, candidates in by_layer.items():
             min(candidates, key=lambda found: found[:2])[2].owned.add(layer)
 
-    def _group(self, found: _Found) -> Group:
+    def _group(self, found: _Found, taken: set[str]) -> Group:
         owned = [side.layer for side in found.makers if side.layer in found.owned]
         sides = sorted([*found.makers, *found.others], key=self._place)
         members = [
@@ -207,13 +231,24 @@ class _Description:
         reasons = list(dict.fromkeys(found.reasons))
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         return Group(
-            name=first if owned else f"{first}/width",
+            name=first if owned else self._name(first, found, taken),
             type="linear" if isinstance(self.modules[first], nn.Linear) else "conv",
             size=len(found.order),
             members=tuple(members),
             prunable=not reasons,
             reason=reasons[0] + more if reasons else "",
         )
+
+    def _name(self, layer: str, found: _Found, taken: set[str]) -> str:
+        """Return a name for units that lie along a layer of another group: its width, or a part of its channels."""
+        side = found.makers[0]
+        columns = [int(np.isin(column, list(found.order)).sum()) for column in side.dim.T]
+        what = "width" if side.dim.shape[1] > 1 and max(columns) > 0 else "part"
+        number = 1
+        while (name := f"{layer}/{what}{'' if number == 1 else number}") in taken:
+            number += 1
+        taken.add(name)
+        return name
 
     def _uncuttable(self, side: _Side) -> str:
         """Return why surgery cannot cut this layer; empty if it can."""
@@ -246,7 +281,7 @@ class _Description:
 
     def _position(self, name: str) -> tuple[int, str]:
         """Return where a layer stands among the network's modules; a new one stands where its owner does."""
-        known = name
+        known = name.partition("/")[0]
         while known and known not in self.before:
             known = split_name(known)[0]
         return (self.before.get(known, len(self.before)), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from autoprune.compress.graph.sizes import find_sizes, write_sizes
 from autoprune.compress.graph.units import Ids, Units
 from autoprune.compress.layers import Conv
 from autoprune.space.groups import Group
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ def _has_more_in_training(model: nn.Module, found: Propagation) -> bool:
     )
 
 
+def _follow_training(model: nn.Module, inputs: Tensor, found: Propagation) -> None:
+    try:
+        training = capture(model, (inputs,), training=True)
+    except Exception as error:  # whatever the code does in training; its layers are left alone by name then
+        _log.info("what the network computes in training cannot be exported: %s", error)
+        return
+    found.walk(training)
+
+
 def trace(model: nn.Module, example: Tensor) -> Traced:
     """Find the coupled channels of ``model``, and write it as a graph.
 
@@ -69,7 +81,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         found = Propagation(captured, {**LAYER_RULES, **SHAPE_RULES}, rewritten.layers)
         if _has_more_in_training(model, found):
             # Auxiliary classifiers: what they read is cut in them too.
-            found.walk(capture(model, (inputs,), training=True))
+            _follow_training(model, inputs, found)
             found.walk(captured)
         sizes = find_sizes(found)
         described = describe_groups(model, rewritten.network, found, sizes)

@@ -46,6 +46,18 @@ class GraphNetwork(nn.Module):
         self.__class__ = type(name, (GraphNetwork,), {"forward": type(compiled).forward})
 
 
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """Return the sizes that a network's graph reads, by name; none for a network that is no graph."""
+    if not isinstance(model, GraphNetwork):
+        return {}
+    return {
+        f"{name}.{own}".lstrip("."): value
+        for name, module in model.named_modules()
+        for own, value in vars(module).items()
+        if own.startswith("size_") and isinstance(value, int)
+    }
+
+
 def make_network(
     parts: Mapping[str, nn.Module | Tensor], graph: fx.Graph, name: str = "GraphNetwork"
 ) -> GraphNetwork:

@@ -129,7 +129,8 @@ class _Writer:
         name = str(target).removeprefix("aten.").partition(".")[0]
         args, kwargs = list(node.args), dict(node.kwargs)
         if name in _VIEWS and isinstance(args[1], Sequence):
-            args[1] = _free_sizes(args[1])
+            # A view of the example may not be one of a network that was cut: its strides are others.
+            target, args[1] = torch.ops.aten.reshape.default, _free_sizes(args[1])
         elif name == "expand":
             sizes: Any = args[1]
             args[1] = _kept_sizes(sizes, sizes_of(node.all_input_nodes[0]), sizes_of(node))

@@ -12,8 +12,9 @@ from autoprune.compress.graph.find import trace
 from autoprune.compress.graph.ignoring import run_ignoring
 from autoprune.compress.graph.network import GraphNetwork, block_ends, bypass
 from autoprune.compress.lineage import groups_after, in_dense_units
-from autoprune.compress.surgery import Plan, prune
+from autoprune.compress.surgery import Plan, make_plan, prune
 from autoprune.space.groups import Groups
+from autoprune.space.recipe import uniform_recipe
 
 TOKENS = torch.arange(20).reshape(4, 5) % 13
 
@@ -175,6 +176,44 @@ def test_the_reference_is_the_dense_network_without_the_weights_that_make_and_re
     assert not torch.allclose(ignoring, model(TOKENS))
 
 
+class Chunked(nn.Module):
+    """Attention that divides queries, keys and values one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.spare = nn.Linear(16, 4)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        n, places, width = x.shape
+        query, key, value = (each.view(n, places, 4, 4).transpose(1, 2) for each in self.qkv(x).chunk(3, 2))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        x = x + self.out(mixed.transpose(1, 2).contiguous().view(n, places, width))
+        if self.training and float(x.mean()) > 100:  # what depends on values cannot be exported
+            x = self.spare(x).repeat(1, 1, 4)
+        y: Tensor = self.head(x.mean(1))
+        return y
+
+
+def test_units_of_several_kinds_are_several_groups() -> None:
+    torch.manual_seed(0)
+    model = Chunked().eval()
+    images = torch.randn(2, 3, 16, 16)
+    groups = find_groups(model, images)
+    sizes = {g.name: g.size for g in groups.prunable}
+    assert sizes == {"embed": 16, "qkv": 4, "qkv/width": 4, "qkv/width2": 4}
+    assert not groups.by_name["spare"].prunable
+    assert groups.by_name["spare"].producers == (), "the graph does not run it"
+    network = cuttable(model, groups, images)
+    for criterion in ("l2", "fpgm"):
+        recipe = uniform_recipe(groups, 0.9, 32, criterion, width=1)
+        plan = make_plan(network, groups, recipe, None)
+        assert all(plan[name] for name in sizes)
+        assert prune(network, groups, plan)(images).shape == (2, 3)
+
+
 class Everywhere(nn.Module):
     """Group normalisation, a buffer with a value for each channel, a split and a range of channels."""
 
@@ -200,13 +239,14 @@ def test_sizes_follow_what_is_left() -> None:
     groups = find_groups(model, images)
     assert groups.rewritten
     # The same places of both halves of the normalisation; channels 1 to 4 of the left part with those of the right.
-    assert {g.name: g.size for g in groups.prunable} == {"first": 6, "second": 6}
+    # Nothing reads channels 0 and 5, each of which is a kind of its own.
+    assert {g.name: g.size for g in groups.prunable} == {"first": 6, "second": 4}
     network = cuttable(model, groups, images)
     torch.testing.assert_close(network(images), model(images))
-    plan: Plan = {"first": (0, 1, 4, 5), "second": (1, 2, 4)}
+    plan: Plan = {"first": (0, 1, 4, 5), "second": (0, 2, 3)}
     cut = prune(network, groups, plan)
     assert cut.get_submodule("norm").num_channels == 8
     assert cut.get_buffer("shift").shape == (8, 1, 1)
-    assert sorted(value for own, value in vars(cut).items() if own.startswith("size_")) == [0, 3, 3, 3]
+    assert sorted(value for own, value in vars(cut).items() if own.startswith("size_")) == [3, 4, 5]
     traced = trace(model, images)
     torch.testing.assert_close(cut(images), run_ignoring(traced.network, traced, plan, (images,)))
