@@ -156,7 +156,14 @@ def _heads(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         ]
         shown = [f"{_points(by['taylor', s, t])} at {s:.1%}{' with recovery' if t else ''} (random {_points(by['random', s, t])})"
                  for s in (0.25, 0.375) for t in (False, True) if ("taylor", s, t) in by]  # fmt: skip
-        verdicts[record["network"]] = (_word(good, 0.2, 0.375), "points lost: " + ", ".join(shown))
+        pairs = [
+            (by["taylor", s, t], by["random", s, t])
+            for s, t in {key[1:]: None for key in by}
+            if ("taylor", s, t) in by
+        ]
+        gain = sum(random - taylor for taylor, random in pairs) / len(pairs)
+        choice = "" if gain > 0.003 else "; a random choice does as well"
+        verdicts[record["network"]] = (_word(good, 0.2, 0.375) + choice, "points lost: " + ", ".join(shown))
     return (
         "Heads of all layers are compared with each other: by first-order importance (*taylor*), by the norm of their "
         "weights, and at random as the control. 0 steps: nothing is trained, what reads the heads is solved by least "
