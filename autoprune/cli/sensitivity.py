@@ -56,6 +56,10 @@ def sensitivity(
     from autoprune.workloads.catalog import check_inputs
 
     check_inputs(settings)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--to {str(to)!r} cannot be made: {error}", "choose another folder") from error
     from autoprune.report.sensitivity_view import write_sensitivity_csv, write_sensitivity_png
     from autoprune.search.interrupt import Interrupt
     from autoprune.search.sensitivity import analyse
@@ -70,7 +74,6 @@ def sensitivity(
             listener,
             interrupt,
         )
-    to.mkdir(parents=True, exist_ok=True)
     files = [to / "sensitivity.csv", to / "sensitivity.png"]
     write_sensitivity_csv(found, files[0])
     write_sensitivity_png(found, files[1])

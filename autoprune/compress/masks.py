@@ -100,8 +100,11 @@ def lamp_scores(weight: Tensor) -> Tensor:
 
 
 def zero_count(sparsity: float, weights: int) -> int:
-    """Return how many of so many weights the share ``sparsity`` is: the nearest number, the larger at a tie."""
-    return math.floor(sparsity * weights + 0.5)
+    """Return how many of so many weights the share ``sparsity`` is: the nearest number, the larger at a tie.
+
+    One weight stays in any case.
+    """
+    return min(math.floor(sparsity * weights + 0.5), weights - 1)
 
 
 def global_counts(scores: Sequence[Tensor], zeros: int) -> list[int]:
@@ -112,10 +115,13 @@ def global_counts(scores: Sequence[Tensor], zeros: int) -> list[int]:
         zeros: How many weights of all layers become zero.
 
     Returns:
-        Zeros of each layer; they add up to ``zeros``.
+        Zeros of each layer; they add up to ``zeros``. The highest score of each layer stays.
     """
     owner = torch.cat([torch.full((each.numel(),), index) for index, each in enumerate(scores)])
-    order = torch.argsort(torch.cat([each.flatten().cpu() for each in scores]), stable=True)
+    flat = [each.detach().flatten().double().cpu().clone() for each in scores]
+    for each in flat:
+        each[each.argmax()] = math.inf
+    order = torch.argsort(torch.cat(flat), stable=True)
     counts: list[int] = torch.bincount(owner[order[:zeros]], minlength=len(scores)).tolist()
     return counts
 

@@ -107,7 +107,9 @@ def compress(
         raise CompressionError(
             f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
         )
-    if recipe.schedule.kind != "one_shot":
+    wanted = counts or kept_counts(dense, groups, recipe, statistics)
+    # A schedule is one of channels.
+    if recipe.schedule.kind != "one_shot" and any(wanted[g.name] < g.size for g in groups.groups):
         return by_schedule(
             partial(
                 compress,
@@ -119,13 +121,7 @@ def compress(
                 deadline=deadline,
                 training_step=training_step,
             ),
-            Stage(
-                dense,
-                groups,
-                statistics,
-                counts or kept_counts(dense, groups, recipe, statistics),
-                start_step,
-            ),
+            Stage(dense, groups, statistics, wanted, start_step),
             recipe,
             Means(calibration_batches, stream, loss, device, deadline, training_step),
         )

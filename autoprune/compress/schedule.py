@@ -204,7 +204,7 @@ def _observed(
 ) -> LayerStatistics | None:
     """Return statistics of a network as it is now, as far as its criteria and its recovery read them."""
     criteria = {recipe.criterion_of(g) for g in groups.prunable}
-    solves = recipe.recovery.least_squares and not for_scores
+    solves = (recipe.recovery.least_squares or recipe.factorises) and not for_scores
     if not solves and not criteria & {"activation", *GRADIENT_CRITERIA}:
         return None
     return collect_statistics(

@@ -36,6 +36,7 @@ def baselines(
     recovery: Recovery,
     ranking: Ranking = "group",
     schedule: Schedule | None = None,
+    order: Order = "prune-tune-quantize",
 ) -> list[Baseline]:
     """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
 
@@ -51,6 +52,7 @@ def baselines(
         recovery: Recovery of the uniform recipes.
         ranking: Ranking of the uniform recipes.
         schedule: When they remove channels; at once if not given.
+        order: Order of the stages of the uniform recipes.
     """
     found: list[Baseline] = []
     if 8 in bits:
@@ -59,10 +61,10 @@ def baselines(
         return found
     for ratio in sorted(ratios):
         if 8 in bits:
-            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery, ranking)
+            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery, ranking, order=order)
             found.append(Baseline(f"uniform {ratio:g} int8", recipe))
         if 32 in bits:
-            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery, ranking)
+            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery, ranking, order=order)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
     return [Baseline(b.label, _scheduled(b.recipe, schedule or Schedule())) for b in found]
 

@@ -199,6 +199,10 @@ class Bench:
             return self._networks[key]
         begun_s = time.perf_counter()
         before = self._dense_ancestor() if start is None else self.ancestor(start)
+        counts: dict[str, int] | None = None
+        # Of a network that is tuned first the tuned one's scores say what goes.
+        if start is not None or recipe.order == "prune-tune-quantize":
+            counts = kept_counts(self.workload.model, self.groups, recipe, self.statistics)
         result = compress(
             before.network.model,
             before.groups,
@@ -209,7 +213,7 @@ class Bench:
             loss=self.workload.loss,
             batch_size=self.config.batch_size,
             device=self.device,
-            counts=kept_counts(self.workload.model, self.groups, recipe, self.statistics),
+            counts=counts,
             # Batches that the line has not seen yet.
             start_step=before.network.train_steps,
             deadline=deadline,

@@ -156,6 +156,7 @@ class Driver:
             self.space.default_recovery(),
             self.space.rankings[0],
             self.space.schedules.default(),
+            self.space.orders[0],
         )
         return [baseline for baseline in planned if baseline.label not in done]
 

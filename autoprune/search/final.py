@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from autoprune.compress.finetune import Trainer
+from autoprune.compress.lowrank import with_factors
 from autoprune.compress.masking import hold_zeros, masked_layers
 from autoprune.compress.pipeline import Compressed
 from autoprune.errors import TrialError
@@ -283,7 +284,8 @@ class FinalPhase:
             start_step=earlier.train_steps if earlier is not None else 0,
         )
         groups = self.bench.groups
-        hold_zeros(masked_layers(recipe, groups, groups.removed_blocks(recipe.kept_counts(groups))))(trainer)
+        masked = masked_layers(recipe, groups, groups.removed_blocks(recipe.kept_counts(groups)))
+        hold_zeros(with_factors(trainer.model, list(masked)))(trainer)
         steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
         trained = Compressed(
             model=trainer.finish(),

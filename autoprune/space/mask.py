@@ -97,7 +97,7 @@ class Mask(BaseModel):
 
         Args:
             sparsities: Those of the groups.
-            finetune_steps: Steps of the recovery.
+            finetune_steps: Steps of the recovery that follow the last cut.
 
         Raises:
             UsageError: If a sparsity is not the pattern's, the pattern leaves no choice to the allocation, or
@@ -115,9 +115,10 @@ class Mask(BaseModel):
                 )
         if self.criterion == "movement" and finetune_steps == 0:
             raise UsageError(
-                "mask criterion 'movement' ranks weights by how fine-tuning moves them, but finetune_steps is 0; "
-                "allowed: at least 1",
-                "set finetune_steps (--steps), or take another criterion such as 'magnitude'",
+                "mask criterion 'movement' ranks weights by how fine-tuning moves them, but no step follows the last "
+                "cut; allowed: at least 1",
+                "set finetune_steps (--steps), lower the schedule's sparse_steps, or take another criterion such as "
+                "'magnitude'",
             )
 
 

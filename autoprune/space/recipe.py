@@ -198,7 +198,7 @@ class Recipe(BaseModel):
                 raise unknown_name("criterion", criterion, CRITERIA)
         if self.masks:
             sparsities = [choice.sparsity for choice in self.groups.values()]
-            self.mask.check(sparsities, self.recovery.finetune_steps)
+            self.mask.check(sparsities, self.schedule.steps_after(self.recovery.finetune_steps))
         if self.ranking != "group":
             self._check_comparable(groups)
         self._check_order()

@@ -64,6 +64,10 @@ class Schedule(BaseModel):
                 "raise the steps (--steps N of `autoprune compress`), or choose another schedule",
             )
 
+    def steps_after(self, finetune_steps: int) -> int:
+        """Return the steps that are taken after the last cut."""
+        return finetune_steps - (self.first_steps(finetune_steps) if self.kind in TRAINED else 0)
+
     def first_steps(self, finetune_steps: int) -> int:
         """Return the steps that ``gradual`` and ``sparse`` take before the cut: at least one where there are any."""
         return min(finetune_steps, max(1, round(self.sparse_steps * finetune_steps)))

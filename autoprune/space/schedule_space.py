@@ -64,6 +64,13 @@ class ScheduleSpace(BaseModel):
         kind = self.kind[0]
         return Schedule(kind=kind, **{name: _ends(getattr(self, name))[0] for name in SETTINGS_OF[kind]})
 
+    def fewest_steps_after(self, finetune_steps: int) -> int:
+        """Return the fewest steps that any of these schedules takes after its last cut."""
+        longest = max(_ends(self.sparse_steps))
+        return min(
+            Schedule(kind=kind, sparse_steps=longest).steps_after(finetune_steps) for kind in self.kind
+        )
+
     def suggest(self, trial: optuna.trial.BaseTrial) -> Schedule:
         """Let ``trial`` choose; settings that mean nothing to the kind stay at their defaults."""
         kind: ScheduleKind = suggest_choice(trial, f"{_PREFIX}kind", self.kind)

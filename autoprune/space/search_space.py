@@ -190,7 +190,8 @@ class SearchSpace(BaseModel):
     @model_validator(mode="after")
     def _masks_fit(self) -> Self:
         steps = self.recovery.finetune_steps
-        self.masks.check(self.every_sparsity, [steps.low] if isinstance(steps, IntRange) else steps)
+        fewest = steps.low if isinstance(steps, IntRange) else min(steps)
+        self.masks.check(self.every_sparsity, [self.schedules.fewest_steps_after(fewest)])
         return self
 
     @model_validator(mode="after")
@@ -212,7 +213,11 @@ class SearchSpace(BaseModel):
                 f"schedules.kind {list(self.schedules.kind)} train after the cut, which order 'tune-prune-quantize' "
                 "does not; allowed with it: schedules.kind one_shot"
             )
-        if "tune-prune-quantize" in self.orders and "movement" in self.masks.criterion:
+        if (
+            "tune-prune-quantize" in self.orders
+            and "movement" in self.masks.criterion
+            and any(self.every_sparsity)
+        ):
             raise ValueError(
                 "masks.criterion 'movement' trains after the cut, which order 'tune-prune-quantize' does not"
             )

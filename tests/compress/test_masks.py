@@ -107,3 +107,9 @@ def test_a_dead_layer_and_scores_that_rank_nothing_are_named() -> None:
         masks.check_mask("conv9", torch.zeros(4, dtype=torch.bool), "")
     with pytest.raises(CompressionError, match="'conv9', mask criterion 'fisher': a score is not finite"):
         masks.check_scores("conv9", "fisher", double(1.0, math.nan))
+
+
+def test_one_weight_of_every_layer_stays() -> None:
+    assert masks.zero_count(0.9, 3) == 2
+    # All of the second layer ranks below the first.
+    assert masks.global_counts([torch.tensor([5.0, 6.0, 7.0]), torch.tensor([1.0, 2.0])], 3) == [2, 1]

@@ -34,14 +34,20 @@ def stream(model: nn.Module) -> TeacherStream:
 
 
 def run(
-    model: nn.Module, schedule: Mapping[str, Any], *, steps: int, criterion: str = "l2", **options: Any
+    model: nn.Module,
+    schedule: Mapping[str, Any],
+    *,
+    steps: int,
+    criterion: str = "l2",
+    ratio: float = 0.5,
+    sparsity: float = 0.0,
+    **options: Any,
 ) -> tuple[Compressed, Recipe]:
     groups = find_groups(model, BATCHES[0][0])
     model = cuttable(model, groups, BATCHES[0][0])
     recovery = Recovery(finetune_steps=steps)
-    recipe = uniform_recipe(groups, 0.5, 8, criterion, 1, recovery).model_copy(
-        update={"schedule": Schedule.model_validate(schedule)}
-    )
+    planned = Schedule.model_validate(schedule)
+    recipe = uniform_recipe(groups, ratio, 8, criterion, 1, recovery, sparsity=sparsity, schedule=planned)
     result = compress(
         model,
         groups,
@@ -256,3 +262,14 @@ def test_sparse_training_separates_units_and_touches_no_other_group() -> None:
     assert float((before - after)[strongest] / before.mean()) == pytest.approx(0.2, abs=1e-3)
     assert float(after[weakest]) == 0.0
     assert torch.allclose(other, other_after, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", KINDS, ids=lambda s: str(s["kind"]))
+def test_a_schedule_of_channels_takes_no_steps_from_what_cuts_none(schedule: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Plain().eval()
+    result, _ = run(model, schedule, steps=7, ratio=0.0, sparsity=0.5)
+    assert result.train_steps == 7
+    weight = result.model.get_submodule("conv2").weight
+    assert isinstance(weight, torch.Tensor)
+    assert int((weight == 0).sum()) == weight.numel() // 2

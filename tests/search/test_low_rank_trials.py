@@ -20,6 +20,7 @@ from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, Bench, check_feature
 from autoprune.search.lineage import find_parent
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
 from autoprune.workloads.workload import workload_from_objects
 
 
@@ -135,6 +136,7 @@ SPACE = """
 width: 4
 ratios: [0.0, 0.25]
 bits: [8]
+sparsities: [0.0, 0.5]
 rank_ratios: [0.0, 0.6]
 orders: [prune-tune-quantize, tune-prune-quantize]
 recovery: {finetune_steps: 2, feature_distill: [0.0, 2.0]}
@@ -162,6 +164,9 @@ def test_a_plain_sampler_searches_ranks_features_and_orders(tmp_path: Path) -> N
     assert {r.order for r in recipes} == {"prune-tune-quantize", "tune-prune-quantize"}
     finals = [r for r in records if r.fidelity == "final" and r.recipe is not None and r.recipe.factorises]
     assert finals
+    # Also of what is masked and of low rank at once.
+    notes = StudyStore.open("low").notes()
+    assert not [key for key in notes if key.startswith("final_failure")]
     for record in finals:
         assert record.measurement is not None
         assert (study.path / "artifacts").is_dir()

@@ -16,6 +16,7 @@ from autoprune.search.limits import auto_cannot, check_sampler
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, block_pattern, pattern_share
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
+from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace, load_space, parse_space
 
 SPACE = """
@@ -57,7 +58,7 @@ def test_a_recipe_says_what_a_mask_cannot_do(groups: Groups) -> None:
         recipe(0.8, pattern="2:4").check(groups)
     with pytest.raises(UsageError, match="allocation 'erk' cannot be used with pattern '2:4'.*'layer'"):
         recipe(0.5, pattern="2:4", allocation="erk").check(groups)
-    with pytest.raises(UsageError, match="'movement'.*finetune_steps is 0; allowed: at least 1"):
+    with pytest.raises(UsageError, match="'movement'.*no step follows the last cut; allowed: at least 1"):
         recipe(0.5, 0, criterion="movement").check(groups)
 
 
@@ -177,3 +178,21 @@ def test_the_default_sampler_refuses_what_it_cannot_search() -> None:
         check_sampler("auto", space)
     assert "--sampler tpe" in raised.value.hint
     check_sampler("tpe", space)
+
+
+def test_movement_needs_steps_after_the_cut_of_a_schedule(groups: Groups) -> None:
+    late = Recipe(
+        groups={"a": GroupChoice(sparsity=0.5)},
+        mask=Mask(criterion="movement"),
+        schedule=Schedule(kind="gradual", sparse_steps=1.0),
+    )
+    with pytest.raises(UsageError, match="'movement'.*no step follows"):
+        late.check(groups)
+    late.model_copy(update={"schedule": Schedule(kind="gradual", sparse_steps=0.5)}).check(groups)
+    with pytest.raises(UsageError, match="'movement'.*no step follows"):
+        parse_space(
+            "sparsities: [0.5]\nmasks: {criterion: movement}\n"
+            "schedules: {kind: [one_shot, sparse], sparse_steps: [0.5, 1.0]}"
+        )
+    # Where nothing is masked its criterion says nothing.
+    parse_space("orders: [tune-prune-quantize]\nmasks: {criterion: [magnitude, movement]}")
