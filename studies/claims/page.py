@@ -212,9 +212,10 @@ def _schedules(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
             if (own := [_drop(record, row) for row in record["rows"] if row["schedule"] == kind])
         }
         text = ", ".join(f"{kind} {_points(drop)}" for kind, drop in means.items())
-        better = means["iterative"] < means["one_shot"] - 0.003
-        worse = means["iterative"] > means["one_shot"] + 0.003
-        word = "iterative is better" if better else "one shot is better" if worse else "no difference"
+        gain = means["one_shot"] - means["iterative"]
+        seeds = len({row["seed"] for row in record["rows"]})
+        told = abs(gain) > _noise(record, seeds)
+        word = ("iterative is better" if gain > 0 else "one shot is better") if told else "not told apart"
         verdicts[record["network"]] = (word, f"points lost, mean of seeds: {text}")
     return "All take the same number of steps.\n\n" + _table(records, columns), verdicts
 
@@ -264,7 +265,8 @@ def _tickets(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         )
         parts.append(markdown(table))
         gain = means["rewind"] - means["reinit"]
-        word = "tickets beat random weights" if gain > 0.003 else "no better than random weights"
+        told = abs(gain) > _noise(record, int(grouped.size().min()))
+        word = ("tickets are better" if gain > 0 else "tickets are worse") if told else "not told apart"
         verdicts[record["network"]] = (
             word,
             f"rewound {means['rewind']:.1%}, other random weights {means['reinit']:.1%}, random mask "
@@ -310,6 +312,13 @@ def _robustness(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         )  # fmt: skip
     note = "Mean over severities 1, 3 and 5 of each corruption, from the exported files.\n\n"
     return note + "\n\n".join(parts), verdicts
+
+
+def _noise(record: Record, seeds: int) -> float:
+    """Return the difference of two accuracies that chance alone exceeds once in twenty times, of the examples alone."""
+    accuracy = record["dense"]["accuracy"]
+    examples = record["settings"]["test_examples"] * seeds
+    return 1.96 * float((2 * max(accuracy * (1 - accuracy), 0.1) / examples) ** 0.5)
 
 
 def _mean(row: Record) -> float:
