@@ -214,7 +214,7 @@ def _schedules(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         text = ", ".join(f"{kind} {_points(drop)}" for kind, drop in means.items())
         gain = means["one_shot"] - means["iterative"]
         seeds = len({row["seed"] for row in record["rows"]})
-        told = abs(gain) > _noise(record, seeds)
+        told = abs(gain) > _noise(record, seeds, record["dense"]["accuracy"] - means["one_shot"])
         word = ("iterative is better" if gain > 0 else "one shot is better") if told else "not told apart"
         verdicts[record["network"]] = (word, f"points lost, mean of seeds: {text}")
     return "All take the same number of steps.\n\n" + _table(records, columns), verdicts
@@ -265,7 +265,7 @@ def _tickets(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         )
         parts.append(markdown(table))
         gain = means["rewind"] - means["reinit"]
-        told = abs(gain) > _noise(record, int(grouped.size().min()))
+        told = abs(gain) > _noise(record, int(grouped.size().min()), float(means["rewind"]))
         word = ("tickets are better" if gain > 0 else "tickets are worse") if told else "not told apart"
         verdicts[record["network"]] = (
             word,
@@ -314,9 +314,8 @@ def _robustness(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
     return note + "\n\n".join(parts), verdicts
 
 
-def _noise(record: Record, seeds: int) -> float:
+def _noise(record: Record, seeds: int, accuracy: float) -> float:
     """Return the difference of two accuracies that chance alone exceeds once in twenty times, of the examples alone."""
-    accuracy = record["dense"]["accuracy"]
     examples = record["settings"]["test_examples"] * seeds
     return 1.96 * float((2 * max(accuracy * (1 - accuracy), 0.1) / examples) ** 0.5)
 
