@@ -112,7 +112,7 @@ def build(name: str) -> tuple[Any, Any]:
     options = {"init_weights": False} if own in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(own, weights=None, **options)
     # Convolutions take any size, and what can be removed does not depend on it; attention has its own.
-    size = 224 if own.startswith(("vit", "swin", "maxvit")) else 96
+    size = 224 if own.startswith(("vit", "swin", "maxvit")) else 299 if own == "inception_v3" else 96
     return model.eval(), torch.randn(2, 3, size, size)
 
 
@@ -200,6 +200,7 @@ def examine(name: str) -> dict[str, Any]:
         for ratio in settings["ratios"]
     }
     differences = compare(model, trace(model, example), groups, example, list(plans.values()))
+    unused = _without_gradient(network, example)
     for (ratio, plan), difference in zip(plans.items(), differences, strict=True):
         begun = time.perf_counter()
         cut = prune(network, groups, plan).eval()
@@ -210,7 +211,7 @@ def examine(name: str) -> dict[str, Any]:
             "difference": difference,
             # The smallest network alone: an export takes as long as all the rest.
             "export": _export(cut, example) if ratio == max(plans) else None,
-            "backward": _backward(cut, example),
+            "backward": _backward(cut, example, unused),
         }
     return record
 
@@ -241,18 +242,25 @@ def _reachable(model: Any, groups: Any) -> float:
     return round(sum(held[name] for name in reached) / max(1, sum(held.values())), 4)
 
 
-def _backward(model: Any, example: Any) -> str:
+def _backward(model: Any, example: Any, unused: set[str]) -> str:
     """Run one step of training; return what went wrong."""
-    from autoprune.compress.outputs import flat_outputs
-
     try:
-        outputs = flat_outputs(model.train()(example))
-        sum(output.float().square().mean() for output in outputs).backward()
+        lacking = sorted(_without_gradient(model, example) - unused)
     except Exception as error:  # whatever the network raises
         return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    lacking = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    model.zero_grad(set_to_none=True)
     return f"{len(lacking)} parameters without gradient, such as {lacking[0]}" if lacking else ""
+
+
+def _without_gradient(model: Any, example: Any) -> set[str]:
+    """Return the parameters that one step of training gives no gradient."""
+    from autoprune.compress.outputs import flat_outputs
+
+    outputs = flat_outputs(model.train()(example))
+    sum(output.float().square().mean() for output in outputs).backward()
+    lacking = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return lacking
 
 
 def _export(model: Any, example: Any) -> float | str:
