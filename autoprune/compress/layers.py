@@ -58,12 +58,6 @@ def channel_count(module: nn.Module, axis: Axis) -> int:
     raise CompressionError(f"{type(module).__name__} has no channels that can be cut")
 
 
-def parameter_dim(parameter: Tensor) -> int:
-    """Return the dimension of a bare parameter that its channels lie along: the last one longer than 1."""
-    longer = [dim for dim, size in enumerate(parameter.shape) if size > 1]
-    return longer[-1] if longer else max(parameter.dim() - 1, 0)
-
-
 def weight_rows(module: nn.Module, axis: Axis, weight: Tensor | None = None) -> Tensor:
     """Return all weights that belong to each channel, one row for each channel along ``axis``.
 

@@ -1,7 +1,7 @@
-"""Surgery: channels cut out of a network by the index maps of its groups, and the reference for it.
+"""Surgery: channels cut out of a network by the index maps of its groups.
 
-The cut copy computes what the dense network computes with the same channels zeroed wherever they are read;
-:func:`zero_mask` builds that reference, and discovery compares both on every network.
+The cut copy computes what the dense network computes that ignores the same channels; discovery compares both on every
+network.
 """
 
 from __future__ import annotations

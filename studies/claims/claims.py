@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]
 
 import torch  # noqa: E402
 from networks import CACHE, NAMES, NotHereError, Subject, cifar, subject, with_seed  # noqa: E402

@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from tables import markdown
 
 HERE = Path(__file__).resolve().parent
 # Points of accuracy that count as little.
@@ -343,13 +344,6 @@ def _curves(records: list[Record], x: str, label: str, name: str) -> None:
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(HERE / name, dpi=140)
     plt.close(figure)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table for people."""
-    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(str(v) for v in row) + " |" for row in table.itertuples(index=False)]
-    return "\n".join(lines)
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Record]], tuple[str, dict[str, Verdict]]]]] = {

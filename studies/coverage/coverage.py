@@ -19,9 +19,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import pandas as pd  # noqa: E402
+from tables import markdown  # noqa: E402
 
 from autoprune.yaml_io import read_yaml  # noqa: E402
 
@@ -417,16 +418,6 @@ def faults(record: dict[str, Any]) -> list[str]:
         if not (seen["export"] is None or (isinstance(seen["export"], float) and seen["export"] <= PARITY)):
             found.append(f"ratio {ratio}, export: {seen['export']}")
     return found
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Return a table for people."""
-    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
-    lines += [
-        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |"
-        for row in table.itertuples(index=False)
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _follow_training(model: nn.Module, inputs: Tensor, found: Propagation) -> No
     except Exception as error:  # whatever the code does in training; its layers are left alone by name then
         _log.info("what the network computes in training cannot be exported: %s", error)
         return
-    found.walk(training)
+    found.also(training)
 
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
@@ -82,7 +82,6 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         if _has_more_in_training(model, found):
             # Auxiliary classifiers: what they read is cut in them too.
             _follow_training(model, inputs, found)
-            found.walk(captured)
         sizes = find_sizes(found)
         described = describe_groups(model, rewritten.network, found, sizes)
     finally:

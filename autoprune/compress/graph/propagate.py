@@ -37,12 +37,17 @@ class Propagation:
         self.tensors: dict[str, Dims] = {}
         # What each layer reads and makes.
         self.sides: dict[tuple[str, Axis], Dim] = {}
-        self.walk(captured)
-
-    def walk(self, captured: Captured) -> None:
-        """Follow a graph; another one of the same network ties its units too."""
         self.captured = captured
-        for node in captured.nodes:
+        self._walk()
+
+    def also(self, captured: Captured) -> None:
+        """Follow another graph of the same network, which ties its units too."""
+        own, self.captured = self.captured, captured
+        self._walk()
+        self.captured = own
+
+    def _walk(self) -> None:
+        for node in self.captured.nodes:
             self._visit(node)
 
     def _visit(self, node: fx.Node) -> None:
