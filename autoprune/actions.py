@@ -250,7 +250,7 @@ def compress_once(
         steps: Fine-tuning steps; the recipe's own if not given.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
         mask: How these are chosen; by magnitude in every layer if not given.
-        schedule: When channels are removed, for the uniform recipe; at once if not given.
+        schedule: When channels and weights are removed, for the uniform recipe; at once if not given.
         rank_ratio: Share of the rank removed from every layer that does not make the network's output, in ``[0, 1)``.
         feature_distill: Weight of the distillation on features; 0 for none.
         order: Order of the stages.

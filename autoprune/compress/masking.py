@@ -1,8 +1,4 @@
-"""Single weights of a network set to zero, and kept at zero through its fine-tuning.
-
-References:
-    [Sanh2020] Movement Pruning: Adaptive Sparsity by Fine-Tuning, NeurIPS 2020.
-"""
+"""Single weights of a network set to zero, and kept at zero through its fine-tuning."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask
 from autoprune.space.recipe import Recipe
 
-# Share of the fine-tuning that movement watches before it sets the mask.
-MOVEMENT_SHARE = 1 / 3
 _DEAD_HINT = "lower the sparsity of its group, or spread zeros by allocation 'erk' or 'lamp'"
 
 
@@ -133,61 +127,3 @@ def hold_zeros(layers: Collection[str]) -> Callable[[Trainer], None]:
         trainer.observe(after=lambda model: apply_masks(model, kept))
 
     return watch
-
-
-class MovementMask:
-    r"""Sets a mask in the midst of a fine-tuning, by where it moves the weights [Sanh2020]_.
-
-    The score of a weight is :math:`-\sum_t w_t g_t` over the steps of the first third (at least one), with the gradient
-    as the optimizer gets it: positive where the steps move the weight away from zero. In the paper weights are masked
-    from the first step on, with gradients passed straight through, and by a share that rises; here they are whole until
-    the mask is set once, and zero from then on.
-
-    Args:
-        layers: Sparsity of each layer.
-        mask: Pattern and allocation.
-        steps: Steps of the whole fine-tuning.
-    """
-
-    def __init__(self, layers: Mapping[str, float], mask: Mask, steps: int) -> None:
-        self.layers = layers
-        self.mask = mask
-        self.first = max(1, int(steps * MOVEMENT_SHARE))
-        self.seen = 0
-        self.kept: dict[str, Tensor] | None = None
-        self._scores: dict[str, Tensor] = {}
-
-    def watch(self, trainer: Trainer) -> None:
-        """Follow a training."""
-        trainer.observe(before=self._add, after=self._hold)
-
-    def settle(self, model: nn.Module) -> None:
-        """Set the mask after a training that ended before its first third; by magnitude if it had no step at all."""
-        if self.kept is None:
-            self._set(model)
-
-    @torch.no_grad()
-    def _add(self, model: nn.Module) -> None:
-        if self.kept is not None:
-            return
-        for name in self.layers:
-            weight = weight_of(model, name)
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            moved = -(weight * gradient).double()
-            self._scores[name] = self._scores[name] + moved if name in self._scores else moved
-        self.seen += 1
-
-    def _hold(self, model: nn.Module) -> None:
-        if self.kept is not None:
-            apply_masks(model, self.kept)
-        elif self.seen >= self.first:
-            self._set(model)
-
-    def _set(self, model: nn.Module) -> None:
-        scores = self._scores or {
-            name: masks.magnitude_scores(weight_of(model, name)) for name in self.layers
-        }
-        for name, each in scores.items():
-            masks.check_scores(name, "movement", each)
-        self.kept = make_masks(model, self.layers, self.mask, scores)
-        apply_masks(model, self.kept)

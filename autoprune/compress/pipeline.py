@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from autoprune.compress.finetune import Loss, TeacherStream, Trainer, TrainingStep, finetune
 from autoprune.compress.lowrank import Factorised, factorise, with_factors
-from autoprune.compress.masking import MovementMask, hold_zeros, mask_weights, masked_layers
+from autoprune.compress.mask_training import MaskInTraining
+from autoprune.compress.masking import hold_zeros, mask_weights, masked_layers
 from autoprune.compress.ranking import kept_counts
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.schedule import Means, Stage, by_schedule
@@ -63,7 +64,8 @@ def compress(
 ) -> Compressed:
     """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
 
-    Masks come after least squares, which gives layers new weights, and hold through the fine-tuning.
+    Masks come after least squares, which gives layers new weights, and hold through the fine-tuning; a schedule sets
+    them in its midst.
 
     Layers are factorised once least squares has solved them. In the order ``tune-prune-quantize`` the network is
     fine-tuned first, and statistics are collected anew.
@@ -108,7 +110,7 @@ def compress(
             f"batch_size is {batch_size} but the stream's batches have {stream.batch_size} examples"
         )
     wanted = counts or kept_counts(dense, groups, recipe, statistics)
-    # A schedule is one of channels.
+    # Of channels; where none goes, single weights have the schedule.
     if recipe.schedule.kind != "one_shot" and any(wanted[g.name] < g.size for g in groups.groups):
         return by_schedule(
             partial(
@@ -147,9 +149,11 @@ def compress(
         dense, steps = tuned(dense)
         statistics = _statistics_of(dense, groups, recipe, calibration_batches, loss) if steps else statistics
     cut = _cut(dense, groups, recipe, statistics, counts, calibration_batches)
-    masks: MovementMask | None = None
-    if cut.masked and recipe.mask.criterion == "movement":
-        masks = MovementMask(cut.masked, recipe.mask, recovery.finetune_steps)
+    masks: MaskInTraining | None = None
+    if cut.masked and recovery.finetune_steps and _masks_in_training(recipe):
+        masks = MaskInTraining(
+            cut.masked, recipe.mask, recipe.schedule, recovery.finetune_steps, calibration_batches, loss
+        )
     elif cut.masked:
         mask_weights(cut.model, cut.masked, recipe.mask, calibration_batches, loss)
     if recovery.batchnorm and (cut.plan or cut.masked or cut.factorised.ranks):
@@ -162,6 +166,10 @@ def compress(
     return Compressed(
         model=model, plan=cut.plan, train_steps=steps, solved=cut.solved, factorised=cut.factorised
     )
+
+
+def _masks_in_training(recipe: Recipe) -> bool:
+    return recipe.schedule.kind != "one_shot" or recipe.mask.criterion == "movement"
 
 
 def _statistics_of(

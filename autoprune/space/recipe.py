@@ -97,7 +97,7 @@ class Recipe(BaseModel):
         width: Step of kept channel counts.
         recovery: What is done after the cut.
         mask: How single weights are chosen that become zero; groups with a sparsity of 0 have none.
-        schedule: When the channels are removed.
+        schedule: When channels and single weights are removed.
         ranking: Which units are compared with each other. ``group``: those of one group, of which its ratio goes.
             ``global``: those of all groups with a ratio above 0, of which as many go in all as their ratios say
             together. ``alike``: the same among groups of one size and kind. Groups of ratio 0 stay whole.
@@ -198,7 +198,10 @@ class Recipe(BaseModel):
                 raise unknown_name("criterion", criterion, CRITERIA)
         if self.masks:
             sparsities = [choice.sparsity for choice in self.groups.values()]
-            self.mask.check(sparsities, self.schedule.steps_after(self.recovery.finetune_steps))
+            steps = self.recovery.finetune_steps
+            # With channels masks are set at the last cut, without them in the midst of the steps.
+            cuts = any(choice.ratio > 0 for choice in self.groups.values())
+            self.mask.check(sparsities, self.schedule.steps_after(steps) if cuts else steps)
         if self.ranking != "group":
             self._check_comparable(groups)
         self._check_order()
@@ -265,7 +268,7 @@ def uniform_recipe(
         mask: How they are chosen; by magnitude in every layer if not given.
         rank_ratio: Share of the rank removed from every layer but those that make the network's output, in ``[0, 1)``.
         order: Order of the stages.
-        schedule: When channels are removed; at once if not given.
+        schedule: When channels and weights are removed; at once if not given.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.

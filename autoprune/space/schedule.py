@@ -1,4 +1,4 @@
-"""Schedule: when, over the fine-tuning steps of a recipe, its channels are removed. Torch-free."""
+"""Schedule: when, over the fine-tuning steps of a recipe, channels and single weights are removed. Torch-free."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINED: tuple[ScheduleKind, ...] = ("gradual", "sparse")
 
 
 class Schedule(BaseModel):
-    """When channels are removed; all kinds take the same gradient steps and end at the same kept counts.
+    """When channels and weights are removed; all kinds take the same gradient steps and end at the same kept counts.
 
     ``one_shot`` removes all at once and then recovers. ``iterative`` removes a part, recovers with a part of the
     steps, and goes on with the smaller network [Han2015]_. ``gradual`` zeroes ever more channels while it trains,
@@ -30,11 +30,15 @@ class Schedule(BaseModel):
     of coupled weights to zero, and then removes the smallest by ``l2`` whatever the recipe's criteria are [Wen2016]_,
     [Fang2023]_.
 
+    Single weights follow the schedule where no channel is removed: masked ever further in rounds or by a rising share,
+    and never back once they are zero; or masked after a training under a penalty on their magnitudes. Where channels
+    are removed too, masks are set with the last cut.
+
     Attributes:
         kind: One of the four.
-        rounds: Parts in which channels are removed (``iterative``) or zeroed (``gradual``).
+        rounds: Parts in which channels or weights are removed (``iterative``) or zeroed (``gradual``).
         strength: What the penalty of ``sparse`` takes in all from a group's strongest channel, as a share of the mean
-            norm of the group's channels; the weakest loses up to 16 times as much.
+            norm of the group's channels; the weakest loses up to 16 times as much. The same for weights of a layer.
         sparse_steps: Share of the steps that ``gradual`` and ``sparse`` take before the cut; the rest comes after.
 
     References:

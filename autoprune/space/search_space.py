@@ -130,7 +130,7 @@ class SearchSpace(BaseModel):
         sparsities: Shares of single weights of a group that may become zero, each in ``[0, 1)``.
         masks: How these weights are chosen.
         recovery: What is done after the cut.
-        schedules: When the channels are removed.
+        schedules: When channels and single weights are removed.
         overrides: Other ratios, bits, sparsities and ranks for some groups.
         rank_ratios: Shares of the full rank that may be removed from the layers that make a group's channels, each in
             ``[0, 1)``.
@@ -333,7 +333,7 @@ class SearchSpace(BaseModel):
         cut = bool(pruned) or masked or any(choice.rank_ratio > 0 for choice in chosen.values())
         recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
         ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
-        schedule = self.schedules.suggest(trial) if pruned else Schedule()
+        schedule = self.schedules.suggest(trial) if pruned or masked else Schedule()
         order: Any = self.orders[0]
         if cut and recovery.finetune_steps > 0:
             order = suggest_choice(trial, "order", self.orders)
@@ -389,6 +389,7 @@ class SearchSpace(BaseModel):
             parts.append(self.recovery.params_of(recipe.recovery))
         if pruned:
             parts.append(choice_params("ranking", self.rankings, recipe.ranking))
+        if pruned or recipe.masks:
             parts.append(self.schedules.params_of(recipe.schedule))
         if recipe.prunes and recipe.recovery.finetune_steps > 0:
             parts.append(choice_params("order", self.orders, recipe.order))
@@ -412,10 +413,12 @@ class SearchSpace(BaseModel):
         unmasked = int(all(0.0 in of_group for of_group in choices))
         masked = (math.prod(map(len, choices)) - unmasked) * self.masks.count()
         ranks = [self.rank_ratios_of(g) for g in groups.groups]
-        # Only what loses channels has a schedule and a ranking, and only what loses anything is recovered.
-        cut = (any_criterion - uncut) * self.schedules.count() * len(self.rankings)
+        # Only what loses channels or weights has a schedule, only channels have a ranking, and only what loses anything
+        # is recovered.
+        schedules = self.schedules.count()
+        cut = (any_criterion - uncut) * len(self.rankings) * schedules * (unmasked + masked)
         untouched = uncut * unmasked * int(all(0.0 in of_group for of_group in ranks))
-        recovered = (cut + uncut) * (unmasked + masked) * math.prod(map(len, ranks)) - untouched
+        recovered = (cut + uncut * (unmasked + masked * schedules)) * math.prod(map(len, ranks)) - untouched
         recoveries = self.recovery.count(len(self.orders))
         return math.log10(bit_choices * (untouched + recovered * recoveries))
 

@@ -10,7 +10,7 @@ from autoprune.compress import masks
 from autoprune.compress.discovery import find_groups
 from autoprune.compress.finetune import TeacherStream, Trainer, finetune
 from autoprune.compress.mask_statistics import input_moments, score_weights, weight_of
-from autoprune.compress.masking import MovementMask, apply_masks, hold_zeros, make_masks, masked_layers
+from autoprune.compress.masking import apply_masks, hold_zeros, make_masks, masked_layers
 from autoprune.compress.pipeline import Compressed, compress
 from autoprune.compress.statistics import collect_statistics
 from autoprune.errors import CompressionError
@@ -206,65 +206,6 @@ def test_gradient_scores_are_the_gradients_of_the_batches() -> None:
     torch.testing.assert_close(taylor, stacked.mean(0).abs())
     torch.testing.assert_close(fisher, 0.5 * stacked.square().mean(0))
     assert model.fc2.weight.grad is None
-
-
-class Line(nn.Module):
-    """One weight matrix whose steps can be done by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.line = nn.Linear(2, 2, bias=False)
-        with torch.no_grad():
-            self.line.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, 2.0]]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.line(x)
-        return y
-
-
-class Ones:
-    """Batches of ones."""
-
-    def training_batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        return torch.ones(size, 2), torch.zeros(size, dtype=torch.long)
-
-
-def test_movement_adds_up_minus_weight_times_gradient_of_the_first_third_alone() -> None:
-    """The loss 3 w00 - 2 w01 - w10 + w11 has the gradient (3, -2; -1, 1) at every step."""
-    slopes = torch.tensor([[3.0, -2.0], [-1.0, 1.0]])
-    movement = MovementMask({"line": 0.5}, Mask(criterion="movement"), steps=6)
-    weights: list[Tensor] = []
-    set_after: list[bool] = []
-
-    def watch(trainer: Trainer) -> None:
-        trainer.observe(before=lambda m: weights.append(weight_of(m, "line").detach().clone()))
-        movement.watch(trainer)
-        trainer.observe(after=lambda _: set_after.append(movement.kept is not None))
-
-    model, _ = finetune(
-        Line(),
-        TeacherStream(Line(), Ones(), seed=0, batch_size=2),
-        Recovery(finetune_steps=6, distill=0.0, clip_norm=1e9),
-        loss=LOSS,
-        device=torch.device("cpu"),
-        training_step=lambda m, _: (weight_of(m, "line") * slopes).sum(),
-        watch=watch,
-    )
-    assert set_after == [False, True, True, True, True, True]
-    expected = -(weights[0] * slopes) - (weights[1] * slopes)
-    torch.testing.assert_close(movement._scores["line"], expected.double())
-    # Moved away from zero: w01 (1, rising) stays with the largest score; w10 (-1, rising) goes towards zero.
-    final = weight_of(model, "line")
-    kept = torch.zeros(4, dtype=torch.bool)
-    kept[expected.flatten().argsort(descending=True)[:2]] = True
-    assert torch.equal((final != 0).flatten(), kept)
-
-
-def test_movement_that_had_no_step_falls_back_to_magnitude() -> None:
-    movement = MovementMask({"line": 0.5}, Mask(criterion="movement"), steps=6)
-    model = Line()
-    movement.settle(model)
-    assert model.line.weight.detach().tolist() == [[0.0, 0.0], [-1.0, 2.0]]
 
 
 def test_one_weight_of_a_layer_stays_however_small_all_of_them_are(groups: Groups) -> None:

@@ -182,13 +182,15 @@ def test_the_default_sampler_refuses_what_it_cannot_search() -> None:
 
 def test_movement_needs_steps_after_the_cut_of_a_schedule(groups: Groups) -> None:
     late = Recipe(
-        groups={"a": GroupChoice(sparsity=0.5)},
+        groups={"a": GroupChoice(ratio=0.5, sparsity=0.5)},
         mask=Mask(criterion="movement"),
         schedule=Schedule(kind="gradual", sparse_steps=1.0),
     )
     with pytest.raises(UsageError, match="'movement'.*no step follows"):
         late.check(groups)
     late.model_copy(update={"schedule": Schedule(kind="gradual", sparse_steps=0.5)}).check(groups)
+    # Single weights alone are masked in the midst of the steps.
+    late.model_copy(update={"groups": {"a": GroupChoice(sparsity=0.5)}}).check(groups)
     with pytest.raises(UsageError, match="'movement'.*no step follows"):
         parse_space(
             "sparsities: [0.5]\nmasks: {criterion: movement}\n"

@@ -64,6 +64,23 @@ def test_samplers_search_every_schedule_and_parameters_give_it_back(groups: Grou
     assert len(seen) == space.schedules.count() == 1 + 2 + 2
 
 
+def test_single_weights_have_schedules_without_a_cut(groups: Groups) -> None:
+    space = parse_space(
+        "ratios: [0.0]\nbits: [32]\nsparsities: [0.0, 0.5]\nschedules: {kind: [one_shot, gradual]}"
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(60):
+        trial = study.ask()
+        recipe = space.suggest(trial, groups)
+        study.tell(trial, 0.0)
+        assert space.params_of(recipe, groups) == trial.params
+        assert recipe.masks or recipe.schedule == Schedule()
+        seen.add(recipe.canonical_json())
+    # Nothing masked, or one of three sets of masked groups under one of two schedules.
+    assert len(seen) == round(10 ** space.size(groups)) == 1 + 3 * 2
+
+
 def test_one_choice_makes_no_parameter(groups: Groups) -> None:
     space = parse_space("ratios: [0.5]\nbits: [32]\nschedules: {kind: gradual, rounds: 5}")
     recipe = space.suggest(optuna.trial.FixedTrial({}), groups)
