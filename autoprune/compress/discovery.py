@@ -161,10 +161,9 @@ def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: f
         ]
         proved = Groups(groups=tuple(sound), input_shape=groups.input_shape, rewritten=groups.rewritten)
         last = deadline - 0.5 * _LAST_PROOF * time_left_s
-        blocks = residual.removable_blocks(
-            traced.network, proved, example, stop=lambda: time.monotonic() > last
-        )
-        sender.send(("blocks", blocks if groups.rewritten else that_can_go(model, blocks, example)))
+        one = example[:1] if traced.free_batch else example
+        blocks = residual.removable_blocks(traced.network, proved, one, stop=lambda: time.monotonic() > last)
+        sender.send(("blocks", blocks if groups.rewritten else that_can_go(model, blocks, one)))
         sender.send(("done",))
     except Exception as error:  # reported as the reason why every group is left alone
         text = (str(error).strip().splitlines() or [""])[0][:200]

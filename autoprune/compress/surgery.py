@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,9 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
         CompressionError: If the plan does not fit the groups, or a layer cannot be cut as asked.
     """
     kept = kept_channels(model, groups, plan)
-    copy = deepcopy(model)
+    # What is cut anew is not copied before.
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    copy = deepcopy(model, dict(shared))
     for block in gone_blocks(groups, plan):
         take_out(copy, block)
     cutter = _Cutter()
@@ -156,7 +159,18 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
             setattr(holder, own, held)
         else:
             cutter.cut(name, submodule(copy, name), sides)
+    _own(copy, shared)
     return copy
+
+
+def _own(model: nn.Module, shared: Mapping[int, Tensor]) -> None:
+    """Give a network copies of the tensors that it still shares with another."""
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        held: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for tensors in held:
+            own = {name: deepcopy(t, copies) for name, t in tensors.items() if id(t) in shared}
+            tensors.update(own)
 
 
 def _checked(groups: Groups, name: str, units: Sequence[int]) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from autoprune.space.groups import Groups
 
 # Largest difference of outputs, relative to the largest output.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
-# A network that takes longer for one example is proved in float32, and if it has no BatchNorm on one example.
+# A network that takes longer for one example, or has more parameters, is proved in float32, and if it has no BatchNorm
+# on one example.
 _SLOW_S = 1.0
+_LARGE_PARAMS = 100_000_000
 
 
 def fault_of(model: nn.Module, traced: Traced, groups: Groups, example: Tensor) -> str:
@@ -81,13 +84,15 @@ def verify_groups(
     except Exception as error:  # whatever the user's network raises on its own example
         yield from ((name, f"the dense network fails on the example: {_first_line(error)}") for name in names)
         return
+    # Where nothing is faulty all groups together are asked for twice.
+    fault = cache(checker.fault)
     proved: list[str] = []
-    for name, reason in _bisect(names, checker.fault, stop):
+    for name, reason in _bisect(names, lambda chosen: fault(tuple(chosen)), stop):
         if reason:
             yield name, reason
         else:
             proved.append(name)
-    yield from _jointly(proved, checker.fault)
+    yield from _jointly(proved, lambda chosen: fault(tuple(chosen)))
 
 
 def _bisect(
@@ -134,8 +139,10 @@ class _Checker:
         if example.is_floating_point():
             shape = (max(2, example.shape[0]), *example.shape[1:])
             self.example = torch.randn(shape, generator=generator)
-        # Copied together: they share their parameters.
-        self.model, self.network = deepcopy((model, traced.network))
+        # Copied together: they share their parameters, and what nothing here changes with the originals.
+        weights = [*_weights(model), *_weights(traced.network)]
+        shared = {id(w): nn.Parameter(w.detach(), w.requires_grad) for w in weights if bool(w.any())}
+        self.model, self.network = deepcopy((model, traced.network), dict(shared))
         for module in (self.model, self.network):
             module.float().eval()
         slow = self._is_slow()
@@ -159,6 +166,8 @@ class _Checker:
 
     def _is_slow(self) -> bool:
         """Whether one example takes long; the first run, which also allocates, is what counts."""
+        if sum(p.numel() for p in self.network.parameters()) > _LARGE_PARAMS:
+            return True
         begun_s = time.perf_counter()
         self._outputs(self.network, self.example if not self.traced.free_batch else self.example[:1])
         return time.perf_counter() - begun_s > _SLOW_S
@@ -230,7 +239,7 @@ def _randomise(model: nn.Module, example: Tensor, generator: torch.Generator) ->
     def noise(tensor: Tensor) -> Tensor:
         return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
 
-    weights = {id(m.weight) for m in model.modules() if isinstance(m, Conv | nn.Linear)}
+    weights = {id(weight) for weight in _weights(model)}
     for parameter in model.parameters():
         # Weights are uneven as they are, unless someone set them to zero to begin with an identity.
         if parameter.is_floating_point() and (id(parameter) not in weights or not bool(parameter.any())):
@@ -250,6 +259,11 @@ def _randomise(model: nn.Module, example: Tensor, generator: torch.Generator) ->
         if isinstance(mean, Tensor) and isinstance(variance, Tensor):
             mean.add_(noise(mean) * 0.1 * variance.clamp_min(1e-6).sqrt())
             variance.mul_((0.5 * noise(variance)).exp()).clamp_min_(1e-6)
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    found = (m._parameters.get("weight") for m in model.modules() if isinstance(m, Conv | nn.Linear))
+    return [weight for weight in found if weight is not None]
 
 
 def _first_line(error: Exception) -> str:

@@ -83,13 +83,18 @@ class _Description:
         self.before = {name: index for index, (name, _) in enumerate(model.named_modules())}
         self.read = {str(node.target) for node in network.graph.nodes if node.op == "get_attr"}
         self.sides = [*self._layer_sides(), *self._tensor_sides(), *self._size_sides(sizes)]
+        # Numbers of the sides that need each unit.
+        self.needed_by: dict[int, list[int]] = {}
+        for number, side in enumerate(self.sides):
+            for unit in np.unique(side.dim).tolist():
+                self.needed_by.setdefault(unit, []).append(number)
 
     def described(self) -> Described:
         """Join columns of makers that share a unit, and list who else needs their units."""
         makers = [s for s in self.sides if s.axis == "out" and s.kind in _MAKERS]
         components = [part for whole in self._components(makers) for part in self._kinds(whole)]
         for each in components:
-            self._complete(each)
+            self._add_reasons(each)
         self._share_out(components)
         kept = [each for each in components if each.owned or not each.reasons]
         taken: set[str] = set()
@@ -173,29 +178,19 @@ class _Description:
         Units of several kinds (the width of queries and keys, and that of values) share a column of one layer, and
         nothing else: ranked against each other, one kind could go whole.
         """
-        units = np.fromiter(found.order, dtype=np.int64)
-        kinds: dict[int, list[int]] = {unit: [] for unit in found.order}
-        for number, side in enumerate(self.sides):
-            for unit in units[np.isin(units, side.dim)].tolist():
-                kinds[unit].append(number)
         parts: dict[tuple[int, ...], _Found] = {}
-        for unit, sides in kinds.items():
-            part = parts.setdefault(tuple(sides), _Found())
+        for unit in found.order:
+            part = parts.setdefault(tuple(self.needed_by[unit]), _Found())
             part.order[unit] = len(part.order)
-        for part in parts.values():
-            own = np.fromiter(part.order, dtype=np.int64)
-            part.makers = [side for side in found.makers if np.isin(side.dim, own).any()]
+        for numbers, part in parts.items():
+            sides = [self.sides[number] for number in numbers]
+            part.makers = [side for side in found.makers if any(side is each for each in sides)]
+            made = {(side.layer, side.axis) for side in part.makers}
+            part.others = [side for side in sides if (side.layer, side.axis) not in made]
         return list(parts.values())
 
-    def _complete(self, found: _Found) -> None:
-        """Add who else needs a group's units, and why it cannot be cut."""
-        own = np.fromiter(found.order, dtype=np.int64)
-        makers = {(side.layer, side.axis) for side in found.makers}
-        found.others = [
-            side
-            for side in self.sides
-            if (side.layer, side.axis) not in makers and np.isin(side.dim, own).any()
-        ]
+    def _add_reasons(self, found: _Found) -> None:
+        """Add why a group cannot be cut."""
         reasons = [self.units.reason(unit) for unit in found.order]
         reasons += [self._uncuttable(side) for side in [*found.makers, *found.others]]
         found.reasons = [*filter(None, reasons), *found.reasons]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,20 +42,21 @@ def removable_blocks(
     for group in groups.prunable:
         if stop():
             break
-        block = _block_of(network, group, shapes)
-        nested = any(f"{block}.".startswith(f"{b}.") or b.startswith(f"{block}.") for b in found.values())
-        if block and not nested:
+        block = _block_of(network, group, shapes, list(found.values()))
+        if block:
             found[group.name] = block
     return found
 
 
-def _block_of(network: GraphNetwork, group: Group, shapes: Mapping[str, _Made]) -> str:
+def _block_of(network: GraphNetwork, group: Group, shapes: Mapping[str, _Made], taken: Sequence[str]) -> str:
     paths = [member.layer.split(".") for member in group.members]
     shared = 0
     while all(len(path) > shared and path[shared] == paths[0][shared] for path in paths):
         shared += 1
     for depth in range(min(shared, min(len(path) for path in paths) - 1), 0, -1):
         name = ".".join(paths[0][:depth])
+        if any(f"{name}.".startswith(f"{block}.") or block.startswith(f"{name}.") for block in taken):
+            return ""  # so is every module around it
         ends = block_ends(network.graph, name)
         if ends is not None and _is_residual(network, name, group, ends, shapes):
             return name
