@@ -41,6 +41,7 @@ from autoprune.yaml_io import read_yaml  # noqa: E402
 RECORDS = HERE / "records"
 Row = dict[str, Any]
 Settings = dict[str, Any]
+_GRADUAL = Schedule(kind="gradual", rounds=10)
 
 
 def main() -> None:
@@ -147,13 +148,14 @@ def unstructured(given: Subject, settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = _Files(given.bench, Path(folder)) if given.bench else None
         for sparsity in settings["sparsities"]:
-            for steps in (0, settings["steps"][given.name]):
+            few, many = settings["steps"][given.name]
+            for steps, schedule in ((0, Schedule()), (few, Schedule()), (many, _GRADUAL)):
                 recipe = uniform_recipe(
                     given.groups, 0.0, 32, recovery=given.recovery(steps), sparsity=sparsity,
-                    mask=Mask(allocation="global"),
+                    mask=Mask(allocation="global"), schedule=schedule,
                 )  # fmt: skip
-                row = _scored(given, recipe, sparsity=sparsity)
-                if files and steps:
+                row = _scored(given, recipe, sparsity=sparsity, schedule=schedule.kind)
+                if files and steps == many:
                     row |= files.measured(recipe)
                 yield row
 
@@ -164,10 +166,9 @@ def structured(given: Subject, settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = _Files(given.bench, Path(folder))
         for ratio in settings["ratios"]:
-            recipe = uniform_recipe(
-                given.groups, ratio, 32, "activation", recovery=given.recovery(settings["steps"][given.name])
-            )
-            yield _scored(given, recipe, ratio=ratio) | files.measured(recipe)
+            for steps in settings["steps"][given.name]:
+                recipe = uniform_recipe(given.groups, ratio, 32, "activation", recovery=given.recovery(steps))
+                yield _scored(given, recipe, ratio=ratio) | files.measured(recipe)
 
 
 def heads(given: Subject, settings: Settings) -> Iterator[Row]:
@@ -175,7 +176,7 @@ def heads(given: Subject, settings: Settings) -> Iterator[Row]:
     groups = [group for group in given.groups.prunable if _is_heads(group, given)]
     for share in settings["heads"]:
         for criterion in ("taylor", "l2", "random"):
-            for steps in (0, settings["steps"][given.name]) if criterion != "l2" else (0,):
+            for steps in (0, settings["steps"][given.name][0]):
                 recipe = Recipe(
                     groups={group.name: GroupChoice(ratio=share) for group in groups},
                     criterion={"conv": criterion, "linear": criterion},
@@ -203,7 +204,7 @@ def layers(given: Subject, settings: Settings) -> Iterator[Row]:
     # Ranked by agreement with the dense network on calibration data, never on the test examples.
     order = sorted(alone, key=lambda name: _disagreement(given, alone[name]))
     for count in [n for n in settings["blocks"] if n < len(order)]:
-        for steps in (0, settings["steps"][given.name]):
+        for steps in (0, *settings["steps"][given.name]):
             chosen = {name: GroupChoice(ratio=1.0) for name in order[:count]}
             recipe = Recipe(groups=chosen, recovery=given.recovery(steps))
             yield _scored(
@@ -225,7 +226,7 @@ def _disagreement(given: Subject, model: torch.nn.Module) -> float:
 
 def schedules(given: Subject, settings: Settings) -> Iterator[Row]:
     """Removing channels bit by bit against at once, at equal steps."""
-    steps = settings["steps"][given.name]
+    steps = settings["schedule_steps"]
     for seed in settings["schedule_seeds"]:
         for kind in settings["schedules"]:
             recipe = uniform_recipe(
@@ -240,9 +241,13 @@ def small(given: Subject, settings: Settings) -> Iterator[Row]:
     assert given.bench is not None  # noqa: S101
     with tempfile.TemporaryDirectory() as folder:
         files = _Files(given.bench, Path(folder))
-        for ratio in settings["small"]["ratios"]:
+        for ratio in settings["small_ratios"]:
             recipe = uniform_recipe(
-                given.groups, ratio, 8, "activation", recovery=given.recovery(settings["small"]["steps"])
+                given.groups,
+                ratio,
+                8,
+                "activation",
+                recovery=given.recovery(settings["steps"][given.name][-1]),
             )
             row = _scored(given, recipe, ratio=ratio) | files.measured(recipe)
             row["accuracy"] = _of_file(given, Path(row["file"]))
@@ -280,14 +285,20 @@ def tickets(given: Subject, settings: Settings) -> Iterator[Row]:
 def robustness(given: Subject, settings: Settings) -> Iterator[Row]:
     """Accuracy of compressed networks on corrupted images, and of their worst class."""
     assert given.bench is not None  # noqa: S101
-    wanted, steps = settings["robustness"], given.recovery(settings["steps"][given.name])
+    wanted, steps = settings["robustness"], given.recovery(settings["steps"][given.name][-1])
     recipes = {
         "dense": Recipe(),
         "int8": uniform_recipe(given.groups, 0.0, 8),
         "channels": uniform_recipe(given.groups, wanted["ratio"], 32, "activation", recovery=steps),
         "channels, int8": uniform_recipe(given.groups, wanted["ratio"], 8, "activation", recovery=steps),
         "weights": uniform_recipe(
-            given.groups, 0.0, 32, recovery=steps, sparsity=wanted["sparsity"], mask=Mask(allocation="global")
+            given.groups,
+            0.0,
+            32,
+            recovery=steps,
+            sparsity=wanted["sparsity"],
+            mask=Mask(allocation="global"),
+            schedule=_GRADUAL,
         ),
     }
     data = given.bench.workload.data

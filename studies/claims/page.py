@@ -61,6 +61,15 @@ def _drop(record: Record, row: Record) -> float:
     return float(record["dense"]["accuracy"] - row["accuracy"])
 
 
+def _steps(record: Record) -> int:
+    return max(int(row["steps"]) for row in record["rows"])
+
+
+def _longest(record: Record) -> list[Record]:
+    """Return the rows of the longest training, from which the verdicts are."""
+    return [row for row in record["rows"] if row["steps"] == _steps(record)]
+
+
 def _points(drop: float) -> str:
     return f"{100 * drop:.1f}"
 
@@ -81,6 +90,7 @@ def _unstructured(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
         return {
             "weights removed": f"{row['sparsity']:.0%}",
             "steps": row["steps"],
+            "masked": row["schedule"].replace("_", " ") if row["steps"] else "one shot",
             "drop": _points(_drop(record, row)),
             "bytes of the file": f"{row['size_ratio']:.3f}" if "size_ratio" in row else "",
             "latency": _ratio(row) if "latency_ratio" in row else "",
@@ -88,13 +98,17 @@ def _unstructured(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
 
     verdicts = {}
     for record in records:
-        tuned = {row["sparsity"]: _drop(record, row) for row in record["rows"] if row["steps"]}
+        tuned = {row["sparsity"]: _drop(record, row) for row in _longest(record)}
         good = [sparsity for sparsity, drop in tuned.items() if drop <= LITTLE]
         text = ", ".join(f"{_points(tuned[s])} at {s:.0%}" for s in sorted(tuned) if s >= 0.8)
-        verdicts[record["network"]] = (_word(good, 0.8, 0.9), f"points lost after recovery: {text}")
+        verdicts[record["network"]] = (
+            _word(good, 0.8, 0.9),
+            f"points lost after {_steps(record)} steps: {text}",
+        )
     _curves(records, "sparsity", "share of weights removed", "unstructured.png")
     note = (
-        "By magnitude, one threshold over all layers; after the mask no training or the steps that the table tells. "
+        "By magnitude, one threshold over all layers; trained not at all, or for the steps that the table tells, with "
+        "the mask set at once before them or *gradually* in their first half (cubic rise, 10 rounds). "
         "Masked weights are stored packed and run dense: no runtime here is faster by them.\n\n![](unstructured.png)\n\n"
     )
     return note + _table(records, columns), verdicts
@@ -111,6 +125,7 @@ def _structured(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
     def columns(record: Record, row: Record) -> Record:
         return {
             "channels removed": f"{row['ratio']:.0%}",
+            "steps": row["steps"],
             "drop": _points(_drop(record, row)),
             "parameters": f"{row['params'] / record['dense']['params']:.3f}",
             "bytes of the file": f"{row['size_ratio']:.3f}",
@@ -119,10 +134,11 @@ def _structured(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
 
     verdicts = {}
     for record in records:
-        fast = [row for row in record["rows"] if row["latency_ratio"] <= 0.5]
+        rows = _longest(record)
+        fast = [row for row in rows if row["latency_ratio"] <= 0.5]
         best = min(fast, key=lambda row: _drop(record, row), default=None)
-        fastest = min(record["rows"], key=lambda row: row["latency_ratio"])
-        text = f"fastest: {1 / fastest['latency_ratio']:.1f} times, {_points(_drop(record, fastest))} points lost"
+        fastest = min(rows, key=lambda row: row["latency_ratio"])
+        text = f"after {_steps(record)} steps; fastest: {1 / fastest['latency_ratio']:.1f} times, {_points(_drop(record, fastest))} points lost"
         if best is not None:
             text += (
                 f"; {1 / best['latency_ratio']:.1f} times faster for {_points(_drop(record, best))} points"
@@ -184,12 +200,12 @@ def _layers(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
 
     verdicts = {}
     for record in records:
-        tuned = [row for row in record["rows"] if row["steps"]]
+        tuned = _longest(record)
         good = [row["blocks_removed"] for row in tuned if _drop(record, row) <= LITTLE]
         text = ", ".join(f"{_points(_drop(record, r))} for {r['blocks_removed']} of {r['of']}" for r in tuned)
         verdicts[record["network"]] = (
             f"{max(good)} cost little" if good else "not one is free",
-            f"points lost after recovery: {text}",
+            f"points lost after {_steps(record)} steps: {text}",
         )
     return "The blocks that change the outputs least by themselves go first.\n\n" + _table(
         records, columns
@@ -328,14 +344,16 @@ def _mean(row: Record) -> float:
 
 def _curves(records: list[Record], x: str, label: str, name: str) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for record in records:
-        for tuned, style in ((True, "-o"), (False, ":s")):
-            rows = [row for row in record["rows"] if x in row and bool(row["steps"]) == tuned]
+    for number, record in enumerate(records):
+        counts = sorted({row["steps"] for row in record["rows"] if x in row or row["steps"] == 0})
+        for steps in counts:
+            rows = [row for row in record["rows"] if row["steps"] == steps and x in row]
             if rows:
                 rows.sort(key=lambda row: row[x])
                 axes.plot(
-                    [row[x] for row in rows], [100 * _drop(record, row) for row in rows], style, markersize=4,
-                    label=f"{record['network']}, {'recovered' if tuned else 'not trained'}",
+                    [row[x] for row in rows], [100 * _drop(record, row) for row in rows],
+                    {counts[-1]: "-o", 0: ":s"}.get(steps, "--^"), color=f"C{number}", markersize=4,
+                    label=f"{record['network']}, {steps} steps",
                 )  # fmt: skip
     axes.axhline(100 * LITTLE, color="0.6", linewidth=0.8)
     axes.set_xlabel(label)
