@@ -32,7 +32,16 @@ from autoprune.search.robustness import file_robustness
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
-from autoprune.space.recipe import GRADIENT_CRITERIA, Order, Ranking, Recipe, Recovery, uniform_recipe
+from autoprune.space.quantization import Bits, Quantization
+from autoprune.space.recipe import (
+    GRADIENT_CRITERIA,
+    ActivationBits,
+    Order,
+    Ranking,
+    Recipe,
+    Recovery,
+    uniform_recipe,
+)
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
@@ -226,7 +235,9 @@ def compress_once(
     recipe: Recipe | None = None,
     ratio: float = 0.0,
     criterion: str = "l2",
-    bits: int = 8,
+    bits: Bits = 8,
+    activation_bits: ActivationBits = 8,
+    quantization: Quantization | None = None,
     ranking: Ranking = "group",
     steps: int | None = None,
     sparsity: float = 0.0,
@@ -245,7 +256,9 @@ def compress_once(
         recipe: The whole recipe; the uniform one of the next arguments if not given.
         ratio: Share removed from every prunable group, in ``[0, 1)``.
         criterion: How units are ranked.
-        bits: Bit-width of every group, 8 or 32.
+        bits: Bit-width of the weights of every group.
+        activation_bits: Bit-width of the inputs of layers with integer weights.
+        quantization: How integer weights are made; the nearest of a grid up to the largest magnitude if not given.
         ranking: Which units are compared with each other.
         steps: Fine-tuning steps; the recipe's own if not given.
         sparsity: Share of single weights of every group that become zero, in ``[0, 1)``.
@@ -265,7 +278,7 @@ def compress_once(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
-    recovery = _checked_recovery(ratio, bits, steps, rank_ratio, feature_distill)
+    recovery = _checked_recovery(ratio, steps, rank_ratio, feature_distill)
     check_sparsity(sparsity)
     (mask or Mask()).check([sparsity], recovery.finetune_steps)
     schedule = schedule or Schedule()
@@ -276,7 +289,7 @@ def compress_once(
     recipe = recipe or uniform_recipe(
         groups,
         ratio,
-        8 if bits == 8 else 32,
+        bits,
         criterion,
         recovery=recovery,
         ranking=ranking,
@@ -285,6 +298,8 @@ def compress_once(
         rank_ratio=rank_ratio,
         order=order,
         schedule=schedule,
+        activation_bits=activation_bits,
+        quantization=quantization,
     )
     recipe.check(groups)
     check_features(recipe.recovery.feature_distill > 0, workload)
@@ -310,12 +325,8 @@ def compress_once(
     }
 
 
-def _checked_recovery(
-    ratio: float, bits: int, steps: int | None, rank_ratio: float, feature_distill: float
-) -> Recovery:
+def _checked_recovery(ratio: float, steps: int | None, rank_ratio: float, feature_distill: float) -> Recovery:
     """Check the numbers that ``compress`` was given before anything is loaded."""
-    if bits not in (8, 32):
-        raise UsageError(f"bits {bits} cannot be used; allowed: 8 or 32 (float)")
     if not 0.0 <= ratio < 1.0:
         raise UsageError(f"ratio {ratio:g} cannot be used; allowed: the share removed, from 0 to below 1")
     if not 0.0 <= rank_ratio < 1.0:

@@ -178,7 +178,7 @@ CASES = [
     Case("setting inside a text", SEARCH + "model.name=x", ["'model' holds no settings"]),
     Case("seed", SEARCH + "seed=-1", ["seed = -1", "greater than or equal to 0"]),
     Case("criterion", "compress --model cifar_resnet20 --data digits --criterion talyor --to {tmp}/to", ["did you mean 'taylor'"]),
-    Case("bits", "compress --model cifar_resnet20 --data digits --bits 4 --to {tmp}/to", ["bits 4", "8 or 32"]),
+    Case("bits", "compress --model cifar_resnet20 --data digits --bits 7 --to {tmp}/to", ["bits 7", "8, 16, 32"]),
     Case("sparsity", "compress --model cifar_resnet20 --data digits --sparsity 1 --to {tmp}/to", ["sparsity 1", "below 1"]),
     Case("sparsity of a pattern", "compress --model cifar_resnet20 --data digits --sparsity 0.8 --pattern 2:4 --to {tmp}/to", ["sparsity 0.8", "0 or 0.5"]),
     Case("pattern", "compress --model cifar_resnet20 --data digits --pattern 4:2 --to {tmp}/to", ["'4:2'", "N below M"]),

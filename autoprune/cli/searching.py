@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune.cli import mask_options, options
+from autoprune.cli import mask_options, options, quantization_options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
@@ -133,7 +133,11 @@ def compress(
     ] = None,
     ratio: Annotated[float | None, typer.Option(metavar="R", help="share removed from every group")] = None,
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
-    bits: Annotated[int | None, typer.Option(metavar="B", help="8 or 32 for every group (8)")] = None,
+    bits: quantization_options.Bits = None,
+    activation_bits: quantization_options.ActivationBits = None,
+    scale: quantization_options.Scale = None,
+    rounding: quantization_options.Rounding = None,
+    bias_correction: quantization_options.BiasCorrection = None,
     ranking: Annotated[
         str | None, typer.Option(metavar="W", help="units compared: of a group, global or alike (group)")
     ] = None,
@@ -173,7 +177,6 @@ def compress(
         for name, value in {
             "ratio": ratio,
             "criterion": criterion,
-            "bits": bits,
             "ranking": ranking,
             "rank_ratio": rank_ratio,
             "feature_distill": feature_distill,
@@ -181,6 +184,7 @@ def compress(
         }.items()  # fmt: skip
         if value is not None
     }
+    uniform |= quantization_options.gathered(bits, activation_bits, scale, rounding, bias_correction)
     uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
     chosen = (
         None

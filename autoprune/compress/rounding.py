@@ -6,17 +6,19 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.layers import Conv
+from autoprune.compress.quantizers import largest_code
+from autoprune.space.quantization import INTEGER_BITS
 
 
-def rounded(model: nn.Module, layers: Collection[str]) -> nn.Module:
-    """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits.
+def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] | None = None) -> nn.Module:
+    """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits, or with weights of fewer.
 
     Weights are signed with one scale for each output channel, inputs unsigned with one for the tensor, as the
     deployment's are [Jacob2018]_; its input ranges come from calibration, here from each batch. The input projections
@@ -25,29 +27,39 @@ def rounded(model: nn.Module, layers: Collection[str]) -> nn.Module:
     Args:
         model: A network; it is not changed.
         layers: Names of convolution and linear layers; names that the network lacks are left out.
+        bits: Bit-width of layers' weights, 2 to 8 or 16; 8 of ``layers`` that are not named. Layers that are named here
+            alone have their weights rounded and their inputs not.
     """
+    widths = {**dict.fromkeys(layers, 8), **(bits or {})}
     copy = deepcopy(model)
     for name, module in copy.named_modules():
-        if name in layers and isinstance(module, Conv | nn.Linear):
+        if name in widths and isinstance(module, Conv | nn.Linear):
             axis = 1 if isinstance(module, Conv) and module.transposed else 0
-            module.weight = nn.Parameter(round_weight(module.weight.detach(), axis))
-            module.register_forward_pre_hook(_round_inputs)
+            weight = module.weight.detach()
+            whole = widths[name] > INTEGER_BITS
+            module.weight = nn.Parameter(
+                weight.half().to(weight) if whole else round_weight(weight, axis, widths[name])
+            )
+            if name in layers:
+                module.register_forward_pre_hook(_round_inputs)
     return copy
 
 
-def round_weight(weight: Tensor, axis: int) -> Tensor:
-    """Round a weight to signed 8 bits with one symmetric scale for each output channel [Jacob2018]_.
+def round_weight(weight: Tensor, axis: int, bits: int = 8) -> Tensor:
+    """Round a weight to signed integers with one symmetric scale for each output channel [Jacob2018]_.
 
     Args:
         weight: ``(out, in, *kernel)``, or transposed.
         axis: Dimension of the output channels.
+        bits: 2 to 8.
 
     Returns:
         The values that the integers stand for, of the same shape.
     """
     others = [dim for dim in range(weight.dim()) if dim != axis]
-    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / scale).round().clamp(-127, 127) * scale
+    top = largest_code(bits)
+    scale = weight.abs().amax(dim=others, keepdim=True).clamp_min(1e-12) / top
+    return (weight / scale).round().clamp(-top, top) * scale
 
 
 def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -134,6 +134,26 @@ def collect_statistics(
         squares={key: torch.stack([squares for _, squares in values]) for key, values in rows.items()},
         before_batchnorm=_before_batchnorm(model, batches[0][0][:2].to(device)),
     )
+
+
+def input_grams(
+    model: nn.Module, layers: Iterable[str], batches: Sequence[Tensor], gram_limit: int = 4608
+) -> dict[str, Tensor]:
+    """Return the Gram matrices of layers' inputs, as :class:`LayerStatistics` has them.
+
+    Args:
+        model: The network; it is as before afterwards.
+        layers: Names of convolution and linear layers; kinds that have no such matrix are left out.
+        batches: Inputs, on any device.
+        gram_limit: Longest patch that gets one.
+    """
+    collectors = {name: _InputCollector(submodule(model, name), gram_limit) for name in layers}
+    device = device_of(model)
+    with kept_as_was(model), _hooked(model, collectors), torch.no_grad():
+        model.eval()
+        for inputs in batches:
+            model(inputs.to(device))
+    return {n: c.gram / c.patches for n, c in collectors.items() if c.gram is not None and c.patches}
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from autoprune.compress.graph.network import sizes_of
 from autoprune.config import Target, usable_cores
 from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.graph_cache import export_template
+from autoprune.deploy.lowbit import put_on_grids, store_small
 from autoprune.deploy.pack import pack
 from autoprune.deploy.quantize import quantize
-from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.runtime import Artifact, StoredWeight
 from autoprune.deploy.session import session_options
 from autoprune.deploy.shrink import shrink
 from autoprune.deploy.template import (
@@ -41,6 +42,8 @@ from autoprune.measure.record import Executed
 
 # Rounding of float32 through a deep network stays well below; a wrong weight or shape is far above.
 _FLOAT_PARITY = 1e-3
+# With weights of 16 bits, which are rounded once more than the network's.
+_HALF_PARITY = 1e-2
 # The kernels may round a product differently from the arithmetic that the file describes, by a few steps of int8.
 _INT8_KERNEL_PARITY = 0.1
 _PARITY_EXAMPLES = 8
@@ -98,6 +101,7 @@ class OnnxRuntime:
         int8_layers: Collection[str],
         calibration: Sequence[Tensor],
         packed: bool = False,
+        weights: Mapping[str, StoredWeight] | None = None,
     ) -> Artifact:
         """Write, quantize and check a candidate's model file; see :class:`autoprune.deploy.runtime.Runtime`.
 
@@ -114,12 +118,15 @@ class OnnxRuntime:
         layers = sorted({layer_of(node) for node in nodes})
         own = {name for name, _ in model.named_modules()}
         asked = sorted(_with_projections(set(int8_layers), [name for name in layers if name not in own]))
+        small = {name: stored for name, stored in (weights or {}).items() if name in layers}
         if asked:
             batches = _calibration_arrays(calibration, fixed_batch(proto))
-            proto = quantize(proto, [name for name in asked if name in layers], batches)
+            overrides = put_on_grids(proto, small, asked)
+            proto = quantize(proto, [name for name in asked if name in layers], batches, overrides)
+        store_small(proto, small, asked)
         proto = shrink(proto)
         raw = proto.SerializeToString()
-        if packed:
+        if packed or small:
             raw = self._packed(proto, raw, inputs)
         outputs = self._run(raw, inputs)
         error = relative_error(outputs, wanted)
@@ -132,11 +139,13 @@ class OnnxRuntime:
                     f"(allowed: {_INT8_KERNEL_PARITY:g})",
                     "keep these groups in float (bits: 32) on this machine",
                 )
-        elif not error <= _FLOAT_PARITY:
+        elif not error <= (_HALF_PARITY if small else _FLOAT_PARITY):
             raise ExportError(
                 f"the file's outputs differ from its graph's: {error:.3g} of the largest output"
             )
         executed = self._executed(raw, nodes, asked, foreign)
+        stored = Counter(str(each.bits) for each in small.values())
+        executed = executed.model_copy(update={"stored_layers": dict(sorted(stored.items()))})
         _write(path, raw)
         return Artifact(path, executed, error)
 

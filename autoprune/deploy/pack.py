@@ -4,9 +4,10 @@ A packed tensor is a code of the places of its values, the values, and a few sta
 tensor under its own name. All that they read is constant, so a session folds them into the dense tensor when it is
 made: what is executed is the same as from the unpacked file, only the file is smaller.
 
-There are two codes of places, and each tensor gets the shorter one. A *bitmask* has one bit for each weight. *Gaps*
-have one byte for each value, its distance from the value before it; a distance beyond 255 is bridged by zeros that are
-stored like values. Gaps are shorter where fewer than an eighth of the weights are left.
+There are two codes of places, and each tensor gets the shortest that can hold it. A *bitmask* has one bit for each
+weight. *Gaps* have one byte for each value, its distance from the value before it; a distance beyond 255 is bridged by
+zeros that are stored like values. Gaps are shorter where fewer than an eighth of the weights are left. Integers that
+fit into fewer bits than they are stored in have a third code without places: *planes*, one of each bit of all of them.
 """
 
 from __future__ import annotations
@@ -114,6 +115,29 @@ def gaps(flat: Array, builder: Builder) -> str:
     return builder.node("ScatterElements", zeros, found, builder.constant(values))
 
 
+def planes(flat: Array, builder: Builder) -> str:
+    """Write a flat tensor of integers as the planes of its bits, the lowest first, shifted so that none is negative."""
+    top = int(np.abs(flat.astype(np.int64)).max())
+    count = (2 * top).bit_length()
+    shifted = (flat.astype(np.int64) + top).astype(np.uint8)
+    bits = np.stack([np.packbits((shifted >> k) & 1, bitorder="little") for k in range(count)])[:, :, None]
+    single = builder.node(
+        "BitwiseAnd", builder.constant(bits), builder.shared(2 ** np.arange(8, dtype=np.uint8))
+    )
+    # By way of bool: 128 has to become 1.
+    numbers = builder.node("Cast", builder.node("Cast", single, to=TensorProto.BOOL), to=TensorProto.INT32)
+    rows = builder.node("Reshape", numbers, builder.shared(np.array([count, -1])))
+    weighed = builder.node("Mul", rows, builder.shared(2 ** np.arange(count, dtype=np.int32)[:, None]))
+    added = builder.node("ReduceSum", weighed, builder.shared(np.array([0])), keepdims=0)
+    moved = builder.node("Sub", added, builder.shared(np.array(top, np.int32)))
+    dense = builder.node("Cast", moved, to=helper.np_dtype_to_tensor_dtype(flat.dtype))
+    if flat.size % 8:
+        dense = builder.node(
+            "Slice", dense, builder.shared(np.array([0])), builder.shared(np.array([flat.size]))
+        )
+    return dense
+
+
 CODES: tuple[Code, ...] = (bitmask, gaps)
 
 
@@ -156,14 +180,18 @@ def _shortest(
 ) -> Builder | None:
     """Return what rebuilds a tensor in the fewest bytes; None where the tensor itself has fewer."""
     values = numpy_helper.to_array(tensor)
-    if str(values.dtype) not in _TYPES or not (values == 0).any():
+    if str(values.dtype) not in _TYPES or not values.size:
         return None
+    codes = list(CODES) if (values == 0).any() else []
+    # Below 64 seven bits or fewer hold a value and its sign.
+    if values.dtype == np.int8 and 0 < np.abs(values.astype(np.int64)).max() < 64:
+        codes.append(planes)
     written = []
-    for code in CODES:
+    for code in codes:
         builder = Builder(name, shared)
         flat = code(values.reshape(-1), builder)
         shape = builder.shared(np.array(values.shape, np.int64))
         builder.node("Reshape", flat, shape, output=tensor.name)
         written.append(builder)
-    best = min(written, key=lambda builder: builder.bytes)
-    return best if best.bytes < tensor.ByteSize() + _HEADER_BYTES else None
+    best = min(written, key=lambda builder: builder.bytes, default=None)
+    return best if best is not None and best.bytes < tensor.ByteSize() + _HEADER_BYTES else None

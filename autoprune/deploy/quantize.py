@@ -33,7 +33,10 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize(
-    proto: onnx.ModelProto, int8_layers: Collection[str], batches: Sequence[NDArray[np.float32]]
+    proto: onnx.ModelProto,
+    int8_layers: Collection[str],
+    batches: Sequence[NDArray[np.float32]],
+    overrides: dict[str, list[dict[str, Any]]] | None = None,
 ) -> onnx.ModelProto:
     """Return the graph with the given layers in int8.
 
@@ -45,6 +48,7 @@ def quantize(
         proto: Float graph whose layer nodes carry the layers' names.
         int8_layers: Names of the layers.
         batches: Inputs, ``(n, C, H, W)``, from which ranges are taken by minimum and maximum.
+        overrides: Scales of weights by initialiser; the others end at their largest magnitudes.
 
     Returns:
         A new graph; its layer nodes keep their names.
@@ -66,6 +70,7 @@ def quantize(
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
+                extra_options={"TensorQuantOverrides": overrides or {}},
                 nodes_to_exclude=excluded,
             )
         finally:

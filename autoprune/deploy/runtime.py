@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.measure.record import Executed
@@ -26,6 +28,20 @@ class Artifact:
     path: Path
     executed: Executed
     parity_error: float
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """How a layer's weight is stored.
+
+    Attributes:
+        bits: 2 to 8 for integers, 16 for float16.
+        codes: The integers, int8 of the weight's shape; the network's weight is these times one scale for each output
+            channel. None for float16.
+    """
+
+    bits: int
+    codes: NDArray[np.int8] | None = None
 
 
 class Runtime(Protocol):
@@ -51,6 +67,7 @@ class Runtime(Protocol):
         int8_layers: Collection[str],
         calibration: Sequence[Tensor],
         packed: bool = False,
+        weights: Mapping[str, StoredWeight] | None = None,
     ) -> Artifact:
         """Write the model file of a candidate and check it against the network.
 
@@ -60,6 +77,7 @@ class Runtime(Protocol):
             int8_layers: Layers whose weights and inputs become int8.
             calibration: Batches of inputs from which int8 ranges are taken.
             packed: Whether weights with many zeros are stored packed, where the runtime executes the same then.
+            weights: Layers whose weights are stored in fewer bits than they are computed with; packed, too.
 
         Raises:
             ExportError: If the file's outputs differ from the network's.

@@ -58,6 +58,8 @@ class Executed(BaseModel):
         asked_int8: Those that the recipe asked to run in int8.
         operators: Count of nodes by operator in the optimised graph.
         not_as_asked: Layers that were to run in int8 and do not.
+        stored_layers: Count of layers by the bit-width that their weights are stored in, where that is not the one
+            they are computed with by default: 32 in float, 8 in int8.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +69,7 @@ class Executed(BaseModel):
     asked_int8: int
     operators: dict[str, int]
     not_as_asked: tuple[str, ...] = ()
+    stored_layers: dict[str, int] = {}
 
 
 class Measurement(BaseModel):

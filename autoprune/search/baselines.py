@@ -6,9 +6,11 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
+from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
@@ -106,6 +108,8 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
                 mask=mask,
                 rank_ratio=rank,
                 order=order,
+                activation_bits=inputs,
+                quantization=quantization,
             ),
             schedule,
         )
@@ -115,6 +119,8 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         for ranking in (space.rankings if ratio > 0 else space.rankings[:1])
         for schedule in (list(space.schedules.each()) if ratio > 0 else [Schedule()])
         for bits in space.bits
+        for inputs in (space.activation_bits if bits <= INTEGER_BITS else space.activation_bits[:1])
+        for quantization in (space.quantization.every() if bits <= INTEGER_BITS else [Quantization()])
         for sparsity in space.sparsities
         for mask in (space.masks.every() if sparsity > 0 else [Mask()])
         for rank in space.rank_ratios
@@ -166,5 +172,13 @@ def effective_key(recipe: Recipe, groups: Groups) -> str:
     Two ratios that keep the same count, and choices that nothing depends on, make no difference.
     """
     left = groups_left(recipe, groups)
-    bits = {g.name: recipe.choice(g.name).bits for g in left.groups if recipe.choice(g.name).bits != 32}
-    return architecture_key(recipe, groups) + "|" + json.dumps(bits, sort_keys=True)
+    chosen = {g.name: recipe.choice(g.name) for g in left.groups if recipe.choice(g.name).bits != 32}
+    bits: dict[str, Any] = {name: choice.bits for name, choice in chosen.items()}
+    integers = {name: choice for name, choice in chosen.items() if choice.bits <= INTEGER_BITS}
+    in_float = sorted(name for name, choice in integers.items() if not choice.runs_int8)
+    key = architecture_key(recipe, groups) + "|" + json.dumps(bits, sort_keys=True)
+    if in_float:
+        key += "|" + json.dumps(in_float)
+    if integers and recipe.quantization != Quantization():
+        key += "|" + recipe.quantization.model_dump_json()
+    return key

@@ -31,6 +31,7 @@ from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
+from autoprune.search.formats import int8_layers, layer_bits, stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
@@ -263,7 +264,8 @@ class Bench:
         recovery = Recovery.model_validate({**recipe.recovery.model_dump(), "finetune_steps": 0})
         network = self.compressed(recipe.model_copy(update={"recovery": recovery})).model
         outputs, targets = [], []
-        model = rounded(network, with_factors(network, int8_layers(recipe, self.groups))).to(self.device)
+        eight = with_factors(network, int8_layers(recipe, self.groups))
+        model = rounded(network, eight, layer_bits(network, recipe, self.groups)).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
                 outputs.append(model(inputs.to(self.device)).float().cpu())
@@ -272,12 +274,15 @@ class Bench:
 
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""
+        calibration = [inputs for inputs, _ in self.calibration]
+        model, weights = stored_weights(model, recipe, self.groups, calibration)
         return self.runtime.build(
             model,
             folder / MODEL_FILE,
             int8_layers=with_factors(model, int8_layers(recipe, self.groups)),
-            calibration=[inputs for inputs, _ in self.calibration],
+            calibration=calibration,
             packed=recipe.masks,
+            weights=weights,
         )
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
@@ -327,12 +332,6 @@ class Bench:
 def training_device() -> torch.device:
     """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
-    """Return the layers that the recipe asks to run in int8: the producers of its 8 bit groups."""
-    rest = groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
-    return [layer for g in rest.groups if recipe.choice(g.name).bits == 8 for layer in g.producers]
 
 
 def check_features(wanted: bool, workload: Workload) -> None:

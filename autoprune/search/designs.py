@@ -6,7 +6,8 @@ import random
 
 from autoprune.search.baselines import effective_key
 from autoprune.space.groups import Groups
-from autoprune.space.recipe import Bits, GroupChoice, Recipe, uniform_recipe
+from autoprune.space.quantization import Bits
+from autoprune.space.recipe import GroupChoice, Recipe, uniform_recipe
 from autoprune.space.search_space import SearchSpace
 
 _MOST_DESIGNS = 24

@@ -13,7 +13,8 @@ from autoprune.search.cost_model import CostModel
 from autoprune.search.profile import CutLoss, Profile, Timed
 from autoprune.search.solver import Array, Choices, Pair, Problem
 from autoprune.space.groups import Group, Groups, is_inside, kept_count
-from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery
+from autoprune.space.quantization import Bits
+from autoprune.space.recipe import GroupChoice, Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import LayerShape
 

@@ -11,9 +11,10 @@ from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask, Sparsity
+from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
 from autoprune.space.schedule import Schedule
 
-Bits = Literal[8, 32]
+ActivationBits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
 Ranking = Literal["group", "global", "alike"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
@@ -41,7 +42,10 @@ class GroupChoice(BaseModel):
 
     Attributes:
         ratio: Share of units removed, in ``[0, 1]``; 1 takes out the block that the group lies in.
-        bits: Bit-width of the weights and inputs of the layers that make the group's channels; 32 is float.
+        bits: Bit-width of the weights of the layers that make the group's channels: 2 to 6 and 8 are integers, 16 and
+            32 floating-point numbers.
+        activation_bits: Bit-width of the inputs of layers whose weights are integers: 8 runs them in int8 where the
+            runtime can, 32 leaves their arithmetic in float, so that the weights are only stored in fewer bytes.
         criterion: How this group's units are ranked; empty for the criterion of its type.
         sparsity: Share of single weights of the layers that make the group's channels that become zero, in ``[0, 1)``,
             of those left after channels are cut; which ones is the recipe's ``mask``.
@@ -54,9 +58,15 @@ class GroupChoice(BaseModel):
 
     ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     bits: Bits = 32
+    activation_bits: ActivationBits = 8
     criterion: str = ""
     sparsity: Sparsity = 0.0
     rank_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @property
+    def runs_int8(self) -> bool:
+        """Whether the layers are to run in int8, whatever their weights are stored in."""
+        return self.bits <= INTEGER_BITS and self.activation_bits <= INTEGER_BITS
 
 
 class Recovery(BaseModel):
@@ -103,6 +113,7 @@ class Recipe(BaseModel):
             together. ``alike``: the same among groups of one size and kind. Groups of ratio 0 stay whole.
         order: ``prune-tune-quantize``: the cut network is fine-tuned; ``tune-prune-quantize``: the dense network is,
             for as many steps, and what the cut loses is recovered in closed form alone.
+        quantization: How integer weights are made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,6 +126,7 @@ class Recipe(BaseModel):
     schedule: Schedule = Schedule()
     ranking: Ranking = "group"
     order: Order = "prune-tune-quantize"
+    quantization: Quantization = Quantization()
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
@@ -233,9 +245,9 @@ class Recipe(BaseModel):
 
 # Settings that came after the first studies were recorded, which compare recipes by their text.
 _LATER: dict[type[BaseModel], tuple[str, ...]] = {
-    GroupChoice: ("sparsity", "rank_ratio"),
+    GroupChoice: ("sparsity", "rank_ratio", "activation_bits"),
     Recovery: ("feature_distill",),
-    Recipe: ("mask", "schedule", "ranking", "order"),
+    Recipe: ("mask", "schedule", "ranking", "order", "quantization"),
 }
 
 
@@ -253,13 +265,15 @@ def uniform_recipe(
     rank_ratio: float = 0.0,
     order: Order = "prune-tune-quantize",
     schedule: Schedule | None = None,
+    activation_bits: ActivationBits = 8,
+    quantization: Quantization | None = None,
 ) -> Recipe:
     """Return the recipe that treats all groups alike.
 
     Args:
         groups: Groups of the model.
         ratio: Share removed from every prunable group, in ``[0, 1)``.
-        bits: Bit-width of every group.
+        bits: Bit-width of the weights of every group.
         criterion: Criterion for every group type.
         width: Step of kept channel counts.
         recovery: What is done after the cut; the defaults if not given.
@@ -269,6 +283,8 @@ def uniform_recipe(
         rank_ratio: Share of the rank removed from every layer but those that make the network's output, in ``[0, 1)``.
         order: Order of the stages.
         schedule: When channels and weights are removed; at once if not given.
+        activation_bits: Bit-width of the inputs of layers with integer weights.
+        quantization: How integer weights are made; the nearest of a grid up to the largest magnitude if not given.
 
     Returns:
         A recipe that passes :meth:`Recipe.check` for these groups.
@@ -278,6 +294,7 @@ def uniform_recipe(
             g.name: GroupChoice(
                 ratio=ratio if g.prunable else 0.0,
                 bits=bits if g.producers else 32,
+                activation_bits=activation_bits if g.producers else 8,
                 sparsity=sparsity,
                 rank_ratio=rank_ratio if g.prunable or g.consumers else 0.0,
             )
@@ -290,4 +307,5 @@ def uniform_recipe(
         ranking=ranking,
         order=order,
         schedule=schedule or Schedule(),
+        quantization=quantization or Quantization(),
     )

@@ -27,10 +27,12 @@ from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.mask_space import MaskSpace
+from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
+from autoprune.space.quantization_space import QuantizationSpace
 from autoprune.space.recipe import (
     CRITERIA,
     SHARE_CRITERIA,
-    Bits,
+    ActivationBits,
     GroupChoice,
     Order,
     Ranking,
@@ -52,7 +54,16 @@ RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 _DEFAULT_CRITERION = "l2"
 # Settings that spaces of earlier versions do not have.
-_LATER = ("rankings", "sparsities", "masks", "schedules", "rank_ratios", "orders")
+_LATER = (
+    "activation_bits",
+    "quantization",
+    "rankings",
+    "sparsities",
+    "masks",
+    "schedules",
+    "rank_ratios",
+    "orders",
+)
 
 
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -125,7 +136,9 @@ class SearchSpace(BaseModel):
         width: Step of kept channel counts.
         ratios: Shares of a group that may be removed, each in ``[0, 1]``; 1 takes out the block that a group lies in,
             and is left out for groups that lie in none.
-        bits: Bit-widths that a group may get; 32 is float.
+        bits: Bit-widths that the weights of a group may get; 32 is float.
+        activation_bits: Bit-widths of what layers with integer weights read, 8 or 32.
+        quantization: How integer weights are made.
         criteria: Importance criteria for each group type.
         sparsities: Shares of single weights of a group that may become zero, each in ``[0, 1)``.
         masks: How these weights are chosen.
@@ -147,6 +160,8 @@ class SearchSpace(BaseModel):
     width: Annotated[StrictInt, Field(ge=1, le=1024)] = 8
     ratios: Ratios = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
     bits: BitChoices = (8, 32)
+    activation_bits: Annotated[tuple[ActivationBits, ...], Field(min_length=1)] = (8,)
+    quantization: QuantizationSpace = QuantizationSpace()
     criteria: dict[GroupType, CriterionChoices] = Field(default_factory=_default_criteria)
     sparsities: Shares = (0.0,)
     masks: MaskSpace = MaskSpace()
@@ -163,7 +178,9 @@ class SearchSpace(BaseModel):
     )
     rankings: RankingChoices = ("group",)
 
-    _once = field_validator("ratios", "bits", "sparsities", "rankings", "rank_ratios", "orders")(_each_once)
+    _once = field_validator(
+        "ratios", "bits", "activation_bits", "sparsities", "rankings", "rank_ratios", "orders"
+    )(_each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -271,6 +288,10 @@ class SearchSpace(BaseModel):
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
 
+    def _formats_of(self, group: Group) -> int:
+        """Return how many pairs of bit-widths, of weights and of inputs, ``group`` may get."""
+        return sum(len(self.activation_bits) if b <= INTEGER_BITS else 1 for b in self.bits_of(group))
+
     def sparsities_of(self, group: Group) -> tuple[float, ...]:
         """Return the sparsities that ``group`` may get, from the smallest on."""
         own = (o.sparsities for o in reversed(self._overrides_of(group)) if o.sparsities is not None)
@@ -321,9 +342,14 @@ class SearchSpace(BaseModel):
             bits: Any = options[0]
             if len(options) > 1:
                 bits = trial.suggest_categorical(f"bits:{group.name}", options)
+            inputs: Any = self.activation_bits[0]
+            if bits <= INTEGER_BITS and group.producers:
+                inputs = suggest_choice(trial, f"activation_bits:{group.name}", self.activation_bits)
             sparsity = suggest_choice(trial, f"sparsity:{group.name}", self.sparsities_of(group))
             rank = suggest_choice(trial, f"rank:{group.name}", self.rank_ratios_of(group))
-            chosen[group.name] = GroupChoice(ratio=ratio, bits=bits, sparsity=sparsity, rank_ratio=rank)
+            chosen[group.name] = GroupChoice(
+                ratio=ratio, bits=bits, activation_bits=inputs, sparsity=sparsity, rank_ratio=rank
+            )
         criterion: dict[GroupType, str] = {kind: self.criteria[kind][0] for kind in _TYPES}
         pruned = _pruned_types(chosen, groups)
         for kind in pruned:
@@ -334,6 +360,8 @@ class SearchSpace(BaseModel):
         recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
         ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
         schedule = self.schedules.suggest(trial) if pruned or masked else Schedule()
+        integers = any(choice.bits <= INTEGER_BITS for choice in chosen.values())
+        quantization = self.quantization.suggest(trial) if integers else Quantization()
         order: Any = self.orders[0]
         if cut and recovery.finetune_steps > 0:
             order = suggest_choice(trial, "order", self.orders)
@@ -346,6 +374,7 @@ class SearchSpace(BaseModel):
             mask=mask,
             schedule=schedule,
             order=order,
+            quantization=quantization,
         )
 
     def params_of(self, recipe: Recipe, groups: Groups) -> Parameters | None:
@@ -370,21 +399,15 @@ class SearchSpace(BaseModel):
         found: Parameters = {}
         parts: list[Parameters | None] = []
         for group in groups.groups:
-            choice = recipe.choice(group.name)
-            parts.append(self._ratio_params(group, choice.ratio))
-            options = self.bits_of(group)
-            parts.append(choice_params(f"sparsity:{group.name}", self.sparsities_of(group), choice.sparsity))
-            inside = choice.bits in options
-            parts.append(
-                ({f"bits:{group.name}": choice.bits} if len(options) > 1 else {}) if inside else None
-            )
-            parts.append(choice_params(f"rank:{group.name}", self.rank_ratios_of(group), choice.rank_ratio))
+            parts += self._group_params(group, recipe.choice(group.name))
         parts += [
             choice_params(f"criterion:{kind}", self.criteria[kind], recipe.criterion.get(kind))
             for kind in pruned
         ]
         if recipe.masks:
             parts.append(self.masks.params_of(recipe.mask))
+        if any(choice.bits <= INTEGER_BITS for choice in recipe.groups.values()):
+            parts.append(self.quantization.params_of(recipe.quantization))
         if recipe.prunes:
             parts.append(self.recovery.params_of(recipe.recovery))
         if pruned:
@@ -401,12 +424,13 @@ class SearchSpace(BaseModel):
 
     def size(self, groups: Groups) -> float:
         """Return the decimal logarithm of the number of recipes that differ; a range counts as 100 choices."""
-        bit_choices, uncut, any_criterion = 1, 1, 1
+        in_float, bit_choices, uncut, any_criterion = 1, 1, 1, 1
         for kind in _TYPES:
             of_kind = [g for g in groups.groups if g.type == kind]
             combinations = math.prod(len(self.ratios_of(g)) for g in of_kind)
             without = int(all(self.ratios_of(g)[0] == 0.0 for g in of_kind))
-            bit_choices *= math.prod(len(self.bits_of(g)) for g in of_kind)
+            in_float *= math.prod(sum(b > INTEGER_BITS for b in self.bits_of(g)) for g in of_kind)
+            bit_choices *= math.prod(self._formats_of(g) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
         choices = [self.sparsities_of(g) for g in groups.groups]
@@ -420,6 +444,7 @@ class SearchSpace(BaseModel):
         untouched = uncut * unmasked * int(all(0.0 in of_group for of_group in ranks))
         recovered = (cut + uncut * (unmasked + masked * schedules)) * math.prod(map(len, ranks)) - untouched
         recoveries = self.recovery.count(len(self.orders))
+        bit_choices = in_float + (bit_choices - in_float) * self.quantization.count()
         return math.log10(bit_choices * (untouched + recovered * recoveries))
 
     def content(self) -> str:
@@ -437,6 +462,21 @@ class SearchSpace(BaseModel):
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]
+
+    def _group_params(self, group: Group, choice: GroupChoice) -> list[Parameters | None]:
+        """Return the parameters of one group's choice, None for each that lies outside."""
+        name, widths = group.name, self.bits_of(group)
+        bits: Parameters | None = {f"bits:{name}": choice.bits} if len(widths) > 1 else {}
+        parts = [
+            self._ratio_params(group, choice.ratio),
+            choice_params(f"sparsity:{name}", self.sparsities_of(group), choice.sparsity),
+            bits if choice.bits in widths else None,
+            choice_params(f"rank:{name}", self.rank_ratios_of(group), choice.rank_ratio),
+        ]
+        if choice.bits <= INTEGER_BITS and group.producers:
+            known = choice_params(f"activation_bits:{name}", self.activation_bits, choice.activation_bits)
+            parts.append(known)
+        return parts
 
     def _ratio_params(self, group: Group, ratio: float) -> Parameters | None:
         options = self.ratios_of(group)

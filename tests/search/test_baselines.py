@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autoprune.search.baselines import architecture_key, baselines, effective_key
+from autoprune.space.quantization import Quantization
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from tests.search.fakes import make_groups
 
@@ -43,3 +44,18 @@ def test_criterion_of_a_type_that_nothing_prunes_makes_no_difference() -> None:
     one = Recipe(groups=choices, criterion={"conv": "l2", "linear": "l1"})
     other = Recipe(groups=choices, criterion={"conv": "l2", "linear": "taylor"})
     assert effective_key(one, GROUPS) == effective_key(other, GROUPS)
+
+
+def test_what_makes_integers_makes_another_artifact() -> None:
+    four = uniform_recipe(GROUPS, 0.0, 4, "l2")
+    by_gptq = four.model_copy(update={"quantization": Quantization(rounding="gptq")})
+    in_float = uniform_recipe(GROUPS, 0.0, 4, "l2", activation_bits=32)
+    keys = {
+        effective_key(recipe, GROUPS)
+        for recipe in (four, by_gptq, in_float, uniform_recipe(GROUPS, 0.0, 8, "l2"))
+    }
+    assert len(keys) == 4
+    # Where nothing is an integer, it says nothing.
+    dense = uniform_recipe(GROUPS, 0.0, 32, "l2")
+    other = dense.model_copy(update={"quantization": Quantization(rounding="gptq")})
+    assert effective_key(other, GROUPS) == effective_key(dense, GROUPS)

@@ -11,7 +11,8 @@ from autoprune.search.cost_model import CostModel, LayerTimes
 from autoprune.search.options import Options, group_options
 from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
-from autoprune.space.recipe import Bits, GroupChoice, Recipe, Recovery, uniform_recipe
+from autoprune.space.quantization import Bits
+from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.search_space import SearchSpace, load_space
 from autoprune.space.shapes import AxisUse, LayerShape
 

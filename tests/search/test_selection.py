@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autoprune.search.selection import choose_networks
-from autoprune.space.recipe import Bits, uniform_recipe
+from autoprune.space.quantization import Bits
+from autoprune.space.recipe import uniform_recipe
 from autoprune.study.records import TrialRecord
 from tests.search.fakes import make_groups, make_measurement
 

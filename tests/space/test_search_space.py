@@ -206,7 +206,7 @@ FAULTS = {
     "ratios: [.nan]": ["ratios.0 = nan"],
     "ratios: []": ["at least 1 item"],
     "ratios: [0.5, 0.5]": ["twice"],
-    "\nbits: [4]": [":2:", "bits.0 = 4", "8 or 32"],
+    "\nbits: [7]": [":2:", "bits.0 = 7", "8, 16 or 32"],
     "ratio: [0.5]": [":1:", "did you mean 'ratios'"],
     "rankings: [globe]": ["'group', 'global' or 'alike'"],
     "rankings: [group, group]": ["a choice is there twice"],
@@ -236,7 +236,7 @@ def test_faults_name_line_value_and_what_is_allowed(text: str, tmp_path: Path) -
 
 def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        parse_space("width: x\nbits: [3]\nratios: [2]\n")
+        parse_space("width: x\nbits: [7]\nratios: [2]\n")
     assert [f":{line}:" in caught.value.message for line in (1, 2, 3)] == [True] * 3
 
 
@@ -261,9 +261,45 @@ def test_schema_refuses_what_loading_refuses() -> None:
     bad: list[dict[str, Any]] = [
         {"width": 0},
         {"ratio": [0.5]},
-        {"bits": [4]},
+        {"bits": [7]},
         {"recovery": {"distill": "x"}},
     ]
     for values in bad:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(values, json_schema())
+
+
+def test_bits_and_their_making_are_searched_and_counted(groups: Groups) -> None:
+    space = parse_space(
+        "ratios: [0.0]\nbits: [4, 32]\nactivation_bits: [8, 32]\n"
+        "quantization: {scale: [minmax, percentile], percentile: [99.0, 99.9], rounding: gptq}"
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(600):
+        trial = study.ask()
+        recipe = space.suggest(trial, groups)
+        study.tell(trial, 0.0)
+        assert space.params_of(recipe, groups) == trial.params
+        seen.add(recipe.canonical_json())
+    # Each group in float, or in 4 bits with inputs of 8 or 32: one of three makings wherever one has 4 bits.
+    count = len(groups.groups)
+    assert round(10 ** space.size(groups)) == 1 + (3**count - 1) * 3
+    assert space.quantization.count() == 3
+    assert len(seen) > 100
+    assert len(grid_recipes(space, groups, 0)) == 2 * 3 + 1
+
+
+def test_a_space_of_before_knows_nothing_of_quantization() -> None:
+    assert "quantization" not in SearchSpace().content()
+    assert "activation_bits" not in SearchSpace().content()
+    assert "quantization" in parse_space("quantization: {rounding: gptq}").content()
+
+
+def test_the_making_of_integers_tells_what_is_wrong() -> None:
+    with pytest.raises(UsageError, match=r"quantization.scale.0 = 'max'"):
+        parse_space("quantization: {scale: max}")
+    with pytest.raises(UsageError, match="percentile"):
+        parse_space("quantization: {percentile: 20}")
+    with pytest.raises(UsageError, match="a choice is there twice"):
+        parse_space("quantization: {rounding: [gptq, gptq]}")

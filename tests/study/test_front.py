@@ -7,7 +7,8 @@ import pytest
 from autoprune.config import StudyConfig
 from autoprune.errors import NoFeasiblePointError
 from autoprune.naming import StudyPaths
-from autoprune.space.recipe import Bits, Recipe, uniform_recipe
+from autoprune.space.quantization import Bits
+from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study.decode import Plan
 from autoprune.study.front import (
     all_points,

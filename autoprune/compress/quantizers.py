@@ -1,0 +1,196 @@
+r"""Grids for weights, and which of its values each weight becomes: tensor maths only.
+
+A weight matrix ``(out, features)`` is put on one symmetric grid for each output channel: :math:`\hat w = s q` with
+integers :math:`|q| \le 2^{b-1} - 1`. Sign and zero are kept exactly, and the grid of 8 bits is that of the runtimes.
+
+References:
+    [Nagel2020] Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
+    [Frantar2023] GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, ICLR 2023.
+    [Krishnamoorthi2018] Quantizing deep convolutional networks for efficient inference: A whitepaper, 2018.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoprune.errors import CompressionError
+from autoprune.space.quantization import INTEGER_BITS, ScaleMethod
+
+# Shares of the largest magnitude that are tried as the end of a grid.
+_ENDS = tuple(0.2 + 0.01 * step for step in range(81))
+_TINY = 1e-12
+# Added to the diagonal of a Gram matrix, as a share of its mean: what calibration never showed costs something too.
+_DAMPING = 0.01
+# Columns that GPTQ rounds before the rest of the matrix is corrected.
+_BLOCK = 128
+# Course of adaptive rounding: steps, rate, and the weight and sharpness of the pull to whole numbers.
+_STEPS = 500
+_RATE = 0.1
+_PULL = 0.5
+_WARM = 0.2
+_SHARPEST, _SOFTEST = 2.0, 20.0
+# Ends of the stretched sigmoid of [Nagel2020].
+_LOW, _HIGH = -0.1, 1.1
+
+
+def largest_code(bits: int) -> int:
+    """Return the largest integer of a symmetric grid.
+
+    Raises:
+        CompressionError: If a grid of so many bits is none of integers.
+    """
+    if not 2 <= bits <= INTEGER_BITS:
+        raise CompressionError(f"a grid of {bits} bits is none of integers; allowed: 2 to {INTEGER_BITS}")
+    return int(2 ** (bits - 1) - 1)
+
+
+def scales(rows: Tensor, bits: int, method: ScaleMethod = "minmax", percentile: float = 99.9) -> Tensor:
+    """Return the step of the grid of every output channel.
+
+    Args:
+        rows: Weights, ``(out, features)``.
+        bits: 2 to 8.
+        method: ``minmax``, ``percentile`` or ``mse``; see :class:`~autoprune.space.quantization.Quantization`.
+        percentile: For the method of that name, in ``(50, 100]``.
+
+    Returns:
+        Positive steps, ``(out, 1)``.
+    """
+    top = largest_code(bits)
+    magnitude = rows.abs()
+    largest = magnitude.amax(1, keepdim=True)
+    if method == "percentile":
+        largest = torch.quantile(magnitude, percentile / 100.0, dim=1, keepdim=True)
+    elif method == "mse":
+        best = torch.full_like(largest, torch.inf)
+        end = largest.clone()
+        for share in _ENDS:
+            step = (share * largest / top).clamp_min(_TINY)
+            error = (nearest(rows, step, bits) * step - rows).square().sum(1, keepdim=True)
+            better = error < best
+            best, end = torch.where(better, error, best), torch.where(better, share * largest, end)
+        largest = end
+    return (largest / top).clamp_min(_TINY)
+
+
+def nearest(rows: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Return the nearest integer of the grid to each weight [Krishnamoorthi2018]_.
+
+    Args:
+        rows: Weights, ``(out, features)``.
+        scale: Steps, ``(out, 1)``.
+        bits: 2 to 8.
+
+    Returns:
+        Whole numbers in the type of ``rows``, of the same shape; a half goes to the even one, as runtimes round.
+    """
+    top = largest_code(bits)
+    return (rows / scale).round().clamp(-top, top)
+
+
+def gptq(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
+    r"""Round columns one after another, and let those to come make good what each one's rounding changed.
+
+    With the inverse Gram matrix's Cholesky factor :math:`U`, the error of column :math:`i` times
+    :math:`U_{ij} / U_{ii}` is taken off every later column [Frantar2023]_. Columns go by falling diagonal of the Gram
+    matrix, so that the inputs that matter most are rounded while most can still be corrected.
+
+    Args:
+        rows: Weights, ``(out, features)``.
+        scale: Steps, ``(out, 1)``.
+        bits: 2 to 8.
+        gram: :math:`E[x x^T]` of the layer's inputs, ``(features, features)``.
+
+    Returns:
+        Whole numbers, of the shape of ``rows``.
+
+    Raises:
+        CompressionError: If the matrix is not of that shape.
+    """
+    hessian = _damped(gram, rows)
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    left = rows.double()[:, order].clone()
+    factor = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order])), upper=True
+    )
+    codes = torch.empty_like(left)
+    steps = scale.double()
+    for begin in range(0, left.shape[1], _BLOCK):
+        end = min(begin + _BLOCK, left.shape[1])
+        errors = torch.empty(len(left), end - begin, dtype=left.dtype)
+        for column in range(begin, end):
+            codes[:, column] = nearest(left[:, column : column + 1], steps, bits)[:, 0]
+            lost = (left[:, column] - codes[:, column] * steps[:, 0]) / factor[column, column]
+            left[:, column:end] -= lost[:, None] * factor[column, column:end]
+            errors[:, column - begin] = lost
+        left[:, end:] -= errors @ factor[begin:end, end:]
+    found = torch.empty_like(codes)
+    found[:, order] = codes
+    return found.to(rows.dtype)
+
+
+def adaptive(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
+    r"""Round every weight up or down so that the layer's outputs change least.
+
+    Minimises :math:`\sum_i \delta_i^T H \delta_i + \lambda \sum (1 - |2 h(v) - 1|^\beta)` over the stretched sigmoids
+    :math:`h(v)` of how far each weight is rounded up, with :math:`\beta` falling, so that all end at 0 or 1
+    [Nagel2020]_. In the paper the outputs of batches, behind the activation, are compared; here their expected squares,
+    which the Gram matrix :math:`H` holds. It starts from the nearest values, and where it ends with outputs that differ
+    more than those, the nearest are kept.
+
+    Args:
+        rows: Weights, ``(out, features)``.
+        scale: Steps, ``(out, 1)``.
+        bits: 2 to 8.
+        gram: :math:`E[x x^T]` of the layer's inputs, ``(features, features)``.
+
+    Returns:
+        Whole numbers, of the shape of ``rows``.
+
+    Raises:
+        CompressionError: If the matrix is not of that shape.
+    """
+    hessian = _damped(gram, rows)
+    hessian = (hessian / hessian.diagonal().mean()).float()
+    scaled = (rows / scale).float()
+    below = scaled.floor()
+    top = largest_code(bits)
+    rest = (scaled - below).clamp(0.01, 0.99)
+    slopes = torch.logit((rest - _LOW) / (_HIGH - _LOW)).requires_grad_()
+    optimizer = torch.optim.Adam([slopes], lr=_RATE)
+    for step in range(_STEPS):
+        up = _stretched(slopes)
+        change = (below + up).clamp(-top, top) - scaled
+        loss = ((change @ hessian) * change).sum()
+        progress = (step / _STEPS - _WARM) / (1.0 - _WARM)
+        if progress > 0:
+            sharpness = _SHARPEST + (_SOFTEST - _SHARPEST) * (1.0 - progress)
+            loss = loss + _PULL * (1.0 - (2.0 * up - 1.0).abs().pow(sharpness)).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    found = (below + (slopes.detach() >= 0)).clamp(-top, top)
+    plain = nearest(scaled, torch.ones_like(scaled[:, :1]), bits)
+    worse = output_error(found - scaled, hessian) > output_error(plain - scaled, hessian)
+    return torch.where(worse[:, None], plain, found).to(rows.dtype)
+
+
+def output_error(change: Tensor, gram: Tensor) -> Tensor:
+    """Return the mean square by which each output changes, ``(out,)``, for a change of weights ``(out, features)``."""
+    return ((change @ gram) * change).sum(1)
+
+
+def _stretched(slopes: Tensor) -> Tensor:
+    return (torch.sigmoid(slopes) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+
+
+def _damped(gram: Tensor, rows: Tensor) -> Tensor:
+    features = rows.shape[1]
+    if gram.shape != (features, features):
+        raise CompressionError(
+            f"the Gram matrix has shape {tuple(gram.shape)}, the weights have {features} features"
+        )
+    matrix = gram.double()
+    damping = _DAMPING * matrix.diagonal().mean().clamp_min(_TINY)
+    return matrix + damping * torch.eye(features, dtype=torch.float64, device=gram.device)

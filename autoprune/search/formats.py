@@ -1,0 +1,70 @@
+"""Number formats of a recipe: which layers run in int8, and in which bits each layer's weights are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from autoprune.compress.lowrank import with_factors
+from autoprune.compress.quantization import quantized
+from autoprune.deploy.runtime import StoredWeight
+from autoprune.search.baselines import groups_left
+from autoprune.space.groups import Groups
+from autoprune.space.quantization import INTEGER_BITS, Quantization
+from autoprune.space.recipe import Recipe
+
+
+def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the layers that the recipe asks to run in int8: the producers of its groups of integers."""
+    left = groups_left(recipe, groups).groups
+    return [layer for g in left if recipe.choice(g.name).runs_int8 for layer in g.producers]
+
+
+def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
+    """Return the bit-width of the weights of every layer that has fewer than 32."""
+    return {
+        layer: recipe.choice(g.name).bits
+        for g in groups_left(recipe, groups).groups
+        for layer in with_factors(model, g.producers)
+        if recipe.choice(g.name).bits < 32
+    }
+
+
+def stored_weights(
+    model: nn.Module, recipe: Recipe, groups: Groups, calibration: Sequence[Tensor]
+) -> tuple[nn.Module, dict[str, StoredWeight]]:
+    """Put the weights of a network on the grids that a recipe asks for.
+
+    Weights of 8 bits that run in int8 and end at their largest magnitudes are left to the runtime's quantizer, which
+    does the same.
+
+    Args:
+        model: The compressed network on the CPU in evaluation mode; it is not changed.
+        recipe: What made it.
+        groups: Groups of the dense network.
+        calibration: Batches of inputs.
+
+    Returns:
+        The network with these weights, and how the layers whose weights are not left to the runtime are stored.
+
+    Raises:
+        CompressionError: If a layer cannot be quantized; names it.
+    """
+    bits = layer_bits(model, recipe, groups)
+    usual = (
+        set(with_factors(model, int8_layers(recipe, groups)))
+        if recipe.quantization == Quantization()
+        else set()
+    )
+    own = {
+        name: width
+        for name, width in bits.items()
+        if width < INTEGER_BITS or (width == INTEGER_BITS and name not in usual)
+    }
+    codes: dict[str, Tensor] = {}
+    if own:
+        model, codes = quantized(model, own, recipe.quantization, calibration)
+    stored = {name: StoredWeight(own[name], each.numpy()) for name, each in codes.items()}
+    halves = {name: StoredWeight(width) for name, width in bits.items() if width > INTEGER_BITS}
+    return model, stored | halves

@@ -1,0 +1,101 @@
+"""Integer weights of whole networks: every kind of layer, exact grids, biases that keep their means."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoprune.compress.quantization import quantized
+from autoprune.errors import CompressionError
+from autoprune.space.quantization import Quantization
+
+IMAGES = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ConvTranspose2d(8, 6, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 13 * 13, 10),
+    ).eval()
+
+
+LAYERS = {"0": 4, "3": 3, "4": 5, "7": 2, "gone": 4}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaptive"])
+def test_weights_are_their_integers_times_a_scale_of_each_channel(rounding: str) -> None:
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    how = Quantization.model_validate({"rounding": rounding, "scale": "mse"})
+    copy, codes = quantized(model, LAYERS, how, [IMAGES])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert set(codes) == {"0", "3", "4", "7"}
+    for name, integers in codes.items():
+        weight = copy.get_submodule(name).get_parameter("weight").detach()
+        assert integers.dtype == torch.int8
+        assert integers.shape == weight.shape
+        assert int(integers.abs().max()) <= 2 ** (LAYERS[name] - 1) - 1
+        by_channel = (weight, integers.float())
+        if name == "4":
+            by_channel = (weight.transpose(0, 1), integers.float().transpose(0, 1))
+        for own, code in zip(*by_channel, strict=True):
+            steps = own[code != 0] / code[code != 0]
+            torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+        assert bool((weight[integers == 0] == 0).all())
+
+
+def test_a_corrected_bias_keeps_the_mean_of_every_output() -> None:
+    bright = IMAGES.abs()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 144, 5)).eval()
+
+    def means(layer: str, made: nn.Module) -> Tensor:
+        """Return the mean outputs of a layer of ``made`` on what the dense network gives it."""
+        x = bright if layer == "0" else model[:3](bright)
+        out: Tensor = made.get_submodule(layer)(x).detach()
+        return out.mean((0, 2, 3)) if layer == "0" else out.mean(0)
+
+    bits = {"0": 2, "3": 2}
+    plain, _ = quantized(model, bits, Quantization(), [bright])
+    corrected, _ = quantized(model, bits, Quantization(bias_correction=True), [bright])
+    for layer, bound in (("0", 0.2), ("3", 1e-4)):  # of a convolution, places of the images are sampled
+        wanted = means(layer, model)
+        off = (means(layer, plain) - wanted).abs().max()
+        assert float((means(layer, corrected) - wanted).abs().max()) < bound * float(off)
+
+
+def test_a_layer_without_bias_gets_one() -> None:
+    copy, _ = quantized(network(), {"0": 2}, Quantization(bias_correction=True), [IMAGES])
+    assert copy.get_submodule("0").get_parameter("bias").shape == (8,)
+
+
+def test_better_rounding_brings_the_outputs_nearer() -> None:
+    model = network()
+    with torch.no_grad():
+        wanted = model(IMAGES)
+        bits = {"0": 3, "7": 3}
+        error = {
+            rounding: float(
+                (
+                    quantized(model, bits, Quantization.model_validate({"rounding": rounding}), [IMAGES])[0](IMAGES)
+                    - wanted
+                ).norm()
+            )
+            for rounding in ("nearest", "gptq", "adaptive")
+        }  # fmt: skip
+    assert error["gptq"] < 0.7 * error["nearest"]
+    assert error["adaptive"] < 0.9 * error["nearest"]
+
+
+def test_a_layer_that_cannot_be_seen_as_rows_is_named() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2))
+    with pytest.raises(CompressionError, match="layer '0' cannot be quantized to 4 bits: grouped transposed"):
+        quantized(model, {"0": 4}, Quantization(), [])
