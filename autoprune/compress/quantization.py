@@ -14,6 +14,9 @@ from autoprune.compress.statistics import input_grams
 from autoprune.errors import CompressionError
 from autoprune.space.quantization import Quantization
 
+# Features of one output's inputs up to which a layer's rounding looks at them: time grows with their cube.
+_LONGEST = 2304
+
 
 @torch.no_grad()
 def quantized(
@@ -21,8 +24,8 @@ def quantized(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Put the weights of layers on their grids.
 
-    Layers whose inputs are not matrices of patches (grouped, transposed and three-dimensional convolutions) are rounded
-    to the nearest, and their biases are not corrected.
+    Layers whose inputs are not matrices of patches (grouped, transposed and three-dimensional convolutions), or whose
+    patches have more than 2,304 features, are rounded to the nearest, and their biases are not corrected.
 
     Args:
         model: The network on the CPU in evaluation mode; it is not changed.
@@ -40,7 +43,7 @@ def quantized(
     modules = {name: module for name, module in copy.named_modules() if name in bits}
     layers = {name: module for name, module in modules.items() if isinstance(module, Conv | nn.Linear)}
     needs_inputs = how.rounding != "nearest" or how.bias_correction
-    grams = input_grams(model, layers, batches) if needs_inputs else {}
+    grams = input_grams(model, layers, batches, _LONGEST) if needs_inputs else {}
     codes = {}
     for name, module in layers.items():
         try:

@@ -27,8 +27,8 @@ def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] |
     Args:
         model: A network; it is not changed.
         layers: Names of convolution and linear layers; names that the network lacks are left out.
-        bits: Bit-width of layers' weights, 2 to 8 or 16; 8 of ``layers`` that are not named. Layers that are named here
-            alone have their weights rounded and their inputs not.
+        bits: Bit-width of layers' weights, 2 to 8, 16, or 32 for weights that stay; 8 of ``layers`` that are not named.
+            Layers that are named here alone have their weights rounded and their inputs not.
     """
     widths = {**dict.fromkeys(layers, 8), **(bits or {})}
     copy = deepcopy(model)
@@ -36,10 +36,10 @@ def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] |
         if name in widths and isinstance(module, Conv | nn.Linear):
             axis = 1 if isinstance(module, Conv) and module.transposed else 0
             weight = module.weight.detach()
-            whole = widths[name] > INTEGER_BITS
-            module.weight = nn.Parameter(
-                weight.half().to(weight) if whole else round_weight(weight, axis, widths[name])
-            )
+            if widths[name] <= INTEGER_BITS:
+                module.weight = nn.Parameter(round_weight(weight, axis, widths[name]))
+            elif widths[name] < 32:
+                module.weight = nn.Parameter(weight.half().to(weight))
             if name in layers:
                 module.register_forward_pre_hook(_round_inputs)
     return copy

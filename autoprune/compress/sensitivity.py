@@ -19,12 +19,15 @@ from autoprune.compress.criteria import score_group
 from autoprune.compress.distillation import distillation_loss
 from autoprune.compress.finetune import Loss
 from autoprune.compress.importance import pool_units
+from autoprune.compress.layers import submodule
+from autoprune.compress.quantization import quantized
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.rounding import rounded
 from autoprune.compress.speed import autocast, keep_freed_memory, memory_format
 from autoprune.compress.statistics import LayerStatistics
 from autoprune.compress.surgery import prune
 from autoprune.space.groups import Group, Groups
+from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recovery
 
 # Examples that BatchNorm statistics are taken from; all cuts, and the network that they are compared with, share them.
@@ -66,6 +69,7 @@ class SensitivityMeter:
         recovery: Which recovery trials do.
         distils: Whether outputs are logits that a teacher's can be compared with.
         device: Where to run.
+        quantization: How weights of fewer than 8 bits are made; the nearest integers if not given.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class SensitivityMeter:
         recovery: Recovery,
         distils: bool,
         device: torch.device,
+        quantization: Quantization | None = None,
     ) -> None:
         self.dense = dense
         self.groups = groups
@@ -90,6 +95,8 @@ class SensitivityMeter:
         self.loss = loss
         self.recovery = recovery
         self.device = device
+        self.quantization = quantization or Quantization()
+        self._integers: dict[int, nn.Module] = {}
         self._scores: dict[tuple[str, str], Tensor] = {}
         keep_freed_memory()
         self._layout = memory_format(dense, lambda: unseen[0][0])
@@ -126,10 +133,32 @@ class SensitivityMeter:
             )
         return self._refreshed(model) if self.recovery.batchnorm else self._placed(model)
 
-    def of_int8(self, group: str) -> float:
-        """Return the growth of the loss when the layers that make ``group`` compute in 8 bits."""
-        model = self._placed(rounded(self.dense, self.groups.by_name[group].producers))
+    def of_bits(self, group: str, bits: int) -> float:
+        """Return the growth of the loss when the layers that make ``group`` compute in 8 bits.
+
+        Args:
+            group: Its name.
+            bits: Bit-width of the layers' weights, 2 to 8.
+        """
+        layers = self.groups.by_name[group].producers
+        if bits == INTEGER_BITS and self.quantization == Quantization():
+            model = self._placed(rounded(self.dense, layers))
+        else:
+            source = self._of_integers(bits)
+            copy = deepcopy(self.dense)
+            for layer in layers:
+                made = source.get_submodule(layer)
+                submodule(copy, layer).load_state_dict(made.state_dict(), strict=False)
+            model = self._placed(rounded(copy, layers, dict.fromkeys(layers, 32)))
         return self._growth(model, self._dense)  # in float32: bfloat16 would round away what 8 bits change
+
+    def _of_integers(self, bits: int) -> nn.Module:
+        """Return the dense network with the weights of all its layers on grids of ``bits``, made once."""
+        if bits not in self._integers:
+            layers = dict.fromkeys((layer for g in self.groups.groups for layer in g.producers), bits)
+            batches = [inputs for inputs, _ in self.batches]
+            self._integers[bits], _ = quantized(self.dense, layers, self.quantization, batches)
+        return self._integers[bits]
 
     def estimate(self, group: str, kept: int, criterion: str) -> float:
         """Estimate :meth:`of_cut` from one backward pass that was taken for all groups at once.

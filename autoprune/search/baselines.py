@@ -6,11 +6,12 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
-from autoprune.space.quantization import INTEGER_BITS, Quantization
+from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
 from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
@@ -32,17 +33,18 @@ class Baseline:
 def baselines(
     groups: Groups,
     ratios: Iterable[float],
-    bits: Sequence[int],
+    bits: Sequence[Bits],
     criterion: str,
     width: int,
     recovery: Recovery,
     ranking: Ranking = "group",
     schedule: Schedule | None = None,
     order: Order = "prune-tune-quantize",
+    quantization: Quantization | None = None,
 ) -> list[Baseline]:
-    """Return int8 alone and the uniform ratios, with and without int8 as far as the space allows.
+    """Return integers alone and the uniform ratios, with and without int8 as far as the space allows.
 
-    The dense network is not among them: it is trial 0. Int8 comes first, being free, then the ratios from
+    The dense network is not among them: it is trial 0. Integers come first, being free, then the ratios from
     the mildest on, each with int8 before float because int8 is what an engineer would ship.
 
     Args:
@@ -55,18 +57,21 @@ def baselines(
         ranking: Ranking of the uniform recipes.
         schedule: When they remove channels; at once if not given.
         order: Order of the stages of the uniform recipes.
+        quantization: How integers are made; the nearest of a grid up to the largest magnitude if not given.
     """
-    found: list[Baseline] = []
-    if 8 in bits:
-        found.append(Baseline("int8", uniform_recipe(groups, 0.0, 8, criterion, width, recovery)))
+    alike = partial(
+        uniform_recipe, groups, criterion=criterion, width=width, recovery=recovery, quantization=quantization
+    )
+    integers = sorted({b for b in bits if b <= INTEGER_BITS}, reverse=True)
+    found = [Baseline(f"int{b}", alike(0.0, b)) for b in integers]
     if not groups.prunable:
         return found
     for ratio in sorted(ratios):
         if 8 in bits:
-            recipe = uniform_recipe(groups, ratio, 8, criterion, width, recovery, ranking, order=order)
+            recipe = alike(ratio, 8, ranking=ranking, order=order)
             found.append(Baseline(f"uniform {ratio:g} int8", recipe))
         if 32 in bits:
-            recipe = uniform_recipe(groups, ratio, 32, criterion, width, recovery, ranking, order=order)
+            recipe = alike(ratio, 32, ranking=ranking, order=order)
             found.append(Baseline(f"uniform {ratio:g}", recipe))
     return [Baseline(b.label, _scheduled(b.recipe, schedule or Schedule())) for b in found]
 

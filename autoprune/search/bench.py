@@ -31,7 +31,7 @@ from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
-from autoprune.search.formats import int8_layers, layer_bits, stored_weights
+from autoprune.search.formats import int8_layers, stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
@@ -264,8 +264,11 @@ class Bench:
         recovery = Recovery.model_validate({**recipe.recovery.model_dump(), "finetune_steps": 0})
         network = self.compressed(recipe.model_copy(update={"recovery": recovery})).model
         outputs, targets = [], []
+        # Fewer examples than for a file: many recipes are screened.
+        few = [self.calibration[0][0]]
+        network, stored = stored_weights(network, recipe, self.groups, few)
         eight = with_factors(network, int8_layers(recipe, self.groups))
-        model = rounded(network, eight, layer_bits(network, recipe, self.groups)).to(self.device)
+        model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
                 outputs.append(model(inputs.to(self.device)).float().cpu())

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from autoprune.search.profile import Design, Timed
+from autoprune.space.quantization import INTEGER_BITS, computed_in
 from autoprune.space.shapes import LayerShape
 
 Array = NDArray[np.float64]
 
-# What onnx files were seen to add, in bytes: constant, for each int8 layer, for each int8 and float output channel.
-# A ridge pulls towards it where there are few networks.
-_OVERHEAD = np.array([6000.0, 400.0, 13.0, 4.0])
-_OVERHEAD_SPREAD = np.array([6000.0, 200.0, 5.0, 2.0])
+# What onnx files were seen to add, in bytes: constant, for each int8 layer, for each int8 and float output channel, for
+# each layer whose weights are packed. A ridge pulls towards it where there are few networks.
+_OVERHEAD = np.array([6000.0, 400.0, 13.0, 4.0, 350.0])
+_OVERHEAD_SPREAD = np.array([6000.0, 200.0, 5.0, 2.0, 200.0])
 _BYTES_SPREAD = 20.0
 # Widths nearer than this share of a layer's channels take a step in time from the same kernel.
 _NEAR = 0.05
@@ -127,8 +128,9 @@ class CostModel:
         outputs = shape.output_share(kept)
         weights = shape.weights * outputs * (shape.input_share(kept) if shape.reads else 1.0)
         channels = shape.outputs * outputs
-        _, layer, int8_channel, float_channel = self._overhead
-        added = layer + int8_channel * channels if width == 8 else float_channel * channels
+        _, layer, int8_channel, float_channel, packed = self._overhead
+        added = layer + int8_channel * channels if computed_in(width) == 8 else float_channel * channels
+        added += packed if width < INTEGER_BITS else 0.0
         return float(weights * width / 8 + added)
 
     @property
@@ -141,17 +143,20 @@ class CostModel:
         rows, rest = [], []
         for design in self.designs:
             present = [s for s in self.shapes if not s.is_gone(design.kept)]
-            eight = [s for s in present if design.bits.get(s.group, 32) == 8]
+            widths = {s.name: design.bits.get(s.group, 32) for s in present}
+            eight = [s for s in present if computed_in(widths[s.name]) == 8]
+            packed = sum(width < INTEGER_BITS for width in widths.values())
             weights = sum(
                 s.weights
                 * s.output_share(design.kept)
                 * (s.input_share(design.kept) if s.reads else 1.0)
-                * (1 if s in eight else 4)
+                * widths[s.name]
+                / 8
                 for s in present
             )
             channels = {s.name: s.outputs * s.output_share(design.kept) for s in present}
             in_int8 = sum(channels[s.name] for s in eight)
-            rows.append([1.0, len(eight), in_int8, sum(channels.values()) - in_int8])
+            rows.append([1.0, len(eight), in_int8, sum(channels.values()) - in_int8, packed])
             rest.append(design.size_bytes - weights)
         features = np.vstack([np.array(rows) / _BYTES_SPREAD, np.diag(1 / _OVERHEAD_SPREAD)])
         wanted = np.concatenate([np.array(rest) / _BYTES_SPREAD, _OVERHEAD / _OVERHEAD_SPREAD])
@@ -178,7 +183,8 @@ class CostModel:
         """
         seconds = self._layer_s(shape, outputs, inputs, width, self._times)
         share: Array = (
-            self._line[_SLOPE[width]] * seconds + self._line[_CROSSING] * shape.read_elements * converted
+            self._line[_SLOPE[computed_in(width)]] * seconds
+            + self._line[_CROSSING] * shape.read_elements * converted
         )
         return share
 
@@ -194,7 +200,7 @@ class CostModel:
                 seen = [
                     d
                     for d in designs
-                    if d.bits.get(shape.group, 32) == width
+                    if computed_in(d.bits.get(shape.group, 32)) == width
                     and shape.name in d.layer_s
                     and not shape.is_gone(d.kept)
                 ]
@@ -206,7 +212,8 @@ class CostModel:
         return _Times(by_layer, float(np.median(before)))
 
     def _layer_s(self, shape: LayerShape, outputs: Array, inputs: Array, width: int, times: _Times) -> Array:
-        known = times.by_layer.get((shape.name, width)) or times.by_layer.get((shape.name, 40 - width))
+        own = computed_in(width)
+        known = times.by_layer.get((shape.name, own)) or times.by_layer.get((shape.name, 40 - own))
         return known(outputs, inputs) if known is not None else np.zeros(len(outputs))
 
     def _parts(self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times) -> Array:
@@ -217,7 +224,7 @@ class CostModel:
                 continue
             width = bits.get(shape.group, 32)
             outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
-            parts[_SLOPE[width]] += float(self._layer_s(shape, outputs, inputs, width, times)[0])
+            parts[_SLOPE[computed_in(width)]] += float(self._layer_s(shape, outputs, inputs, width, times)[0])
             parts[_CROSSING] += shape.read_elements * shape.converted_share(kept, bits, width)
         return parts
 

@@ -157,6 +157,7 @@ class Driver:
             self.space.rankings[0],
             self.space.schedules.default(),
             self.space.orders[0],
+            self.space.quantization.default(),
         )
         return [baseline for baseline in planned if baseline.label not in done]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from autoprune.errors import UsageError
 from autoprune.space.choices import FloatRange
-from autoprune.space.quantization_space import QuantizationSpace
 from autoprune.space.search_space import SearchSpace
 
 
@@ -17,13 +16,10 @@ def auto_cannot(space: SearchSpace) -> list[str]:
     found: list[str] = []
     if space.rankings != ("group",):
         found.append(f"rankings = {list(space.rankings)}: which units go has to depend on one group alone")
-    widths = {*space.bits, *(b for o in space.overrides for b in o.bits or ())}
-    if widths - {8, 32}:
-        found.append(f"bits holds {sorted(widths)}: its costs are known of 8 and 32 alone")
     if space.activation_bits != (8,):
         found.append(f"activation_bits = {list(space.activation_bits)}; allowed: [8]")
-    if space.quantization != QuantizationSpace():
-        found.append("quantization has other settings than the default's")
+    if space.quantization.count() > 1:
+        found.append("quantization holds several choices; allowed: one of each setting")
     if space.schedules.kind != ("one_shot",):
         found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")
     if any(space.every_sparsity):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from autoprune.search.cost_model import CostModel
 from autoprune.search.profile import CutLoss, Profile, Timed
 from autoprune.search.solver import Array, Choices, Pair, Problem
 from autoprune.space.groups import Group, Groups, is_inside, kept_count
-from autoprune.space.quantization import Bits
+from autoprune.space.quantization import INTEGER_BITS, Bits
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import LayerShape
@@ -77,7 +77,7 @@ class Options:
         for cut in profile.cuts:
             by_group.setdefault(cut.group, []).append(cut)
         self.of: tuple[GroupOptions, ...] = tuple(
-            group_options(g, space, by_group.get(g.name, []), profile.int8.get(g.name, 0.0), floor)
+            group_options(g, space, by_group.get(g.name, []), _rounding(profile, g, space), floor)
             for g in groups.groups
         )
 
@@ -106,7 +106,9 @@ class Options:
             chosen[options.group.name] = GroupChoice(
                 ratio=options.ratio[option], bits=options.bits[option], criterion=own
             )
-        return Recipe(groups=chosen, criterion=default, width=self.space.width, recovery=recovery)
+        return Recipe(groups=chosen, criterion=default, width=self.space.width, recovery=recovery,
+            quantization=self.space.quantization.default(),
+        )  # fmt: skip
 
     def encode(self, recipe: Recipe) -> Choices:
         """Return the row of option numbers that comes nearest to a recipe."""
@@ -176,8 +178,16 @@ class Options:
         return {o.group.name: o.kept[i] for o, i in zip(self.of, choice, strict=True)}
 
 
+def _rounding(profile: Profile, group: Group, space: SearchSpace) -> dict[int, float]:
+    """Return the growth of the loss by each bit-width of a group, never falling with fewer bits."""
+    found: dict[int, float] = {}
+    for bits in sorted(space.bits_of(group), reverse=True):
+        found[bits] = max([profile.rounding(group.name, bits), *found.values()])
+    return found
+
+
 def group_options(
-    group: Group, space: SearchSpace, cuts: Sequence[CutLoss], int8_growth: float, floor: float
+    group: Group, space: SearchSpace, cuts: Sequence[CutLoss], rounding: Mapping[int, float], floor: float
 ) -> GroupOptions:
     """Return the options of one group, losses never falling as more is removed.
 
@@ -185,7 +195,7 @@ def group_options(
         group: The group.
         space: What may be tried.
         cuts: Its entries of the profile.
-        int8_growth: Growth of the loss by 8 bits.
+        rounding: Growth of the loss by bit-width; 0 for those that are not named.
         floor: Least growth that a cut counts as.
     """
     losses: dict[int, tuple[float, str]] = {group.size: (0.0, "")}
@@ -205,7 +215,7 @@ def group_options(
             ratios[kept],
             bits,
             losses[kept][1],
-            losses[kept][0] + (max(int8_growth, floor / 10) if bits == 8 else 0.0),
+            losses[kept][0] + (max(rounding.get(bits, 0.0), floor / 10) if bits <= INTEGER_BITS else 0.0),
         )
         for kept in sorted(ratios, reverse=True)
         for bits in (space.bits_of(group) if kept else space.bits_of(group)[:1])

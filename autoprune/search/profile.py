@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.shapes import LayerShape
 
 _log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Profile(BaseModel):
         examples: Examples of the search split that losses are taken over.
         cuts: Loss for groups, widths and criteria.
         int8: Growth of the loss for each group whose layers compute in 8 bits; only measured ones.
+        fewer_bits: The same by group and bit-width for weights of fewer bits, whose layers compute in 8.
         designs: Exported networks; the dense one first.
         shapes: Layers as functions of what groups keep.
         seconds: Time that measuring took in all.
@@ -83,9 +85,21 @@ class Profile(BaseModel):
     examples: int
     cuts: tuple[CutLoss, ...] = ()
     int8: dict[str, float] = {}
+    fewer_bits: dict[str, dict[int, float]] = {}
     designs: tuple[Design, ...] = ()
     shapes: tuple[LayerShape, ...] = ()
     seconds: float = 0.0
+
+    def rounding(self, group: str, bits: int) -> float:
+        """Return the growth of the loss by a group's bit-width, as measured or from the next known one.
+
+        A bit less makes steps twice as large, and the squares of what they change four times.
+        """
+        known = {**self.fewer_bits.get(group, {}), **({8: self.int8[group]} if group in self.int8 else {})}
+        if bits > INTEGER_BITS or not known:
+            return 0.0
+        nearest = min(known, key=lambda width: (abs(width - bits), width))
+        return known[nearest] * 4.0 ** (nearest - bits)
 
 
 def read_profile(place: Path) -> Profile | None:

@@ -26,6 +26,7 @@ from autoprune.search.designs import design_recipes
 from autoprune.search.profile import CutLoss, Design, Profile, read_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Group, Groups, kept_count
+from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import write_text_atomic
@@ -40,6 +41,8 @@ _LOSS_SHARE = 0.6
 _LEAST_DESIGNS = 3
 # What a loss that became infinite, or no number, counts as: so many times the dense loss + 1.
 _RUINED = 100.0
+# Stands for a criterion where a group's bit-width is meant.
+_BITS = "bits"
 _log = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
@@ -83,7 +86,7 @@ def measure_profile(
 
 def profile_key(bench: Bench, space: SearchSpace) -> str:
     """Return a name for all that the profile depends on: network, data, target, machine and recovery."""
-    recovery = space.default_recovery()
+    recovery, own = space.default_recovery(), space.quantization.default()
     host = describe_host()
     content = [
         _FORMAT,
@@ -94,6 +97,7 @@ def profile_key(bench: Bench, space: SearchSpace) -> str:
         bench.config.calibration_examples,
         bench.config.target.model_dump(mode="json"),
         [recovery.least_squares, recovery.batchnorm, _distils(bench, recovery)],
+        *([] if own == Quantization() else [own.model_dump(mode="json")]),
         list(bench.workload.data.input_shape),
         [host["processor"], host["flags"], host["versions"]["onnxruntime"]],
     ]
@@ -108,11 +112,9 @@ def _with_losses(
 ) -> Profile:
     """Measure losses in the order of :func:`_wanted`; what there is no time for is estimated."""
     cuts = {(c.group, c.kept, c.criterion): c for c in profile.cuts if c.measured}
-    int8 = dict(profile.int8)
+    known = _known_bits(profile)
     wanted = list(_wanted(bench.groups, space))
-    missing = [key for key in wanted if key not in cuts and key != (key[0], 0, "int8")]
-    missing_int8 = [g for g, _, kind in wanted if kind == "int8" and g not in int8]
-    if not missing and not missing_int8:
+    if all(key in cuts or (key[2] == _BITS and key[:2] in known) for key in wanted):
         return profile
     unseen = list(bench.workload.data.search.batches(_BATCH, limit=_EXAMPLES))
     recovery = space.default_recovery()
@@ -126,13 +128,14 @@ def _with_losses(
         recovery=recovery,
         distils=_distils(bench, recovery),
         device=bench.device,
+        quantization=space.quantization.default(),
     )
     for done, (group, kept, kind) in enumerate(wanted):
         if left_s() <= 0:
             break
-        if kind == "int8":
-            if group not in int8:
-                int8[group] = _finite(meter.of_int8(group), meter.dense_loss)
+        if kind == _BITS:
+            if (group, kept) not in known:
+                known[group, kept] = _finite(meter.of_bits(group, kept), meter.dense_loss)
         elif (group, kept, kind) not in cuts:
             growth = _finite(meter.of_cut(group, kept, kind), meter.dense_loss)
             cuts[group, kept, kind] = CutLoss(
@@ -140,7 +143,7 @@ def _with_losses(
             )
         if done % 20 == 19:
             say(f"profile: loss of {done + 1} of {len(wanted)} choices")
-    everything = [cuts.get(key) or _estimated(meter, cuts, *key) for key in wanted if key[2] != "int8"]
+    everything = [cuts.get(key) or _estimated(meter, cuts, *key) for key in wanted if key[2] != _BITS]
     asked = set(wanted)
     everything += [cut for key, cut in cuts.items() if key not in asked]  # another space's, kept for it
     examples = sum(len(inputs) for inputs, _ in unseen)
@@ -150,9 +153,23 @@ def _with_losses(
             "dense_loss": meter.dense_loss,
             "examples": examples,
             "cuts": tuple(everything),
-            "int8": int8,
+            "int8": {group: growth for (group, bits), growth in known.items() if bits == INTEGER_BITS},
+            "fewer_bits": _by_group({key: growth for key, growth in known.items() if key[1] < INTEGER_BITS}),
         }
     )
+
+
+def _known_bits(profile: Profile) -> dict[tuple[str, int], float]:
+    """Return the growths by group and bit-width that a profile holds."""
+    fewer = {(name, b): loss for name, by in profile.fewer_bits.items() for b, loss in by.items()}
+    return {**fewer, **{(name, INTEGER_BITS): growth for name, growth in profile.int8.items()}}
+
+
+def _by_group(growths: dict[tuple[str, int], float]) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for (group, bits), growth in growths.items():
+        found.setdefault(group, {})[bits] = growth
+    return found
 
 
 def _distils(bench: Bench, recovery: Recovery) -> bool:
@@ -165,9 +182,9 @@ def _finite(growth: float, dense_loss: float) -> float:
 
 
 def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]]:
-    """Yield ``(group, kept, criterion)`` and ``(group, 0, "int8")``, what tells most first.
+    """Yield ``(group, kept, criterion)`` and ``(group, bits, "bits")``, what tells most first.
 
-    One width in the middle of every group and its 8 bits, then its deepest cut, then the other widths, all by the
+    One width in the middle of every group and its bit-widths, then its deepest cut, then the other widths, all by the
     first criterion; then the others in the same order. Blocks are removed once, criteria do not tell them apart.
     """
     by_group = {g.name: _widths(g, space) for g in groups.groups}
@@ -177,8 +194,8 @@ def _wanted(groups: Groups, space: SearchSpace) -> Iterator[tuple[str, int, str]
         for place in range(deepest):
             for group in groups.groups:
                 widths = by_group[group.name]
-                if turn == 0 and place == 0 and 8 in space.bits_of(group):
-                    yield group.name, 0, "int8"
+                if turn == 0 and place == 0:
+                    yield from ((group.name, b, _BITS) for b in space.bits_of(group) if b <= INTEGER_BITS)
                 # Criteria do not tell apart how a whole block is removed.
                 wanted = place < len(widths) and (turn == 0 or widths[place] > 0)
                 if wanted and turn < len(criteria[group.name]):

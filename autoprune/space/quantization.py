@@ -16,6 +16,11 @@ ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 INTEGER_BITS = 8
 
 
+def computed_in(bits: int) -> int:
+    """Return the bit-width of the arithmetic of a layer whose inputs may be integers: 8, or 32 for float."""
+    return 8 if bits <= INTEGER_BITS else 32
+
+
 class Quantization(BaseModel):
     """How the weights of groups with 2 to 8 bits are put on their grids, after all training.
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
+from autoprune.space.quantization import computed_in
+
 
 class AxisUse(BaseModel):
     """How a group takes part in one axis of a layer.
@@ -68,7 +70,7 @@ class LayerShape(BaseModel):
         return self._share(self.reads, counts)
 
     def converted_share(self, counts: Mapping[str, int], bits: Mapping[str, int], width: int) -> float:
-        """Return the share of its dense inputs that comes from groups of another bit-width.
+        """Return the share of its dense inputs that comes from groups that are computed in another type.
 
         Args:
             counts: As in :meth:`output_share`.
@@ -79,7 +81,7 @@ class LayerShape(BaseModel):
         others = {
             _part(place, use)
             for place, use in enumerate(self.reads)
-            if use.sets_bits and bits.get(use.group, 32) != width
+            if use.sets_bits and computed_in(bits.get(use.group, 32)) != computed_in(width)
         }
         return sum(parts[part][1] for part in others)
 

@@ -97,7 +97,9 @@ def test_spaces_are_listed_shown_and_copied(
     monkeypatch.chdir(tmp_path)
     assert main(["spaces", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert set(listed) == set(shipped_spaces()) == {"default", "structured", "int8", "quick", "sparse"}
+    assert (
+        set(listed) == set(shipped_spaces()) == {"default", "structured", "int8", "lowbit", "quick", "sparse"}
+    )
     assert main(["spaces", "show", "quick"]) == 0
     shown = capsys.readouterr().out
     assert shown == shipped_spaces()["quick"].read_text(encoding="utf-8")

@@ -59,3 +59,11 @@ def test_what_makes_integers_makes_another_artifact() -> None:
     dense = uniform_recipe(GROUPS, 0.0, 32, "l2")
     other = dense.model_copy(update={"quantization": Quantization(rounding="gptq")})
     assert effective_key(other, GROUPS) == effective_key(dense, GROUPS)
+
+
+def test_fewer_bits_alone_are_points_of_their_own() -> None:
+    how = Quantization(rounding="gptq")
+    found = baselines(GROUPS, (0.5,), (4, 8, 3), "l2", 8, Recovery(), quantization=how)
+    assert [b.label for b in found] == ["int8", "int4", "int3", "uniform 0.5 int8"]
+    assert [b.recipe.quantization for b in found[:3]] == [how, how, how]
+    assert not any(b.recipe.prunes for b in found[:3])

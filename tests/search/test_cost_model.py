@@ -205,7 +205,7 @@ def test_an_estimate_never_goes_before_what_was_measured() -> None:
         cut(8, "taylor", 0.02, measured=False),
         cut(8, "l2", 0.5, measured=False),
     ]
-    options = group_options(group, space, cuts, int8_growth=0.0, floor=0.0)
+    options = group_options(group, space, cuts, rounding={}, floor=0.0)
     found = {k: (c, float(g)) for k, c, g in zip(options.kept, options.criterion, options.loss, strict=True)}
     assert found[16] == ("l2", 0.3)
     assert found[8] == ("l2", 0.5)

@@ -189,7 +189,7 @@ def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Ben
     guesses = [meter.estimate("3.conv1", count, "l2") for count in kept]
     assert guesses[0] == 0.0
     assert guesses == sorted(guesses)
-    assert abs(meter.of_int8("3.conv1")) < 0.05
+    assert abs(meter.of_bits("3.conv1", 8)) < 0.05
     assert meter.dense.get_parameter("3.conv1.weight").shape[0] == 32
 
 

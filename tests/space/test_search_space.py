@@ -74,7 +74,10 @@ def test_every_shipped_space_contains_its_own_baselines_and_the_dense_network(
     assert dense is not None
     for ratio, bits in itertools.product(space.baselines.ratios, space.bits):
         criterion = space.criteria["conv"][0]
-        recipe = uniform_recipe(groups, ratio, bits, criterion, space.width, space.default_recovery())
+        recipe = uniform_recipe(
+            groups, ratio, bits, criterion, space.width, space.default_recovery(),
+            quantization=space.quantization.default(),
+        )  # fmt: skip
         params = space.params_of(recipe, groups)
         assert params is not None
         assert params != dense
