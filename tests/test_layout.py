@@ -148,6 +148,7 @@ def test_shipped_search_spaces_are_where_the_wheel_takes_them_from() -> None:
         "default",
         "structured",
         "int8",
+        "lowbit",
         "quick",
         "sparse",
     }
