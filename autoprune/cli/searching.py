@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoprune.cli import mask_options, options, quantization_options
+from autoprune.cli import bit_options, mask_options, options
 from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
@@ -133,11 +133,12 @@ def compress(
     ] = None,
     ratio: Annotated[float | None, typer.Option(metavar="R", help="share removed from every group")] = None,
     criterion: Annotated[str | None, typer.Option(metavar="C", help="how units are ranked (l2)")] = None,
-    bits: quantization_options.Bits = None,
-    activation_bits: quantization_options.ActivationBits = None,
-    scale: quantization_options.Scale = None,
-    rounding: quantization_options.Rounding = None,
-    bias_correction: quantization_options.BiasCorrection = None,
+    bits: bit_options.Bits = None,
+    activation_bits: bit_options.ActivationBits = None,
+    scale: bit_options.Scale = None,
+    rounding: bit_options.Rounding = None,
+    bias_correction: bit_options.BiasCorrection = None,
+    aware: bit_options.Aware = None,
     ranking: Annotated[
         str | None, typer.Option(metavar="W", help="units compared: of a group, global or alike (group)")
     ] = None,
@@ -184,7 +185,7 @@ def compress(
         }.items()  # fmt: skip
         if value is not None
     }
-    uniform |= quantization_options.gathered(bits, activation_bits, scale, rounding, bias_correction)
+    uniform |= bit_options.gathered(bits, activation_bits, scale, rounding, bias_correction, aware)
     uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
     chosen = (
         None

@@ -85,6 +85,8 @@ class Trainer:
         self.start_step = start_step
         self.total_steps = total_steps if total_steps is not None else recovery.finetune_steps
         self.steps = 0
+        # Share of the training that is over, before the step that is taken.
+        self.progress = 0.0
         self.final_loss = math.nan
         self._last: Tensor | None = None
         self.parts = 1
@@ -159,6 +161,7 @@ class Trainer:
     # -- one step ----------------------------------------------------------------------------
 
     def _step(self, progress: float) -> None:
+        self.progress = progress
         for settings in self._optimizer.param_groups:
             settings["lr"] = self._peak * rate_factor(self.recovery.schedule, progress)
         number = self.start_step + self.steps

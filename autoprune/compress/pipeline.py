@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from autoprune.compress.aware import IntegerTraining
 from autoprune.compress.finetune import Loss, TeacherStream, Trainer, TrainingStep, finetune
 from autoprune.compress.lowrank import Factorised, factorise, with_factors
 from autoprune.compress.mask_training import MaskInTraining
@@ -63,6 +64,8 @@ def compress(
     training_step: TrainingStep | None = None,
 ) -> Compressed:
     """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
+
+    Where the recipe trains integers, the last steps round weights and inputs, and the weights end on their grids.
 
     Masks come after least squares, which gives layers new weights, and hold through the fine-tuning; a schedule sets
     them in its midst.
@@ -149,27 +152,38 @@ def compress(
         dense, steps = tuned(dense)
         statistics = _statistics_of(dense, groups, recipe, calibration_batches, loss) if steps else statistics
     cut = _cut(dense, groups, recipe, statistics, counts, calibration_batches)
-    masks: MaskInTraining | None = None
-    if cut.masked and recovery.finetune_steps and _masks_in_training(recipe):
-        masks = MaskInTraining(
-            cut.masked, recipe.mask, recipe.schedule, recovery.finetune_steps, calibration_batches, loss
-        )
-    elif cut.masked:
-        mask_weights(cut.model, cut.masked, recipe.mask, calibration_batches, loss)
+    masks = _set_masks(cut, recipe, calibration_batches, loss)
     if recovery.batchnorm and (cut.plan or cut.masked or cut.factorised.ranks):
         refresh_batchnorm(cut.model, [inputs for inputs, _ in calibration_batches])
     model = cut.model
     if recipe.order == "prune-tune-quantize":
-        model, steps = tuned(model, masks.watch if masks is not None else hold_zeros(cut.masked))
+        integers = IntegerTraining.of(model, recipe, groups)
+        hold = hold_zeros(cut.masked) if masks is None else masks.watch
+
+        def watch(trainer: Trainer) -> None:
+            hold(trainer)
+            integers.watch(trainer)
+
+        model, steps = tuned(model, watch)
         if masks is not None:
             masks.settle(model)
+        model = integers.finish(model)
     return Compressed(
         model=model, plan=cut.plan, train_steps=steps, solved=cut.solved, factorised=cut.factorised
     )
 
 
-def _masks_in_training(recipe: Recipe) -> bool:
-    return recipe.schedule.kind != "one_shot" or recipe.mask.criterion == "movement"
+def _set_masks(
+    cut: _Cut, recipe: Recipe, batches: Sequence[tuple[Tensor, Tensor]], loss: Loss
+) -> MaskInTraining | None:
+    """Mask single weights at once, or return what masks them in the midst of the fine-tuning."""
+    steps = recipe.recovery.finetune_steps
+    later = recipe.schedule.kind != "one_shot" or recipe.mask.criterion == "movement"
+    if cut.masked and steps and later:
+        return MaskInTraining(cut.masked, recipe.mask, recipe.schedule, steps, batches, loss)
+    if cut.masked:
+        mask_weights(cut.model, cut.masked, recipe.mask, batches, loss)
+    return None
 
 
 def _statistics_of(

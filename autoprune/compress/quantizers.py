@@ -20,6 +20,9 @@ from autoprune.space.quantization import INTEGER_BITS, ScaleMethod
 # Shares of the largest magnitude that are tried as the end of a grid.
 _ENDS = tuple(0.2 + 0.01 * step for step in range(81))
 _TINY = 1e-12
+# How far from whole numbers weights on a grid may be, from the rounding of float32.
+_ON_GRID = 1e-3
+_LEAST_FEATURES = 4
 # Added to the diagonal of a Gram matrix, as a share of its mean: what calibration never showed costs something too.
 _DAMPING = 0.01
 # Columns that GPTQ rounds before the rest of the matrix is corrected.
@@ -55,9 +58,12 @@ def scales(rows: Tensor, bits: int, method: ScaleMethod = "minmax", percentile: 
         percentile: For the method of that name, in ``(50, 100]``.
 
     Returns:
-        Positive steps, ``(out, 1)``.
+        Positive steps, ``(out, 1)``. Weights that lie on a grid of so many bits already, as after a training that knows
+        of integers, keep it.
     """
     top = largest_code(bits)
+    if (own := grid_of(rows, bits)) is not None:
+        return own
     magnitude = rows.abs()
     largest = magnitude.amax(1, keepdim=True)
     if method == "percentile":
@@ -72,6 +78,27 @@ def scales(rows: Tensor, bits: int, method: ScaleMethod = "minmax", percentile: 
             best, end = torch.where(better, error, best), torch.where(better, share * largest, end)
         largest = end
     return (largest / top).clamp_min(_TINY)
+
+
+def grid_of(rows: Tensor, bits: int) -> Tensor | None:
+    """Return the scales of the grid that all weights lie on; None where there is none.
+
+    Args:
+        rows: Weights, ``(out, features)``.
+        bits: 2 to 8.
+
+    Returns:
+        Scales, ``(out, 1)``: the largest with which every weight of a channel is a whole number of them.
+    """
+    if rows.shape[1] < _LEAST_FEATURES:
+        return None  # so few lie on some grid by chance
+    largest = rows.abs().amax(1, keepdim=True).clamp_min(_TINY)
+    found = torch.zeros_like(largest)
+    for code in range(1, largest_code(bits) + 1):
+        codes = rows * (code / largest)
+        fits = (codes - codes.round()).abs().amax(1, keepdim=True) <= _ON_GRID
+        found = torch.where(fits & (found == 0), largest / code, found)
+    return found if bool((found > 0).all()) else None
 
 
 def nearest(rows: Tensor, scale: Tensor, bits: int) -> Tensor:

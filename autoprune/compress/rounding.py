@@ -62,10 +62,15 @@ def round_weight(weight: Tensor, axis: int, bits: int = 8) -> Tensor:
     return (weight / scale).round().clamp(-top, top) * scale
 
 
+def input_grid(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of unsigned 8 bits over the range of some inputs, and of 0."""
+    low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
+    scale = ((high - low) / 255).clamp_min(torch.finfo(inputs.dtype).tiny)
+    return scale, (-low / scale).round()  # an integer, so that 0 stays 0
+
+
 def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Round a layer's inputs to unsigned 8 bits over the range of the batch."""
     inputs = arguments[0]
-    low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
-    scale = ((high - low) / 255).clamp_min(torch.finfo(inputs.dtype).tiny)
-    zero = (-low / scale).round()  # an integer, so that 0 stays 0
+    scale, zero = input_grid(inputs)
     return (((inputs / scale).round() + zero).clamp(0, 255) - zero) * scale, *arguments[1:]

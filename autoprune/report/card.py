@@ -18,6 +18,7 @@ from autoprune.report.view import (
     target_text,
     view_of,
 )
+from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recipe
 from autoprune.space.schedule import SETTINGS_OF
 from autoprune.study.artifacts import write_bytes_atomic
@@ -89,6 +90,8 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
         dense_memory = _size(before.memory_bytes) if before and before.memory_bytes is not None else ""
         rows.append(("peak memory that it added", _size(measured.memory_bytes), "", dense_memory))
     rows.append(("layers that run in int8", f"{executed.int8_layers} of {executed.layers}", "", ""))
+    for bits, layers in sorted(executed.stored_layers.items()):
+        rows.append((f"layers whose weights are stored in {_cell(bits)} bits", str(layers), "", ""))
     rows.append(
         ("difference from the network's outputs", f"{measured.parity_error:.2g} of the largest", "", "")
     )
@@ -167,8 +170,19 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
         f"counts in steps of {recipe.width}. Recovery: {', '.join(steps) or 'nothing in closed form'}, "
         f"then {record.train_steps} gradient steps "
         f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
-        f"{_scheduled(recipe)}" + (f"\n\n{_masks(recipe)}" if recipe.masks else "")
+        f"{_scheduled(recipe)}" + (f"\n\n{_masks(recipe)}" if recipe.masks else "") + _integers(recipe)
     )
+
+
+def _integers(recipe: Recipe) -> str:
+    """Say how weights became integers, where that is not as by default."""
+    how = recipe.quantization
+    if how == Quantization() or not any(c.bits <= INTEGER_BITS for c in recipe.groups.values()):
+        return ""
+    parts = [f"scales by {how.scale}", f"rounding {how.rounding}"]
+    parts += ["biases corrected"] if how.bias_correction else []
+    parts += [f"the last {how.aware:.0%} of the steps trained with integers"] if how.aware else []
+    return f"\n\nIntegers: {', '.join(parts)}."
 
 
 def _masks(recipe: Recipe) -> str:

@@ -166,7 +166,7 @@ SCRIPT = r"""
       const label = element("div", "group-name", g.name);
       const count = g.kept === null ? Math.round(100 * kept) + " %" : g.kept + " of " + g.size;
       label.title = g.name + ": asked to remove " + Math.round(100 * g.ratio) + " %";
-      row.append(label, bar, element("div", "group-text", count + (g.bits < 32 ? ", int8" : ", float")));
+      row.append(label, bar, element("div", "group-text", count + (g.bits < 16 ? ", int" + g.bits : g.bits < 32 ? ", float16" : ", float")));
       return row;
     }));
     if (!point.groups.length) list.replaceChildren(element("p", "sub", "Every group stays dense and float."));

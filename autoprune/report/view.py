@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from autoprune.naming import StudyPaths
 from autoprune.space.groups import Groups, kept_count
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe
 from autoprune.study.env import read_environment
 from autoprune.study.front import FrontPoint, all_points, dense_record
@@ -212,7 +213,7 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
         return "no recipe"
     rows = group_rows(record.recipe, groups)
     cut = [row for row in rows if row.ratio > 0]
-    low = sum(row.bits < 32 and row.kept != 0 for row in rows)
+    low = Counter(row.bits for row in rows if row.bits < 32 and row.kept != 0)
     parts = []
     if cut:
         mean = sum(row.ratio for row in cut) / len(cut)
@@ -237,7 +238,10 @@ def recipe_summary(record: TrialRecord, groups: Groups | None) -> str:
     if record.recipe.order != "prune-tune-quantize":
         parts.append(f"order {record.recipe.order}")
     left = sum(row.kept != 0 for row in rows)
-    parts.append(f"{low} of {left} groups int8" if low else "float")
+    named = ", ".join(
+        f"{low[bits]} int{bits}" if bits <= INTEGER_BITS else f"{low[bits]} float16" for bits in sorted(low)
+    )
+    parts.append(f"of {left} groups {named}" if low else "float")
     parts.append(f"{record.train_steps} training steps")
     return "; ".join(parts)
 

@@ -12,7 +12,7 @@ from typing import Any
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
-from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, uniform_recipe
+from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, groups_left, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
 
@@ -59,11 +59,13 @@ def baselines(
         order: Order of the stages of the uniform recipes.
         quantization: How integers are made; the nearest of a grid up to the largest magnitude if not given.
     """
+    # What needs no training is not to get any.
+    free = None if quantization is None else quantization.model_copy(update={"aware": 0.0})
     alike = partial(
         uniform_recipe, groups, criterion=criterion, width=width, recovery=recovery, quantization=quantization
     )
     integers = sorted({b for b in bits if b <= INTEGER_BITS}, reverse=True)
-    found = [Baseline(f"int{b}", alike(0.0, b)) for b in integers]
+    found = [Baseline(f"int{b}", alike(0.0, b, quantization=free)) for b in integers]
     if not groups.prunable:
         return found
     for ratio in sorted(ratios):
@@ -146,10 +148,12 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
     blocks = groups.removed_blocks(recipe.kept_counts(groups))
     sparsities = {g.name: s for g in rest.groups if (s := recipe.choice(g.name).sparsity) > 0}
     ranks = {g.name: r for g in rest.groups if (r := recipe.choice(g.name).rank_ratio) > 0}
-    if not kept and not blocks and not sparsities and not ranks:
+    integers = {g.name: c.bits for g in rest.groups if (c := recipe.choice(g.name)).bits <= INTEGER_BITS}
+    trained = integers if recipe.trains_integers else {}
+    if not kept and not blocks and not sparsities and not ranks and not trained:
         return "dense"
     masked = {"sparsities": sparsities, "mask": recipe.mask.model_dump(mode="json")} if sparsities else {}
-    parts = {
+    parts: dict[str, Any] = {
         "kept": kept,
         "blocks": blocks,
         "criterion": {name: recipe.criterion_of(groups.by_name[name]) for name in kept},
@@ -161,14 +165,11 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
         # What other rankings keep follows from the sum of the counts, the scores and this.
         "ranking": recipe.ranking,
     }
+    if trained:
+        parts["integers"] = [trained, recipe.quantization.aware]
     if recipe.schedule.kind != "one_shot":
         parts["schedule"] = recipe.schedule.model_dump(mode="json")
     return json.dumps(parts, sort_keys=True)
-
-
-def groups_left(recipe: Recipe, groups: Groups) -> Groups:
-    """Return the groups that are still there once the recipe's blocks are taken out."""
-    return groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
 
 
 def effective_key(recipe: Recipe, groups: Groups) -> str:

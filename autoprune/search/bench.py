@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.features import check_own_step, feature_layers
 from autoprune.compress.finetune import TeacherStream
+from autoprune.compress.formats import int8_layers
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.lowrank import Factorised, shape_factors, with_factors
 from autoprune.compress.pipeline import Compressed, compress
@@ -31,7 +32,7 @@ from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
-from autoprune.search.formats import int8_layers, stored_weights
+from autoprune.search.formats import stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord

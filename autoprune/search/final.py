@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 
+from autoprune.compress.aware import IntegerTraining
 from autoprune.compress.finetune import Trainer
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.masking import hold_zeros, masked_layers
@@ -273,8 +275,10 @@ class FinalPhase:
         earlier = self._earlier.get(record.number)
         clock = self.driver.clock
         begun_s = clock.monotonic()
+        network = deepcopy(compressed.model)
+        integers = IntegerTraining.of(network, recipe, self.bench.groups)
         trainer = Trainer(
-            compressed.model,
+            network,
             self.bench.stream,
             self._recovery_of(recipe),
             loss=self.bench.workload.loss,
@@ -286,9 +290,10 @@ class FinalPhase:
         groups = self.bench.groups
         masked = masked_layers(recipe, groups, groups.removed_blocks(recipe.kept_counts(groups)))
         hold_zeros(with_factors(trainer.model, list(masked)))(trainer)
+        integers.watch(trainer)
         steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
         trained = Compressed(
-            model=trainer.finish(),
+            model=integers.finish(trainer.finish()),
             plan=compressed.plan,
             train_steps=compressed.train_steps + steps,
             solved=[],

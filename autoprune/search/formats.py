@@ -1,4 +1,4 @@
-"""Number formats of a recipe: which layers run in int8, and in which bits each layer's weights are stored."""
+"""How the weights of a recipe's network are stored."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from autoprune.compress.formats import int8_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.quantization import quantized
 from autoprune.deploy.runtime import StoredWeight
-from autoprune.search.baselines import groups_left
 from autoprune.space.groups import Groups
 from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recipe
-
-
-def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
-    """Return the layers that the recipe asks to run in int8: the producers of its groups of integers."""
-    left = groups_left(recipe, groups).groups
-    return [layer for g in left if recipe.choice(g.name).runs_int8 for layer in g.producers]
-
-
-def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
-    """Return the bit-width of the weights of every layer that has fewer than 32."""
-    return {
-        layer: recipe.choice(g.name).bits
-        for g in groups_left(recipe, groups).groups
-        for layer in with_factors(model, g.producers)
-        if recipe.choice(g.name).bits < 32
-    }
 
 
 def stored_weights(

@@ -22,7 +22,7 @@ def computed_in(bits: int) -> int:
 
 
 class Quantization(BaseModel):
-    """How the weights of groups with 2 to 8 bits are put on their grids, after all training.
+    """How the weights of groups with 2 to 8 bits are put on their grids, after all training or in its course.
 
     Every output channel has a symmetric grid of its own, ``-(2^(b-1) - 1) ... 2^(b-1) - 1`` times a scale. Weights of
     16 bits are stored as such and computed with in float.
@@ -35,8 +35,11 @@ class Quantization(BaseModel):
             another, each error made good by the weights to come [Frantar2023]_; ``adaptive``: all together, so that
             the layer's outputs change least [Nagel2020]_.
         bias_correction: Whether what quantization adds to the mean of every output is taken off its bias [Nagel2019]_.
+        aware: Share of the fine-tuning steps, the last ones, that are taken with rounded weights and inputs and learned
+            scales [Esser2020]_; 0: the network is quantized after training, 1: quantized, then fine-tuned.
 
     References:
+        [Esser2020] Learned Step Size Quantization, ICLR 2020.
         [Nagel2019] Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV 2019.
         [Nagel2020] Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
         [Frantar2023] GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, ICLR 2023.
@@ -48,3 +51,4 @@ class Quantization(BaseModel):
     percentile: Annotated[float, Field(gt=50.0, le=100.0)] = 99.9
     rounding: Rounding = "nearest"
     bias_correction: bool = False
+    aware: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

@@ -20,6 +20,7 @@ _Scales = Annotated[tuple[ScaleMethod, ...], Field(min_length=1)]
 _Roundings = Annotated[tuple[Rounding, ...], Field(min_length=1)]
 _Switches = Annotated[tuple[bool, ...], Field(min_length=1)]
 _Percents = Annotated[tuple[float, ...], Field(min_length=1)]
+_Shares = Annotated[tuple[float, ...], Field(min_length=1)]
 _PREFIX = "quantization:"
 
 
@@ -31,6 +32,7 @@ class QuantizationSpace(BaseModel):
         percentile: For the scale of that name; means nothing to the others.
         rounding: ``nearest``, ``gptq``, ``adaptive``.
         bias_correction: Whether biases are corrected.
+        aware: Shares of the fine-tuning that know of integers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,8 @@ class QuantizationSpace(BaseModel):
     bias_correction: Annotated[
         _Switches, BeforeValidator(_listed, json_schema_input_type=bool | _Switches)
     ] = (False,)
+
+    aware: Annotated[_Shares, BeforeValidator(_listed, json_schema_input_type=float | _Shares)] = (0.0,)
 
     @model_validator(mode="after")
     def _allowed_and_once(self) -> Self:

@@ -146,8 +146,19 @@ class Recipe(BaseModel):
 
     @property
     def prunes(self) -> bool:
-        """Whether channels, single weights or rank are removed; else the network is the dense one, untrained."""
-        return self.masks or self.factorises or any(choice.ratio > 0 for choice in self.groups.values())
+        """Whether anything is removed or integers are trained; else the network is the dense one, untrained."""
+        return (
+            self.masks
+            or self.factorises
+            or self.trains_integers
+            or any(choice.ratio > 0 for choice in self.groups.values())
+        )
+
+    @property
+    def trains_integers(self) -> bool:
+        """Whether a part of the fine-tuning knows of integers."""
+        integers = any(choice.bits <= INTEGER_BITS for choice in self.groups.values())
+        return integers and self.quantization.aware > 0 and self.recovery.finetune_steps > 0
 
     @property
     def masks(self) -> bool:
@@ -249,6 +260,11 @@ _LATER: dict[type[BaseModel], tuple[str, ...]] = {
     Recovery: ("feature_distill",),
     Recipe: ("mask", "schedule", "ranking", "order", "quantization"),
 }
+
+
+def groups_left(recipe: Recipe, groups: Groups) -> Groups:
+    """Return the groups that are still there once the recipe's blocks are taken out."""
+    return groups.without(groups.removed_blocks(recipe.kept_counts(groups)))
 
 
 def uniform_recipe(

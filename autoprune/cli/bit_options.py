@@ -22,6 +22,10 @@ Rounding = Annotated[str | None, typer.Option(metavar="R", help="nearest|gptq|ad
 BiasCorrection = Annotated[
     bool | None, typer.Option("--bias-correction", help="take what integers add to means off the biases")
 ]
+Aware = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="share of the fine-tuning that knows of integers, 0 to 1 (0)"),
+]
 
 
 def gathered(
@@ -30,6 +34,7 @@ def gathered(
     scale: str | None,
     rounding: str | None,
     bias_correction: bool | None,
+    aware: float | None,
 ) -> dict[str, Any]:
     """Return what was given as ``bits``, ``activation_bits`` and ``quantization``; empty where nothing was.
 
@@ -46,8 +51,12 @@ def gathered(
         raise unknown_name("scale", scale, SCALE_METHODS)
     if rounding is not None and rounding not in ROUNDINGS:
         raise unknown_name("rounding", rounding, ROUNDINGS)
+    if aware is not None and not 0.0 <= aware <= 1.0:
+        raise UsageError(
+            f"--aware {aware:g} cannot be used; allowed: a share of the fine-tuning, from 0 to 1"
+        )
     found: dict[str, Any] = {"bits": bits, "activation_bits": activation_bits}
-    how = {"scale": scale, "rounding": rounding, "bias_correction": bias_correction or None}
+    how = {"scale": scale, "rounding": rounding, "bias_correction": bias_correction or None, "aware": aware}
     given = {name: value for name, value in how.items() if value is not None}
     if given:
         found["quantization"] = Quantization.model_validate(given)

@@ -1,0 +1,164 @@
+r"""Training that knows of integers: weights and inputs are rounded in every forward pass, and scales are learned.
+
+References:
+    [Esser2020] Learned Step Size Quantization, ICLR 2020.
+    [Bengio2013] Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation, 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoprune.compress import quantizers
+from autoprune.compress.finetune import Trainer
+from autoprune.compress.formats import int8_layers, layer_bits
+from autoprune.compress.lowrank import with_factors
+from autoprune.compress.rounding import input_grid
+from autoprune.space.groups import Groups
+from autoprune.space.quantization import INTEGER_BITS
+from autoprune.space.recipe import Recipe
+
+_SCALE = "quantization_log_scale"
+
+
+def learned(weight: Tensor, log_scale: Tensor, bits: int) -> Tensor:
+    r"""Round weights with gradients for them and for their scales [Esser2020]_.
+
+    Weights within the grid get the gradient of their rounded values as it is [Bengio2013]_, those beyond it none. The
+    gradient of a scale is that of the paper, with its factor :math:`1 / \sqrt{N Q}` for ``N`` weights of a channel and
+    the largest integer ``Q``. Unlike there, what is learned is the scale's logarithm, so that a step of any optimizer
+    is a share of the scale, and every output channel has its own.
+
+    Args:
+        weight: Rows of output channels, ``(out, features)``.
+        log_scale: Natural logarithms of the scales, ``(out, 1)``.
+        bits: 2 to 8.
+
+    Returns:
+        Integers times scales, of the weight's shape.
+    """
+    top = quantizers.largest_code(bits)
+    scale = log_scale.exp()
+    factor = (weight.shape[1] * top) ** -0.5
+    scale = scale.detach() + factor * (scale - scale.detach())
+    within = (weight / scale).clamp(-top, top)
+    made: Tensor = (within + (within.round() - within).detach()) * scale
+    return made
+
+
+class IntegerTraining:
+    """Trains layers as integers from some share of a training on.
+
+    Transposed convolutions and layers with weights of more than 8 bits are trained as they are.
+
+    Args:
+        model: The network that will be trained; every layer gets a scale, which :meth:`finish` takes away again.
+        bits: Bit-width of weights by layer; names that the network lacks are left out.
+        int8_layers: Layers whose inputs are rounded to 8 bits too, over the range of each batch.
+        share: Share of the training, at its end, that knows of integers, in ``(0, 1]``.
+    """
+
+    def __init__(
+        self, model: nn.Module, bits: Mapping[str, int], int8_layers: Collection[str], share: float
+    ) -> None:
+        self.share = share
+        self.layers: dict[str, int] = {}
+        for name, module in model.named_modules():
+            if name in bits and bits[name] <= INTEGER_BITS and _can_learn(module):
+                self.layers[name] = bits[name]
+                _make_learn(module, bits[name], name in int8_layers)
+
+    @classmethod
+    def of(cls, model: nn.Module, recipe: Recipe, groups: Groups) -> IntegerTraining:
+        """Return what trains the integers of a recipe; one that does nothing where it trains none.
+
+        Args:
+            model: The network that the recipe's cuts left.
+            recipe: The candidate.
+            groups: Groups of the network that it began with.
+        """
+        if not recipe.trains_integers:
+            return cls(model, {}, (), 0.0)
+        eight = with_factors(model, int8_layers(recipe, groups))
+        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware)
+
+    def watch(self, trainer: Trainer) -> None:
+        """Follow a training, and begin with integers where the share says so."""
+        if not self.layers:
+            return
+        if self.share >= 1.0:
+            self._begin(trainer.model)
+
+        def after(model: nn.Module) -> None:
+            if trainer.progress >= 1.0 - self.share:
+                self._begin(model)
+
+        trainer.observe(before=self._without_gaps, after=after)
+
+    def _without_gaps(self, model: nn.Module) -> None:
+        """Give scales that nothing used yet a gradient of 0: torch's fused SGD takes all or none."""
+        for name in self.layers:
+            scale = model.get_parameter(f"{name}.{_SCALE}")
+            if scale.grad is None:
+                scale.grad = torch.zeros_like(scale)
+
+    @torch.no_grad()
+    def _begin(self, model: nn.Module) -> None:
+        for name, bits in self.layers.items():
+            module: Any = model.get_submodule(name)
+            if not module.quantizing:
+                scale = quantizers.scales(module.weight.flatten(1), bits, "mse")
+                getattr(module, _SCALE).copy_(scale.log())
+                module.quantizing = True
+
+    @torch.no_grad()
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Return the network with plain layers, whose weights lie on their grids if they were trained there."""
+        for name, bits in self.layers.items():
+            module: Any = model.get_submodule(name)
+            if module.quantizing:
+                rows = learned(module.weight.flatten(1), getattr(module, _SCALE), bits)
+                module.weight.copy_(rows.view_as(module.weight))
+            del module.forward, module.quantizing
+            delattr(module, _SCALE)
+        return model
+
+
+def _can_learn(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and "weight" in module._parameters
+    )
+
+
+def _make_learn(module: nn.Module, bits: int, rounds_inputs: bool) -> None:
+    """Give a layer a scale and a forward pass that rounds once it is told to."""
+    weight = module.get_parameter("weight")
+    module.register_parameter(_SCALE, nn.Parameter(torch.zeros(len(weight), 1, device=weight.device)))
+    plain: Any = module
+    plain.quantizing = False
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        made = self.weight
+        if self.quantizing:
+            made = learned(made.flatten(1), getattr(self, _SCALE), bits).view_as(made)
+            if rounds_inputs:
+                x = _rounded_inputs(x)
+        if isinstance(self, nn.Linear):
+            return F.linear(x, made, self.bias)
+        out: Tensor = self._conv_forward(x, made, self.bias)
+        return out
+
+    plain.forward = MethodType(forward, module)
+
+
+def _rounded_inputs(x: Tensor) -> Tensor:
+    """Round inputs to unsigned 8 bits; the gradient passes as it is [Bengio2013]_."""
+    scale, zero = input_grid(x.detach())
+    rounded = (((x.detach() / scale).round() + zero).clamp(0, 255) - zero) * scale
+    return x + (rounded - x.detach())

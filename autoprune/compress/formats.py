@@ -1,0 +1,25 @@
+"""Number formats of a recipe: which layers run in int8, and in how many bits each layer's weights are."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from autoprune.compress.lowrank import with_factors
+from autoprune.space.groups import Groups
+from autoprune.space.recipe import Recipe, groups_left
+
+
+def int8_layers(recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the layers that the recipe asks to run in int8: the producers of its groups of integers."""
+    left = groups_left(recipe, groups).groups
+    return [layer for g in left if recipe.choice(g.name).runs_int8 for layer in g.producers]
+
+
+def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
+    """Return the bit-width of the weights of every layer that has fewer than 32."""
+    return {
+        layer: recipe.choice(g.name).bits
+        for g in groups_left(recipe, groups).groups
+        for layer in with_factors(model, g.producers)
+        if recipe.choice(g.name).bits < 32
+    }
