@@ -43,7 +43,7 @@ from autoprune.space.recipe import (
     uniform_recipe,
 )
 from autoprune.space.schedule import Schedule
-from autoprune.space.search_space import load_space
+from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.front import dense_number
 from autoprune.study.store import StudyStore

@@ -361,7 +361,7 @@ def test_a_bug_says_so_and_keeps_its_traceback(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("cannot happen")
 
-    monkeypatch.setattr("autoprune.space.search_space.shipped_spaces", broken)
+    monkeypatch.setattr("autoprune.space.space_files.shipped_spaces", broken)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["spaces"]) == 1
     message = capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.space.search_space import load_space
+from autoprune.space.space_files import load_space
 
 COMPARE = Path(__file__).resolve().parents[1] / "studies" / "compare"
 

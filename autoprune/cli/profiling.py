@@ -48,7 +48,7 @@ def profile(
     settings = gather(config, flags, overrides or ())
     if to.suffix != ".png":
         raise UsageError(f"--to {str(to)!r} cannot be used; allowed: a file that ends in .png")
-    from autoprune.space.search_space import load_space
+    from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
     load_space(settings.space)

@@ -65,7 +65,7 @@ def search(
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
     from autoprune.search.limits import check_sampler
-    from autoprune.space.search_space import load_space
+    from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
@@ -102,7 +102,7 @@ def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     """Load the network, find its groups and tell what a search would do."""
     from autoprune.actions import list_groups
     from autoprune.search.limits import check_sampler
-    from autoprune.space.search_space import load_space
+    from autoprune.space.space_files import load_space
 
     space = load_space(settings.space)
     check_sampler(settings.sampler, space)

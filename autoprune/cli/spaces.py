@@ -28,7 +28,7 @@ def _root(context: typer.Context, json: options.Json = False) -> None:
 @spaces.command("list")
 def listing(json: options.Json = False) -> None:
     """List the search spaces that are shipped."""
-    from autoprune.space.search_space import load_space, shipped_spaces
+    from autoprune.space.space_files import load_space, shipped_spaces
 
     found = {name: load_space(name) for name in shipped_spaces()}
     if json:
@@ -43,7 +43,7 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Print a search space, comments included, after checking it."""
-    from autoprune.space.search_space import load_space, space_path
+    from autoprune.space.space_files import load_space, space_path
 
     space = load_space(name)
     if json:
@@ -55,7 +55,7 @@ def show(
 @spaces.command()
 def schema() -> None:
     """Print the JSON schema of search spaces, for editors."""
-    from autoprune.space.search_space import json_schema
+    from autoprune.space.space_files import json_schema
 
     print_json(json_schema())
 
@@ -66,7 +66,7 @@ def copy(
     to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="NAME.yaml here if not given")] = None,
 ) -> None:
     """Copy a search space to a file of your own; an existing file is never overwritten."""
-    from autoprune.space.search_space import load_space, space_path
+    from autoprune.space.space_files import load_space, space_path
 
     load_space(name)
     source = space_path(name)

@@ -27,7 +27,8 @@ from autoprune.search.profiling import measure_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
-from autoprune.space.search_space import SearchSpace, load_space
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.env import write_environment
 from autoprune.study.front import dense_number

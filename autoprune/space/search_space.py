@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import optuna
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StrictFloat,
     StrictInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from autoprune.config import describe_faults
 from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_params, suggest_choice
@@ -34,26 +29,29 @@ from autoprune.space.recipe import (
     SHARE_CRITERIA,
     ActivationBits,
     GroupChoice,
-    Order,
     Ranking,
     Recipe,
     Recovery,
 )
 from autoprune.space.schedule import Schedule
 from autoprune.space.schedule_space import ScheduleSpace
-from autoprune.yaml_io import YamlDocument, parse_yaml, read_yaml
+from autoprune.space.space_parts import (
+    BaselineSpace,
+    BitChoices,
+    CriterionChoices,
+    GroupType,
+    Orders,
+    Override,
+    RankingChoices,
+    Ratios,
+    Rung,
+    Shares,
+    each_once,
+)
 
-GroupType = Literal["conv", "linear"]
-Ratio = Annotated[StrictFloat, Field(ge=0.0, le=1.0)]
-Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1)]
-Shares = Annotated[tuple[Annotated[StrictFloat, Field(ge=0.0, lt=1.0)], ...], Field(min_length=1)]
-Orders = Annotated[tuple[Order, ...], Field(min_length=1)]
-BitChoices = Annotated[tuple[Bits, ...], Field(min_length=1)]
-CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
-RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
 _DEFAULT_CRITERION = "l2"
-# Settings that spaces of earlier versions do not have.
+
 _LATER = (
     "activation_bits",
     "quantization",
@@ -64,64 +62,6 @@ _LATER = (
     "rank_ratios",
     "orders",
 )
-
-
-def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-    if values is not None and len(set(values)) != len(values):
-        raise ValueError(f"a choice is there twice: {list(values)}")
-    return values
-
-
-class Override(BaseModel):
-    """Other choices for some groups; of several that match a group, the last one that names a setting wins.
-
-    Attributes:
-        groups: Group name or pattern with ``*``, ``?`` and ``[...]``.
-        ratios: Shares removed, each in ``[0, 1]``; None leaves the space's.
-        bits: Bit-widths; None leaves the space's.
-        sparsities: Shares of single weights that become zero, each in ``[0, 1)``; None leaves the space's.
-        rank_ratios: Shares of the rank removed, each in ``[0, 1)``; None leaves the space's.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    groups: Annotated[str, Field(min_length=1, max_length=300)]
-    ratios: Ratios | None = None
-    bits: BitChoices | None = None
-    sparsities: Shares | None = None
-    rank_ratios: Shares | None = None
-
-    _once = field_validator("ratios", "bits", "sparsities", "rank_ratios")(_each_once)
-
-
-class BaselineSpace(BaseModel):
-    """Points that are measured before anything is searched.
-
-    Attributes:
-        ratios: Shares that are removed from all groups alike, each in ``(0, 1)``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    ratios: tuple[Annotated[StrictFloat, Field(gt=0.0, lt=1.0)], ...] = (0.15, 0.3, 0.5, 0.7)
-
-    _once = field_validator("ratios")(_each_once)
-
-
-class Rung(BaseModel):
-    """One fidelity of the default search, from the cheapest on; only results of one rung are compared.
-
-    Attributes:
-        steps: Gradient steps that a recipe has taken by the end of this rung; 0 is the screen, which comes first and
-            runs the network after closed-form recovery, without exporting it.
-        examples: Most examples of the search split that are scored; all of them if not given. Only for the screen:
-            what is exported is scored on all.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: Annotated[StrictInt, Field(ge=0, le=1_000_000)]
-    examples: Annotated[StrictInt, Field(ge=10)] | None = None
 
 
 def _default_criteria() -> dict[GroupType, tuple[str, ...]]:
@@ -180,7 +120,7 @@ class SearchSpace(BaseModel):
 
     _once = field_validator(
         "ratios", "bits", "activation_bits", "sparsities", "rankings", "rank_ratios", "orders"
-    )(_each_once)
+    )(each_once)
 
     @field_validator("criteria")
     @classmethod
@@ -189,7 +129,7 @@ class SearchSpace(BaseModel):
             for name in names:
                 if name not in CRITERIA:
                     raise unknown_name("criterion", name, CRITERIA)
-            _each_once(names)
+            each_once(names)
         return _default_criteria() | criteria
 
     @field_validator("rungs")
@@ -494,79 +434,3 @@ def _pruned_types(choices: dict[str, GroupChoice], groups: Groups) -> list[Group
         if name in groups.by_name and choice.ratio > 0
     }
     return [kind for kind in _TYPES if kind in found]
-
-
-def shipped_folder() -> Path:
-    """Return the folder of the search spaces that autoprune ships.
-
-    Raises:
-        UsageError: If the installation lacks them.
-    """
-    installed = Path(str(resources.files("autoprune"))) / "_data" / "search_spaces"
-    # In a checkout, and so in an editable install, they lie beside the package.
-    for folder in (installed, Path(__file__).resolve().parents[2] / "search_spaces"):
-        if folder.is_dir():
-            return folder
-    raise UsageError("the search spaces that autoprune ships are missing", "install autoprune again")
-
-
-def shipped_spaces() -> dict[str, Path]:
-    """Return the shipped search spaces by name."""
-    return {path.stem: path for path in sorted(shipped_folder().glob("*.yaml"))}
-
-
-def load_space(name_or_path: str) -> SearchSpace:
-    """Load a shipped search space by name, or one of the user's own from a YAML file.
-
-    Raises:
-        UsageError: If the name is unknown or the file is no search space; with file and line.
-    """
-    return parse_space(read_yaml(space_path(name_or_path)))
-
-
-def space_path(name_or_path: str) -> Path:
-    """Return the file of a search space.
-
-    Raises:
-        UsageError: If the name is unknown.
-    """
-    shipped = shipped_spaces()
-    if name_or_path in shipped:
-        return shipped[name_or_path]
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path:
-        return Path(name_or_path)
-    raise unknown_name(
-        "search space", name_or_path, shipped, "or give a YAML file; `autoprune spaces copy` writes one"
-    )
-
-
-def parse_space(document: YamlDocument | str) -> SearchSpace:
-    """Validate a search space.
-
-    Args:
-        document: What was read, or YAML text.
-
-    Raises:
-        UsageError: With all faults at once, each with its line, name, value and what is allowed.
-    """
-    if isinstance(document, str):
-        document = parse_yaml(document, "search space")
-    if not isinstance(document.values, dict):
-        raise UsageError(
-            f"{document.name}:1: a search space is a mapping of settings, not {document.values!r:.60}"
-        )
-    for key in document.values:
-        if key not in SearchSpace.model_fields:
-            error = unknown_name("setting", key, SearchSpace.model_fields)
-            raise UsageError(f"{document.name}:{document.line((key,))}: {error.message}", error.hint)
-    try:
-        return SearchSpace.model_validate(document.values)
-    except ValidationError as error:
-        raise UsageError(describe_faults(document.name, error, document.line)) from None
-    except UsageError as error:
-        raise UsageError(f"{document.name}: {error.message}", error.hint) from None
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of search spaces, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **SearchSpace.model_json_schema()}

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from autoprune import errors
 from autoprune.cli.main import main
-from autoprune.space.search_space import json_schema, load_space, shipped_spaces
+from autoprune.space.space_files import json_schema, load_space, shipped_spaces
 
 VERBS = [
     "search",
@@ -64,7 +64,7 @@ def test_errors_become_one_message_and_an_exit_code(
     def fail(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr("autoprune.space.search_space.shipped_spaces", fail)
+    monkeypatch.setattr("autoprune.space.space_files.shipped_spaces", fail)
     assert main(["spaces"]) == code
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -18,7 +18,7 @@ from autoprune.search.interrupt import Interrupt
 from autoprune.search.trial import Outcome
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import Recipe
-from autoprune.space.search_space import load_space
+from autoprune.space.space_files import load_space
 from autoprune.study.store import StudyStore
 
 

@@ -13,8 +13,9 @@ from autoprune.search.profile import CutLoss, Design, Profile, Timed
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.quantization import Bits
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
-from autoprune.space.search_space import SearchSpace, load_space
+from autoprune.space.search_space import SearchSpace
 from autoprune.space.shapes import AxisUse, LayerShape
+from autoprune.space.space_files import load_space
 
 SIZES = {"a": 32, "b": 64, "c": 64}
 SPACE = SearchSpace(ratios=(0.0, 0.25, 0.5, 0.75, 1.0))

@@ -23,7 +23,7 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Progress, ignore
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.run import check_same_inputs, with_trained_dense
-from autoprune.space.search_space import load_space
+from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import verify
 from autoprune.study.front import point_json
 from autoprune.study.store import StudyStore

@@ -17,7 +17,8 @@ from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, block_pattern, pattern_share
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
 from autoprune.space.schedule import Schedule
-from autoprune.space.search_space import SearchSpace, load_space, parse_space
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.space_files import load_space, parse_space
 
 SPACE = """
 ratios: [0.0, 0.5]

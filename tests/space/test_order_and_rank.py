@@ -14,7 +14,8 @@ from autoprune.search.baselines import architecture_key, grid_recipes
 from autoprune.search.limits import auto_cannot, check_sampler, compares_features
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
-from autoprune.space.search_space import SearchSpace, load_space, parse_space, shipped_spaces
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.space_files import load_space, parse_space, shipped_spaces
 
 WIDE = """
 width: 4

@@ -13,7 +13,8 @@ from autoprune.search.limits import auto_cannot, check_sampler
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery
 from autoprune.space.schedule import Schedule
-from autoprune.space.search_space import SearchSpace, parse_space, shipped_spaces
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.space_files import parse_space, shipped_spaces
 
 MakeGroups = Callable[..., Groups]
 SPACE = """

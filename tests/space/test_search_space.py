@@ -17,7 +17,8 @@ from autoprune.search.baselines import baselines, effective_key, grid_recipes
 from autoprune.search.limits import auto_cannot, check_sampler
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
-from autoprune.space.search_space import SearchSpace, json_schema, load_space, parse_space, shipped_spaces
+from autoprune.space.search_space import SearchSpace
+from autoprune.space.space_files import json_schema, load_space, parse_space, shipped_spaces
 from autoprune.yaml_io import read_yaml
 
 WIDE = """
