@@ -100,7 +100,7 @@ def _unstructured(records: list[Record]) -> tuple[str, dict[str, Verdict]]:
     for record in records:
         tuned = {row["sparsity"]: _drop(record, row) for row in _longest(record)}
         good = [sparsity for sparsity, drop in tuned.items() if drop <= LITTLE]
-        text = ", ".join(f"{_points(tuned[s])} at {s:.0%}" for s in sorted(tuned) if s >= 0.8)
+        text = ", ".join(f"{100 * tuned[s]:.2f} at {s:.0%}" for s in sorted(tuned) if s >= 0.8)
         verdicts[record["network"]] = (
             _word(good, 0.8, 0.9),
             f"points lost after {_steps(record)} steps: {text}",
