@@ -97,9 +97,9 @@ def test_both_layers_get_the_group_s_bits(
     asked: list[list[str]] = []
     original = module.__dict__["rounded"]
 
-    def noted(model: nn.Module, names: list[str]) -> nn.Module:
+    def noted(model: nn.Module, names: list[str], bits: dict[str, int]) -> nn.Module:
         asked.append(names)
-        rounded: nn.Module = original(model, names)
+        rounded: nn.Module = original(model, names, bits)
         return rounded
 
     monkeypatch.setattr(module, "rounded", noted)
