@@ -7,12 +7,11 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.compress import quantizers
@@ -25,6 +24,8 @@ from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe
 
 _SCALE = "quantization_log_scale"
+# Of shares of a training that are equal but for rounding.
+_SAME = 1e-9
 
 
 def learned(weight: Tensor, log_scale: Tensor, bits: int) -> Tensor:
@@ -92,14 +93,12 @@ class IntegerTraining:
         """Follow a training, and begin with integers where the share says so."""
         if not self.layers:
             return
-        if self.share >= 1.0:
-            self._begin(trainer.model)
 
-        def after(model: nn.Module) -> None:
-            if trainer.progress >= 1.0 - self.share:
+        def start(model: nn.Module) -> None:
+            if trainer.progress >= 1.0 - self.share - _SAME:
                 self._begin(model)
 
-        trainer.observe(before=self._without_gaps, after=after)
+        trainer.observe(start=start, before=self._without_gaps)
 
     def _without_gaps(self, model: nn.Module) -> None:
         """Give scales that nothing used yet a gradient of 0: torch's fused SGD takes all or none."""
@@ -143,16 +142,18 @@ def _make_learn(module: nn.Module, bits: int, rounds_inputs: bool) -> None:
     plain: Any = module
     plain.quantizing = False
 
+    plain_forward: Callable[[nn.Module, Tensor], Tensor] = type(module).forward
+
     def forward(self: Any, x: Tensor) -> Tensor:
-        made = self.weight
-        if self.quantizing:
-            made = learned(made.flatten(1), getattr(self, _SCALE), bits).view_as(made)
-            if rounds_inputs:
-                x = _rounded_inputs(x)
-        if isinstance(self, nn.Linear):
-            return F.linear(x, made, self.bias)
-        out: Tensor = self._conv_forward(x, made, self.bias)
-        return out
+        if not self.quantizing:
+            return plain_forward(self, x)
+        weight = self.weight
+        # Found before the parameter of that name, so that the layer's own forward pass reads it.
+        self.__dict__["weight"] = learned(weight.flatten(1), getattr(self, _SCALE), bits).view_as(weight)
+        try:
+            return plain_forward(self, _rounded_inputs(x) if rounds_inputs else x)
+        finally:
+            del self.__dict__["weight"]
 
     plain.forward = MethodType(forward, module)
 

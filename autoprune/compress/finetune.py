@@ -89,6 +89,7 @@ class Trainer:
         self.progress = 0.0
         self.final_loss = math.nan
         self._last: Tensor | None = None
+        self._starts: list[Callable[[nn.Module], None]] = []
         self.parts = 1
         self._layout = memory_format(model, lambda: stream.inputs(start_step)[0])
         copy = deepcopy(model).to(device).train()
@@ -144,15 +145,19 @@ class Trainer:
     def observe(
         self,
         *,
+        start: Callable[[nn.Module], None] | None = None,
         before: Callable[[nn.Module], None] | None = None,
         after: Callable[[nn.Module], None] | None = None,
     ) -> None:
         """Call functions with the network in training around every change of its weights.
 
         Args:
+            start: Called before the network is run for a step.
             before: Called with the step's gradients there, scaled down to the largest norm.
             after: Called with the new weights, which it may change.
         """
+        if start is not None:
+            self._starts.append(start)
         if before is not None:
             self._optimizer.register_step_pre_hook(lambda *_: before(self.model))
         if after is not None:
@@ -162,6 +167,8 @@ class Trainer:
 
     def _step(self, progress: float) -> None:
         self.progress = progress
+        for start in self._starts:
+            start(self.model)
         for settings in self._optimizer.param_groups:
             settings["lr"] = self._peak * rate_factor(self.recovery.schedule, progress)
         number = self.start_step + self.steps

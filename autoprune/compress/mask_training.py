@@ -42,7 +42,9 @@ def levels(schedule: Schedule, steps: int, *, movement: bool = False) -> list[Le
     """
     rounds, first = schedule.rounds, schedule.first_steps(steps)
     if schedule.kind == "iterative":
-        return [(i * steps // rounds, _round_share((i + 1) / rounds)) for i in range(rounds)]
+        starts = [i * steps // rounds for i in range(rounds)]
+        shares = [*(_round_share(i / rounds) for i in range(1, rounds)), _scaled(1.0)]
+        return list(zip(starts, shares, strict=True))
     if schedule.kind == "gradual":
         return [(first * i // (rounds + 1), _scaled(cubic_share(i / rounds))) for i in range(1, rounds + 1)]
     at = max(1, int(steps * MOVEMENT_SHARE)) if movement else 0
@@ -165,6 +167,8 @@ class MaskInTraining:
         else:
             criterion = "magnitude" if self._moves else self.mask.criterion
             scores = score_weights(model, self.layers, criterion, self.batches, self.loss)
+        # Below those of all layers, which one threshold may compare.
+        lowest = min((float(score.min()) for score in scores.values()), default=0.0) - 1.0
         for name, kept in self.kept.items():
-            scores[name] = scores[name].masked_fill(~kept, float(scores[name].min()) - 1.0)
+            scores[name] = scores[name].masked_fill(~kept, lowest)
         return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ def quantized(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """Put the weights of layers on their grids.
 
-    Layers whose inputs are not matrices of patches (grouped, transposed and three-dimensional convolutions), or whose
-    patches have more than 2,304 features, are rounded to the nearest, and their biases are not corrected.
+    Grouped transposed convolutions are left out: what they become is the runtime's. Layers whose inputs are not
+    matrices of patches (other grouped, transposed and three-dimensional convolutions), or whose patches have more than
+    2,304 features, are rounded to the nearest, and their biases are not corrected.
 
     Args:
         model: The network on the CPU in evaluation mode; it is not changed.
@@ -37,11 +39,11 @@ def quantized(
         A copy whose weights are integers times scales, and the integers, int8 of each weight's shape.
 
     Raises:
-        CompressionError: If a layer's weight cannot be seen as rows of output channels; names the layer.
+        CompressionError: If a layer cannot be rounded; names it.
     """
     copy = deepcopy(model)
     modules = {name: module for name, module in copy.named_modules() if name in bits}
-    layers = {name: module for name, module in modules.items() if isinstance(module, Conv | nn.Linear)}
+    layers = {name: module for name, module in modules.items() if _has_rows(module)}
     needs_inputs = how.rounding != "nearest" or how.bias_correction
     grams = input_grams(model, layers, batches, _LONGEST) if needs_inputs else {}
     codes = {}
@@ -54,6 +56,13 @@ def quantized(
                 "set the bits of its group to 32",
             ) from error
     return copy, codes
+
+
+def _has_rows(module: nn.Module) -> TypeGuard[Conv | nn.Linear]:
+    """Whether a layer's weight can be seen as rows of output channels."""
+    if isinstance(module, Conv):
+        return not module.transposed or module.groups == 1
+    return isinstance(module, nn.Linear)
 
 
 def _round_layer(module: Conv | nn.Linear, bits: int, how: Quantization, gram: Tensor | None) -> Tensor:

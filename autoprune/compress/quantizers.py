@@ -23,6 +23,10 @@ _TINY = 1e-12
 # How far from whole numbers weights on a grid may be, from the rounding of float32.
 _ON_GRID = 1e-3
 _LEAST_FEATURES = 4
+# torch sorts no more than 16 million at once for a quantile.
+_QUANTILE_ELEMENTS = 8_000_000
+# Columns by which a matrix that lies on no grid is told at once.
+_LOOKED_AT = 16
 # Added to the diagonal of a Gram matrix, as a share of its mean: what calibration never showed costs something too.
 _DAMPING = 0.01
 # Columns that GPTQ rounds before the rest of the matrix is corrected.
@@ -67,7 +71,12 @@ def scales(rows: Tensor, bits: int, method: ScaleMethod = "minmax", percentile: 
     magnitude = rows.abs()
     largest = magnitude.amax(1, keepdim=True)
     if method == "percentile":
-        largest = torch.quantile(magnitude, percentile / 100.0, dim=1, keepdim=True)
+        # Of those that are not masked; where nearly all are equal to 0, the largest.
+        present = magnitude.masked_fill(magnitude == 0, torch.nan)
+        rows_at_once = max(1, _QUANTILE_ELEMENTS // rows.shape[1])
+        parts = present.split(rows_at_once)
+        found = torch.cat([torch.nanquantile(p, percentile / 100.0, dim=1, keepdim=True) for p in parts])
+        largest = torch.where(found > 0, found, largest)
     elif method == "mse":
         best = torch.full_like(largest, torch.inf)
         end = largest.clone()
@@ -92,6 +101,9 @@ def grid_of(rows: Tensor, bits: int) -> Tensor | None:
     """
     if rows.shape[1] < _LEAST_FEATURES:
         return None  # so few lie on some grid by chance
+    few = rows[:, :_LOOKED_AT]
+    if few.shape != rows.shape and grid_of(few, bits) is None:
+        return None
     largest = rows.abs().amax(1, keepdim=True).clamp_min(_TINY)
     found = torch.zeros_like(largest)
     for code in range(1, largest_code(bits) + 1):
@@ -121,7 +133,7 @@ def gptq(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
 
     With the inverse Gram matrix's Cholesky factor :math:`U`, the error of column :math:`i` times
     :math:`U_{ij} / U_{ii}` is taken off every later column [Frantar2023]_. Columns go by falling diagonal of the Gram
-    matrix, so that the inputs that matter most are rounded while most can still be corrected.
+    matrix, so that the inputs that matter most are rounded while most can still be corrected. What is zero stays zero.
 
     Args:
         rows: Weights, ``(out, features)``.
@@ -142,12 +154,14 @@ def gptq(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
         torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order])), upper=True
     )
     codes = torch.empty_like(left)
+    masked = rows[:, order] == 0
     steps = scale.double()
     for begin in range(0, left.shape[1], _BLOCK):
         end = min(begin + _BLOCK, left.shape[1])
         errors = torch.empty(len(left), end - begin, dtype=left.dtype)
         for column in range(begin, end):
             codes[:, column] = nearest(left[:, column : column + 1], steps, bits)[:, 0]
+            codes[masked[:, column], column] = 0.0
             lost = (left[:, column] - codes[:, column] * steps[:, 0]) / factor[column, column]
             left[:, column:end] -= lost[:, None] * factor[column, column:end]
             errors[:, column - begin] = lost
@@ -184,10 +198,11 @@ def adaptive(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
     below = scaled.floor()
     top = largest_code(bits)
     rest = (scaled - below).clamp(0.01, 0.99)
+    masked = rows == 0
     slopes = torch.logit((rest - _LOW) / (_HIGH - _LOW)).requires_grad_()
     optimizer = torch.optim.Adam([slopes], lr=_RATE)
     for step in range(_STEPS):
-        up = _stretched(slopes)
+        up = _stretched(slopes).masked_fill(masked, 0.0)
         change = (below + up).clamp(-top, top) - scaled
         loss = ((change @ hessian) * change).sum()
         progress = (step / _STEPS - _WARM) / (1.0 - _WARM)
@@ -197,7 +212,7 @@ def adaptive(rows: Tensor, scale: Tensor, bits: int, gram: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    found = (below + (slopes.detach() >= 0)).clamp(-top, top)
+    found = (below + (slopes.detach() >= 0)).clamp(-top, top).masked_fill(masked, 0.0)
     plain = nearest(scaled, torch.ones_like(scaled[:, :1]), bits)
     worse = output_error(found - scaled, hessian) > output_error(plain - scaled, hessian)
     return torch.where(worse[:, None], plain, found).to(rows.dtype)

@@ -19,7 +19,7 @@ from autoprune.compress.criteria import score_group
 from autoprune.compress.distillation import distillation_loss
 from autoprune.compress.finetune import Loss
 from autoprune.compress.importance import pool_units
-from autoprune.compress.layers import submodule
+from autoprune.compress.layers import split_name, submodule
 from autoprune.compress.quantization import quantized
 from autoprune.compress.recovery import refresh_batchnorm, solve_following_layers
 from autoprune.compress.rounding import rounded
@@ -147,8 +147,8 @@ class SensitivityMeter:
             source = self._of_integers(bits)
             copy = deepcopy(self.dense)
             for layer in layers:
-                made = source.get_submodule(layer)
-                submodule(copy, layer).load_state_dict(made.state_dict(), strict=False)
+                owner, own = split_name(layer)
+                setattr(submodule(copy, owner), own, deepcopy(source.get_submodule(layer)))
             model = self._placed(rounded(copy, layers, dict.fromkeys(layers, 32)))
         return self._growth(model, self._dense)  # in float32: bfloat16 would round away what 8 bits change
 

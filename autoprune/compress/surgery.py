@@ -142,7 +142,7 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
     """
     kept = kept_channels(model, groups, plan)
     # What is cut anew is not copied before.
-    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    shared = {id(tensor): tensor for name in kept for tensor in _tensors_of(model, name)}
     copy = deepcopy(model, dict(shared))
     for block in gone_blocks(groups, plan):
         take_out(copy, block)
@@ -161,6 +161,15 @@ def prune(model: nn.Module, groups: Groups, plan: Plan) -> nn.Module:
             cutter.cut(name, submodule(copy, name), sides)
     _own(copy, shared)
     return copy
+
+
+def _tensors_of(model: nn.Module, name: str) -> list[Tensor]:
+    """Return the tensors of a layer, or the one parameter or buffer of that name."""
+    owner, own = split_name(name)
+    held = getattr(submodule(model, owner), own, None)
+    if isinstance(held, nn.Module):
+        return [*held.parameters(recurse=False), *held.buffers(recurse=False)]
+    return [held] if isinstance(held, Tensor) else []
 
 
 def _own(model: nn.Module, shared: Mapping[int, Tensor]) -> None:

@@ -58,8 +58,8 @@ class Executed(BaseModel):
         asked_int8: Those that the recipe asked to run in int8.
         operators: Count of nodes by operator in the optimised graph.
         not_as_asked: Layers that were to run in int8 and do not.
-        stored_layers: Count of layers by the bit-width that their weights are stored in, where that is not the one
-            they are computed with by default: 32 in float, 8 in int8.
+        stored_layers: Count of layers by the bit-width of their weights' values, where that is not the one they are
+            computed with by default: 32 in float, 8 in int8. They are stored so wherever that makes the file smaller.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

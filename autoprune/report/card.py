@@ -91,7 +91,7 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
         rows.append(("peak memory that it added", _size(measured.memory_bytes), "", dense_memory))
     rows.append(("layers that run in int8", f"{executed.int8_layers} of {executed.layers}", "", ""))
     for bits, layers in sorted(executed.stored_layers.items()):
-        rows.append((f"layers whose weights are stored in {_cell(bits)} bits", str(layers), "", ""))
+        rows.append((f"layers whose weights have {_cell(bits)} bits", str(layers), "", ""))
     rows.append(
         ("difference from the network's outputs", f"{measured.parity_error:.2g} of the largest", "", "")
     )
@@ -181,7 +181,9 @@ def _integers(recipe: Recipe) -> str:
         return ""
     parts = [f"scales by {how.scale}", f"rounding {how.rounding}"]
     parts += ["biases corrected"] if how.bias_correction else []
-    parts += [f"the last {how.aware:.0%} of the steps trained with integers"] if how.aware else []
+    parts += (
+        [f"the last {how.aware:.0%} of the steps trained with integers"] if recipe.trains_integers else []
+    )
     return f"\n\nIntegers: {', '.join(parts)}."
 
 

@@ -124,11 +124,11 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         if ratio < 1.0
         for criterion in (criteria if ratio > 0 else list(criteria)[:1])
         for ranking in (space.rankings if ratio > 0 else space.rankings[:1])
-        for schedule in (list(space.schedules.each()) if ratio > 0 else [Schedule()])
         for bits in space.bits
         for inputs in (space.activation_bits if bits <= INTEGER_BITS else space.activation_bits[:1])
         for quantization in (space.quantization.every() if bits <= INTEGER_BITS else [Quantization()])
         for sparsity in space.sparsities
+        for schedule in (list(space.schedules.each()) if ratio > 0 or sparsity > 0 else [Schedule()])
         for mask in (space.masks.every() if sparsity > 0 else [Mask()])
         for rank in space.rank_ratios
         for order in _orders(space, ratio or rank or sparsity, schedule)
@@ -148,7 +148,11 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
     blocks = groups.removed_blocks(recipe.kept_counts(groups))
     sparsities = {g.name: s for g in rest.groups if (s := recipe.choice(g.name).sparsity) > 0}
     ranks = {g.name: r for g in rest.groups if (r := recipe.choice(g.name).rank_ratio) > 0}
-    integers = {g.name: c.bits for g in rest.groups if (c := recipe.choice(g.name)).bits <= INTEGER_BITS}
+    integers = {
+        g.name: [c.bits, c.runs_int8]
+        for g in rest.groups
+        if (c := recipe.choice(g.name)).bits <= INTEGER_BITS
+    }
     trained = integers if recipe.trains_integers else {}
     if not kept and not blocks and not sparsities and not ranks and not trained:
         return "dense"

@@ -75,6 +75,8 @@ class FinalPhase:
         self._earlier = {r.parent: r for r in finals if r.round < self.round}
         # Networks that this phase recovered, by trial, and the one that each was cut from.
         self._lines: dict[int, Compressed] = {}
+        # Trials whose networks of this phase know of integers.
+        self._integers: set[int] = set()
         self.started_from: dict[int, int] = {}
         self._most_free: int | None = None
         self._trains = True
@@ -277,6 +279,8 @@ class FinalPhase:
         begun_s = clock.monotonic()
         network = deepcopy(compressed.model)
         integers = IntegerTraining.of(network, recipe, self.bench.groups)
+        if recipe.trains_integers:  # no other recipe's network goes on from this one
+            self._integers.add(record.number)
         trainer = Trainer(
             network,
             self.bench.stream,
@@ -330,6 +334,7 @@ class FinalPhase:
             for number, parent in self._lines.items()
             # Its own training counts for more than what a parent took before the cut.
             if INHERITED * parent.train_steps > own.train_steps
+            and number not in self._integers
             and prunes_further(counts, {g.name: parent.kept(g) for g in self.bench.groups.groups})
         ]
         if not parents:

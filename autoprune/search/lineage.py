@@ -40,7 +40,8 @@ def find_parent(
     for record in records:
         if record.recipe is None or record.state != "complete" or not record.train_steps:
             continue
-        if record.recipe.factorises:  # two layers in the place of one cannot be cut further
+        # Two layers in the place of one cannot be cut further, and integers are not what others are cut from.
+        if record.recipe.factorises or record.recipe.trains_integers:
             continue
         parent = record.recipe.kept_counts(groups)
         if prunes_further(counts, parent) and is_kept(record):

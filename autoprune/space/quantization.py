@@ -36,7 +36,8 @@ class Quantization(BaseModel):
             the layer's outputs change least [Nagel2020]_.
         bias_correction: Whether what quantization adds to the mean of every output is taken off its bias [Nagel2019]_.
         aware: Share of the fine-tuning steps, the last ones, that are taken with rounded weights and inputs and learned
-            scales [Esser2020]_; 0: the network is quantized after training, 1: quantized, then fine-tuned.
+            scales [Esser2020]_; 0: the network is quantized after training, 1: quantized, then fine-tuned. Under a
+            schedule, of the steps after the last cut; nothing in the order ``tune-prune-quantize``.
 
     References:
         [Esser2020] Learned Step Size Quantization, ICLR 2020.

@@ -158,7 +158,8 @@ class Recipe(BaseModel):
     def trains_integers(self) -> bool:
         """Whether a part of the fine-tuning knows of integers."""
         integers = any(choice.bits <= INTEGER_BITS for choice in self.groups.values())
-        return integers and self.quantization.aware > 0 and self.recovery.finetune_steps > 0
+        trains = self.order == "prune-tune-quantize" and self.recovery.finetune_steps > 0
+        return integers and trains and self.quantization.aware > 0
 
     @property
     def masks(self) -> bool:

@@ -297,11 +297,12 @@ class SearchSpace(BaseModel):
         masked = any(choice.sparsity > 0 for choice in chosen.values())
         mask = self.masks.suggest(trial) if masked else Mask()
         cut = bool(pruned) or masked or any(choice.rank_ratio > 0 for choice in chosen.values())
+        integers = any(choice.bits <= INTEGER_BITS for choice in chosen.values())
+        quantization = self.quantization.suggest(trial) if integers else Quantization()
+        cut = cut or quantization.aware > 0
         recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
         ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
         schedule = self.schedules.suggest(trial) if pruned or masked else Schedule()
-        integers = any(choice.bits <= INTEGER_BITS for choice in chosen.values())
-        quantization = self.quantization.suggest(trial) if integers else Quantization()
         order: Any = self.orders[0]
         if cut and recovery.finetune_steps > 0:
             order = suggest_choice(trial, "order", self.orders)

@@ -96,26 +96,58 @@ def test_without_a_share_nothing_is_trained_that_is_not_cut() -> None:
     assert run(recipe).train_steps == 0
 
 
-def test_integers_begin_where_the_share_says_so() -> None:
+@pytest.mark.parametrize(
+    ("steps", "share", "integer_steps"), [(4, 0.5, 2), (10, 0.1, 1), (3, 1.0, 3), (2, 0.5, 1)]
+)
+def test_the_share_of_steps_that_know_of_integers(steps: int, share: float, integer_steps: int) -> None:
     model = seeded()
-    training = IntegerTraining(model, {"conv1": 4, "fc2": 4}, ["conv1"], 0.5)
+    training = IntegerTraining(model, {"conv1": 4, "fc2": 4}, ["conv1"], share)
     seen: list[bool] = []
 
     def watch(trainer: Trainer) -> None:
         training.watch(trainer)
-        trainer.observe(after=lambda m: seen.append(bool(m.get_submodule("conv1").quantizing)))
+        # Whether the step whose gradients are there was taken with integers.
+        trainer.observe(before=lambda m: seen.append(bool(m.get_submodule("conv1").quantizing)))
 
     trained, _ = finetune(
         model,
         TeacherStream(seeded(), Split(), seed=0, batch_size=16),
-        Recovery(finetune_steps=4),
+        Recovery(finetune_steps=steps),
         loss=LOSS,
         device=torch.device("cpu"),
         watch=watch,
     )
-    assert seen == [False, False, True, True]
+    assert sum(seen) == integer_steps
+    assert seen == sorted(seen)
     final = training.finish(trained)
     assert grid_of(final.get_submodule("conv1").get_parameter("weight").detach().flatten(1), 4) is not None
+
+
+class _Padded(nn.Conv2d):
+    """A convolution with a forward pass of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_a_layer_keeps_its_own_forward_pass() -> None:
+    model = nn.Sequential(_Padded(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    x = BATCHES[0][0]
+    with torch.no_grad():
+        before = model(x)
+        training = IntegerTraining(model, {"0": 4, "2": 4}, (), 1.0)
+        assert torch.equal(model(x), before)
+        training._begin(model)
+        within = model(x)
+        assert within.shape == before.shape
+        assert not torch.equal(within, before)
+        torch.testing.assert_close(training.finish(model)(x), within)
+    assert list(dict(model.named_parameters())) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+def test_the_order_that_trains_before_the_cut_trains_no_integers() -> None:
+    recipe = recipe_of(1.0, 3).model_copy(update={"order": "tune-prune-quantize"})
+    assert not recipe.trains_integers
 
 
 def test_a_training_that_never_came_to_integers_leaves_plain_weights() -> None:

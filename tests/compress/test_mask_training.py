@@ -125,6 +125,34 @@ def test_zeros_rise_as_planned_and_none_comes_back(schedule: Schedule, criterion
         assert bool((after[before == 0] == 0).all())
 
 
+def test_the_last_level_is_the_whole_share() -> None:
+    assert shares(Schedule(kind="iterative", rounds=3), 9, 0.09)[-1] == (6, 0.09)
+    assert [share(0.09) for _, share in levels(Schedule(kind="iterative", rounds=3), 9)][-1] == 0.09
+
+
+def test_zeros_stay_where_layers_are_compared() -> None:
+    """By movement under one threshold: a layer whose scores are all far below another's keeps its zeros."""
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 8, bias=False))
+    masks = MaskInTraining(
+        {"0": 0.5, "1": 0.5}, Mask(allocation="global", criterion="movement"),
+        Schedule(kind="gradual", rounds=3), 12, BATCHES, LOSS,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    before: dict[str, Tensor] = {}
+    for step in range(12):
+        for place, slope in (("0", -5.0), ("1", 5.0)):
+            weight = weight_of(model, place)
+            # Scores of one layer rise in the first half and fall below the other's in the second.
+            sign = slope if step < 6 else -3 * slope
+            weight.grad = sign * weight.detach().sign() * torch.rand(weight.shape, generator=generator)
+        masks._add(model)
+        masks._hold(model)
+        for name, kept in masks.kept.items():
+            assert not bool((kept & ~before.get(name, torch.ones_like(kept))).any())
+        before = dict(masks.kept)
+    assert before
+
+
 def test_rounds_choose_among_the_weights_of_then() -> None:
     """Magnitudes at first say another thing than after steps that bring large weights down."""
     model = Line()

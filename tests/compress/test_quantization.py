@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.compress.quantization import quantized
-from autoprune.errors import CompressionError
 from autoprune.space.quantization import Quantization
 
 IMAGES = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -95,7 +94,25 @@ def test_better_rounding_brings_the_outputs_nearer() -> None:
     assert error["adaptive"] < 0.9 * error["nearest"]
 
 
-def test_a_layer_that_cannot_be_seen_as_rows_is_named() -> None:
-    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2))
-    with pytest.raises(CompressionError, match="layer '0' cannot be quantized to 4 bits: grouped transposed"):
-        quantized(model, {"0": 4}, Quantization(), [])
+def test_a_layer_that_cannot_be_seen_as_rows_is_left_out() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Conv2d(4, 4, 1))
+    _, codes = quantized(model, {"0": 4, "1": 4}, Quantization(), [])
+    assert set(codes) == {"1"}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaptive"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_masked_weights_stay_zero(rounding: str, bits: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1600, 10)).eval()
+    masked = {}
+    with torch.no_grad():
+        for name in ("0", "3"):
+            weight = model.get_submodule(name).get_parameter("weight")
+            masked[name] = torch.rand(weight.shape) < 0.6
+            weight.masked_fill_(masked[name], 0.0)
+    how = Quantization.model_validate({"rounding": rounding, "scale": "mse"})
+    _, codes = quantized(model, dict.fromkeys(masked, bits), how, [IMAGES + 0.5])
+    for name, mask in masked.items():
+        assert int((codes[name][mask] != 0).sum()) == 0
+        assert int((codes[name][~mask] != 0).sum()) > 0

@@ -129,3 +129,9 @@ def test_a_gram_matrix_of_another_layer_is_refused() -> None:
     for method in (gptq, adaptive):
         with pytest.raises(CompressionError, match=r"shape \(3, 3\), the weights have 4 features"):
             method(rows, scales(rows, 4), 4, torch.eye(3))
+
+
+def test_a_percentile_of_sparse_rows_is_one_of_what_is_left() -> None:
+    rows = torch.zeros(1, 100)
+    rows[0, :4] = torch.tensor([1.0, 2.1, 3.3, 4.7])
+    assert scales(rows, 4, "percentile", 90.0).item() == pytest.approx(4.28 / 7, rel=1e-4)

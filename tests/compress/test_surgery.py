@@ -184,3 +184,29 @@ def test_recipe_for_a_group_that_is_left_alone_is_refused() -> None:
     groups = find_groups(model, torch.randn(2, 3, 8, 8))
     with pytest.raises(UsageError, match="'fc2' cannot be pruned"):
         make_plan(model, groups, Recipe(groups={"fc2": GroupChoice(ratio=0.5)}), None)
+
+
+class Listed(nn.Module):
+    """Holds a parameter twice: by its name and in a list that the forward pass reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.gain = nn.Parameter(torch.ones(2))
+        self.gains = [self.gain]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.last(self.first(x).relu()) * self.gains[0]
+        return out
+
+
+def test_a_cut_network_shares_nothing_with_the_dense_one() -> None:
+    model = Listed()
+    groups = find_groups(model, torch.randn(2, 3))
+    cut = prune(model, groups, {"first": (0, 3)})
+    assert isinstance(cut, Listed)
+    assert cut.gains[0] is cut.gain
+    own = {t.data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    assert own.isdisjoint(t.data_ptr() for t in [*cut.parameters(), *cut.buffers()])
+    whole = prune(model, groups, {})
+    assert own.isdisjoint(t.data_ptr() for t in whole.parameters())

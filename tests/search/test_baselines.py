@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from autoprune.search.baselines import architecture_key, baselines, effective_key
+from autoprune.search.baselines import architecture_key, baselines, effective_key, grid_recipes
 from autoprune.space.quantization import Quantization
 from autoprune.space.recipe import GroupChoice, Recipe, Recovery, uniform_recipe
+from autoprune.space.space_files import parse_space
 from tests.search.fakes import make_groups
 
 GROUPS = make_groups()
@@ -67,3 +68,24 @@ def test_fewer_bits_alone_are_points_of_their_own() -> None:
     assert [b.label for b in found] == ["int8", "int4", "int3", "uniform 0.5 int8"]
     assert [b.recipe.quantization for b in found[:3]] == [how, how, how]
     assert not any(b.recipe.prunes for b in found[:3])
+
+
+def test_the_grid_tries_schedules_for_single_weights_too() -> None:
+    space = parse_space(
+        "ratios: [0.0]\nbits: [32]\nsparsities: [0.0, 0.5]\nschedules: {kind: [one_shot, gradual]}"
+    )
+    found = grid_recipes(space, GROUPS, 0)
+    assert sorted((r.masks, r.schedule.kind) for r in found) == [
+        (False, "one_shot"),
+        (True, "gradual"),
+        (True, "one_shot"),
+    ]
+
+
+def test_trained_integers_depend_on_what_their_layers_read() -> None:
+    how = Quantization(aware=1.0)
+    keys = {
+        architecture_key(uniform_recipe(GROUPS, 0.0, 4, "l2", activation_bits=read, quantization=how), GROUPS)
+        for read in (8, 32)
+    }  # fmt: skip
+    assert len(keys) == 2
