@@ -74,7 +74,7 @@ def scales(rows: Tensor, bits: int, method: ScaleMethod = "minmax", percentile: 
         # Of those that are not masked; where nearly all are equal to 0, the largest.
         present = magnitude.masked_fill(magnitude == 0, torch.nan)
         rows_at_once = max(1, _QUANTILE_ELEMENTS // rows.shape[1])
-        parts = present.split(rows_at_once)
+        parts = present.split(rows_at_once)  # type: ignore[no-untyped-call]
         found = torch.cat([torch.nanquantile(p, percentile / 100.0, dim=1, keepdim=True) for p in parts])
         largest = torch.where(found > 0, found, largest)
     elif method == "mse":
