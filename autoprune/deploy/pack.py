@@ -99,7 +99,11 @@ def bitmask(flat: Array, builder: Builder) -> str:
 
 def gaps(flat: Array, builder: Builder) -> str:
     """Write a flat tensor as its values with their distances, one byte each."""
+    zero = numpy_helper.from_array(np.zeros(1, flat.dtype))
+    zeros = builder.node("ConstantOfShape", builder.shared(np.array([flat.size])), value=zero)
     places = np.flatnonzero(flat)
+    if not len(places):  # not every runtime scatters nothing
+        return zeros
     distances = np.diff(places, prepend=0)
     # A distance d becomes d // 255 steps of 255 and the rest; a rest of 0 would name a place twice.
     bridges = np.maximum(distances - 1, 0) // _LARGEST_GAP
@@ -110,8 +114,6 @@ def gaps(flat: Array, builder: Builder) -> str:
     values[own] = flat[places]
     numbers = builder.node("Cast", builder.constant(steps), to=TensorProto.INT32)
     found = builder.node("CumSum", numbers, builder.shared(np.array(0)))
-    zero = numpy_helper.from_array(np.zeros(1, flat.dtype))
-    zeros = builder.node("ConstantOfShape", builder.shared(np.array([flat.size])), value=zero)
     return builder.node("ScatterElements", zeros, found, builder.constant(values))
 
 
