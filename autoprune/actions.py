@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from autoprune.compress.lowrank import Factorised
 from autoprune.config import StudyConfig, describe_faults, make_config
-from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, StorageError, TrialError, UsageError
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
@@ -126,7 +126,7 @@ def measure_artifact(
         )
     config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
     loaded = load_data(config)
-    runtime = OnnxRuntime(config.target)
+    runtime = make_runtime(config.target)
     with _trial_errors_as_export_errors():
         corrupted = [
             file_robustness(path, loaded, config, ignore)

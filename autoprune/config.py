@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autoprune.errors import UsageError
 from autoprune.naming import check_study_name, default_study_name, unknown_name
+from autoprune.target import Target, given_target, merged
 
 OBJECTIVES = ("accuracy", "latency", "size")
 SAMPLERS = ("auto", "tpe", "nsga2", "random", "grid")
-RUNTIMES = ("onnxruntime",)
 Objective = Literal["accuracy", "latency", "size"]
 
 _UNITS_S = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -58,47 +57,6 @@ def parse_budget(text: str) -> Budget:
     return Budget(seconds=seconds)
 
 
-class Target(BaseModel):
-    """Where a network is deployed, and how it is run there.
-
-    Attributes:
-        runtime: Name of the runtime.
-        device: Device of the runtime.
-        threads: Threads that one inference uses.
-        batch: Examples in one inference.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    runtime: str = "onnxruntime"
-    device: Literal["cpu"] = "cpu"
-    threads: Annotated[int, Field(ge=1, le=256)] = 1
-    batch: Annotated[int, Field(ge=1, le=4096)] = 1
-
-    @field_validator("runtime")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in RUNTIMES:
-            raise unknown_name(
-                "target",
-                name,
-                RUNTIMES,
-                "`autoprune doctor` lists the targets that this version can measure here",
-            )
-        return name
-
-    @field_validator("threads")
-    @classmethod
-    def _there(cls, threads: int) -> int:
-        if threads > usable_cores():
-            raise UsageError(
-                f"target.threads is {threads}, but {usable_cores()} cores can be used here; "
-                f"allowed: 1 to {usable_cores()}",
-                "a latency with fewer cores than threads would be that of another target",
-            )
-        return threads
-
-
 class Limits(BaseModel):
     """What the user needs of a network; the default search looks nowhere else.
 
@@ -139,7 +97,8 @@ class StudyConfig(BaseModel):
         data: Data by name, ``imagefolder:DIR`` or ``file.py:function``; None looks for the model's usual data.
         weights: ``DEFAULT``, ``none`` or a file; None takes what the model's kind calls for.
         space: Search space by name or file.
-        target: Where latency is measured.
+        target: Where networks are measured and the search decides by; the first of several.
+        also: Further targets, on which the final front is measured too.
         objectives: What the front trades, two or three.
         budget: Time or number of trials.
         study: Name of the study; None derives it from model, data and target.
@@ -165,6 +124,7 @@ class StudyConfig(BaseModel):
     weights: str | None = None
     space: str = "default"
     target: Target = Target()
+    also: Annotated[tuple[Target, ...], Field(max_length=8)] = ()
     objectives: tuple[Objective, ...] = ("accuracy", "latency", "size")
     budget: str = "1h"
     study: str | None = None
@@ -192,6 +152,20 @@ class StudyConfig(BaseModel):
     def _study(cls, name: str | None) -> str | None:
         return name if name is None else check_study_name(name)
 
+    @model_validator(mode="after")
+    def _targets(self) -> Self:
+        specs = [each.spec for each in self.targets]
+        if len(set(specs)) != len(specs):
+            raise UsageError(f"a target is there twice: {', '.join(specs)}; allowed: each once")
+        sizes = {each.input_size for each in self.targets}
+        if len(sizes) > 1 or (self.image_size and sizes - {None, self.image_size}):
+            raise UsageError(
+                "targets of one study get images of one size; given: "
+                f"image_size {self.image_size}, {', '.join(specs)}",
+                "accuracy at another size is that of another task: make a study of its own for it",
+            )
+        return self
+
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -201,6 +175,25 @@ class StudyConfig(BaseModel):
                 "allowed: accuracy with latency, size or both, each once"
             )
         return names
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """All targets, the one that the search decides by first."""
+        return (self.target, *self.also)
+
+    @property
+    def pixels(self) -> int | None:
+        """Sides of the images that networks get; None for the data's own."""
+        return self.image_size or self.target.input_size
+
+    def check_installed(self) -> None:
+        """Refuse targets that are not installed here, before any work is done.
+
+        Raises:
+            UsageError: With the line that installs the first one missing.
+        """
+        for each in self.targets:
+            each.check_installed()
 
     @property
     def most_networks(self) -> int:
@@ -221,8 +214,11 @@ class StudyConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed search must share; the budget may change."""
-        dump = self.model_dump(mode="json", exclude={"budget", "study", "trust_code"})
-        return {**dump, "study": self.study_name}
+        dump = self.model_dump(mode="json", exclude={"budget", "study", "trust_code", "target", "also"})
+        targets: dict[str, Any] = {"target": self.target.content()}
+        if self.also:
+            targets["also"] = [each.content() for each in self.also]
+        return {**dump, **targets, "study": self.study_name}
 
 
 def make_config(values: dict[str, Any]) -> StudyConfig:
@@ -238,14 +234,32 @@ def make_config(values: dict[str, Any]) -> StudyConfig:
     for name in values:
         if name not in StudyConfig.model_fields:
             raise unknown_name("setting", name, StudyConfig.model_fields)
-    if isinstance(values.get("target"), str):
-        values["target"] = {"runtime": values["target"]}
+    read_targets(values)
     if isinstance(values.get("objectives"), str):
         values["objectives"] = [part.strip() for part in values["objectives"].split(",") if part.strip()]
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise UsageError(describe_faults("settings", error)) from None
+
+
+def read_targets(values: dict[str, Any]) -> None:
+    """Turn targets that are written as words into mappings, in place; several are separated by commas."""
+    first: Any = values.get("target")
+    also: Any = values.get("also", ())
+    if isinstance(first, str):
+        first, *more = [part for part in first.split(",") if part.strip()] or [""]
+        also = [*more, *also] if isinstance(also, list | tuple) else also
+        first = given_target(first)
+    if isinstance(also, str):
+        also = [part for part in also.split(",") if part.strip()]
+    if isinstance(first, dict) and isinstance(also, list | tuple):
+        own: Any = [given_target(each) for each in also]
+        also = [merged(first, each) if isinstance(each, dict) else each for each in own]
+    if first is not None:
+        values["target"] = first
+    if also:
+        values["also"] = also
 
 
 def describe_faults(
@@ -273,8 +287,3 @@ def describe_faults(
             f"  {where}{name} " + ("is required" if fault["type"] == "missing" else f"= {shown}: {message}")
         )
     return "\n".join(lines)
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -52,7 +52,7 @@ def _version(package: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    from autoprune.config import usable_cores
+    from autoprune.target import usable_cores
 
     flags: set[str] = set()
     model = platform.processor() or platform.machine()
@@ -86,7 +86,7 @@ def _folders() -> dict[str, str]:
 
 def _probe_targets() -> list[dict[str, Any]]:
     """Try every runtime that this version knows."""
-    from autoprune.config import RUNTIMES, Target
+    from autoprune.target import RUNTIMES, Target
 
     found: list[dict[str, Any]] = []
     for runtime in RUNTIMES:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import StudyConfig, make_config
+from autoprune.config import StudyConfig, make_config, read_targets
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
 from autoprune.yaml_io import parse_yaml, read_yaml
@@ -34,8 +34,10 @@ def gather(
     """
     values = _from_file(file) if file is not None else {}
     given = {name: value for name, value in flags.items() if value is not None}
-    if "target" in given and isinstance(values.get("target"), dict):
-        given["target"] = {**values["target"], "runtime": given["target"]}
+    if "target" in given:
+        read_targets(given)
+        if isinstance(values.get("target"), dict):
+            given["target"] = {**values["target"], **given["target"]}
     values |= given
     bounds = {name: value for name, value in (limits or {}).items() if value is not None}
     if bounds:
@@ -68,8 +70,7 @@ def _override(values: dict[str, Any], word: str) -> None:
             f"{word!r} is neither an option nor key=value",
             "settings are given as words such as target.threads=2",
         )
-    if isinstance(values.get("target"), str):
-        values["target"] = {"runtime": values["target"]}
+    read_targets(values)
     *parents, last = name.split(".")
     if name.split(".")[0] not in StudyConfig.model_fields:
         raise unknown_name("setting", name, StudyConfig.model_fields)

@@ -19,7 +19,7 @@ from autoprune.compress.graph.network import GraphNetwork
 from autoprune.deploy.template import Template, export_fresh
 from autoprune.naming import cache_root
 
-_FORMAT = 4
+_FORMAT = 5
 _log = logging.getLogger(__name__)
 
 

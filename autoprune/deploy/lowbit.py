@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 
+from autoprune.deploy.grids import Found, on_grid, weights_in
 from autoprune.deploy.runtime import StoredWeight
+from autoprune.deploy.sessions.onnxruntime import OrtSession, session_options
 from autoprune.deploy.template import is_layer, layer_of
+from autoprune.target import usable_cores
 
-# The fold of a BatchNorm rounds; weights of another layer are far off.
-_SAME = 1e-3
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A layer's weight in a graph."""
-
-    initializer: onnx.TensorProto
-    # Dimension of the output channels.
-    axis: int
-    stored: StoredWeight
-    # Whether the graph has it as ``(in, out)``.
-    transposed: bool
-    layer: str
+_TOP_16 = 65535
 
 
 def put_on_grids(
@@ -41,19 +28,19 @@ def put_on_grids(
 
     Args:
         proto: Float graph whose layer nodes carry the layers' names.
-        weights: Integers of the layers' weights.
+        weights: Integers of the layers' weights, with one scale for each output channel.
         int8_layers: Layers that will run in int8.
 
     Returns:
         ``TensorQuantOverrides`` of onnxruntime's quantizer: by initialiser one scale for each output channel.
     """
     overrides = {}
-    for found in _weights(proto, weights):
+    for found in weights_in(proto, weights):
         if found.layer not in int8_layers or found.stored.codes is None:
             continue
-        codes, scale = _on_grid(found)
-        found.initializer.CopyFrom(numpy_helper.from_array(codes * scale, found.initializer.name))
-        overrides[found.initializer.name] = [
+        codes, scale = on_grid(found)
+        found.initializer.CopyFrom(numpy_helper.from_array(codes * scale, found.name))
+        overrides[found.name] = [
             {
                 "axis": found.axis,
                 "quant_type": QuantType.QInt8,
@@ -66,79 +53,130 @@ def put_on_grids(
 
 
 def store_small(
-    proto: onnx.ModelProto, weights: Mapping[str, StoredWeight], int8_layers: Collection[str]
+    proto: onnx.ModelProto, weights: Mapping[str, StoredWeight], elsewhere: Collection[str]
 ) -> None:
-    """Store, in place, the weights of layers that run in float as integers or float16, rebuilt when a file is loaded.
+    """Store, in place, the weights of layers that run in float as integers or 16 bits, rebuilt when a file is loaded.
 
     Args:
-        proto: Float graph whose layer nodes carry the layers' names.
+        proto: Graph whose layer nodes carry the layers' names.
         weights: How each layer's weight is stored.
-        int8_layers: Layers that run in int8, which are left alone.
+        elsewhere: Layers whose integers are in the graph already, which are left alone.
     """
     nodes: list[onnx.NodeProto] = []
-    for found in _weights(proto, weights):
-        if found.layer in int8_layers:
-            continue
-        name = found.initializer.name
-        constants = [numpy_helper.to_array(found.initializer).astype(np.float16)]
-        if found.stored.codes is not None:
-            codes, scale = _on_grid(found)
-            constants = [codes.astype(np.int8), scale.astype(np.float32)]
-        names = [f"{name}:stored", f"{name}:scale"]
-        cast = name if len(constants) == 1 else f"{name}:float"
-        nodes.append(helper.make_node("Cast", names[:1], [cast], to=TensorProto.FLOAT))
-        if len(constants) == 2:
-            nodes.append(helper.make_node("Mul", [cast, names[1]], [name]))
-        proto.graph.initializer.remove(found.initializer)
-        own = (numpy_helper.from_array(c, n) for c, n in zip(constants, names, strict=False))
-        proto.graph.initializer.extend(own)
+    for found in list(weights_in(proto, weights)):
+        if found.layer not in elsewhere:
+            constants, made = _integers(found) if found.stored.codes is not None else _halves(found)
+            proto.graph.initializer.remove(found.initializer)
+            proto.graph.initializer.extend(constants)
+            nodes += made
     nodes += proto.graph.node
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
 
 
-def _weights(proto: onnx.ModelProto, weights: Mapping[str, StoredWeight]) -> Iterator[_Found]:
-    """Yield each asked layer's weight once, however often the layer is called."""
-    values = {tensor.name: tensor for tensor in proto.graph.initializer}
-    seen: set[str] = set()
-    for node in proto.graph.node:
-        layer = layer_of(node.name)
-        name = node.input[1] if len(node.input) > 1 else ""
-        if not is_layer(node) or layer not in weights or name not in values or name in seen:
-            continue
-        seen.add(name)
-        whole = any(a.name == "transB" and a.i for a in node.attribute)
-        transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not whole)
-        axis = 1 if transposed or node.op_type == "ConvTranspose" else 0
-        yield _Found(values[name], axis, weights[layer], transposed, layer)
+def round_inputs(
+    proto: onnx.ModelProto, layers: Collection[str], batches: Sequence[NDArray[np.float32]]
+) -> None:
+    """Round the inputs of layers to unsigned 16 bits over the range that they have in ``batches``, in place.
 
-
-def _on_grid(found: _Found) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return a weight's integers as the graph has them, and the scale of each channel.
-
-    The graph's weight is the network's times the BatchNorm that was folded into it, so that the integers of a channel
-    are the same, or all of the other sign.
+    Args:
+        proto: Graph whose layer nodes carry the layers' names.
+        layers: Names of the layers.
+        batches: Inputs of the network, ``(n, C, H, W)``.
     """
-    assert found.stored.codes is not None  # noqa: S101
-    weight = numpy_helper.to_array(found.initializer).astype(np.float64)
-    codes = found.stored.codes.T if found.transposed else found.stored.codes
-    others = tuple(axis for axis in range(weight.ndim) if axis != found.axis)
-    if codes.shape == weight.shape:
-        integers = codes.astype(np.float64)
-        squares = np.square(integers).sum(axis=others, keepdims=True)
-        scale = (weight * integers).sum(axis=others, keepdims=True) / np.maximum(squares, 1.0)
-        off = np.abs(weight - integers * scale).max(initial=0.0)
-        if off <= _SAME * max(float(np.abs(weight).max(initial=0.0)), 1e-12):
-            signed = np.where(scale < 0, -integers, integers)
-            return signed.astype(np.float32), _positive(np.abs(scale))
-    _log.warning(
-        "layer %r has other weights in the exported graph; they are rounded to the nearest", found.layer
-    )
-    top = 2 ** (found.stored.bits - 1) - 1
-    scale = _positive(np.abs(weight).max(axis=others, keepdims=True) / top)
-    return np.clip(np.round(weight / scale), -top, top).astype(np.float32), scale
+    calls = [node for node in proto.graph.node if is_layer(node) and layer_of(node.name) in layers]
+    names = list(dict.fromkeys(node.input[0] for node in calls))
+    if not names:
+        return
+    made: dict[str, list[onnx.NodeProto]] = {}
+    for name, (low, high) in ranges_of(proto.SerializeToString(), names, batches).items():
+        scale = max((high - low) / _TOP_16, float(np.finfo(np.float32).tiny))
+        grid = [f"{name}:step", f"{name}:offset"]
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), grid[0]))
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.array(round(-low / scale), np.uint16), grid[1])
+        )
+        made[name] = [
+            helper.make_node("QuantizeLinear", [name, *grid], [f"{name}:16"]),
+            helper.make_node("DequantizeLinear", [f"{name}:16", *grid], [f"{name}:rounded"]),
+        ]
+    nodes: list[onnx.NodeProto] = []
+    written: set[str] = set()
+    for node in proto.graph.node:
+        if is_layer(node) and layer_of(node.name) in layers:
+            name = node.input[0]
+            nodes += made[name] if name not in written else []
+            written.add(name)
+            node.input[0] = f"{name}:rounded"
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
 
 
-def _positive(scale: NDArray[Any]) -> NDArray[np.float32]:
-    """Return scales without zeros, which a channel of zeros alone has."""
-    return np.where(scale > 0, scale, 1.0).astype(np.float32)
+def ranges_of(
+    raw: bytes, names: Sequence[str], batches: Sequence[NDArray[np.float32]]
+) -> dict[str, tuple[float, float]]:
+    """Return the least and the largest value, and 0, of tensors of a graph over some inputs.
+
+    Args:
+        raw: The float graph.
+        names: Names of float tensors.
+        batches: Inputs of the network.
+    """
+    proto = onnx.load_model_from_string(raw)
+    present = {value.name for value in proto.graph.output}
+    given = {value.name for value in proto.graph.input}
+    for name in names:
+        if name not in present and name not in given:
+            proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    wanted = [name for name in names if name not in given]
+    found = dict.fromkeys(names, (0.0, 0.0))
+    opened = OrtSession(proto.SerializeToString(), session_options(usable_cores()))
+    for batch in batches:
+        values = dict(zip(wanted, opened.session.run(wanted, {opened.input.name: batch}), strict=True))
+        values |= dict.fromkeys(given & set(names), batch)
+        for name, value in values.items():
+            low, high = found[name]
+            found[name] = (min(low, float(value.min())), max(high, float(value.max())))
+    return found
+
+
+_Parts = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
+
+
+def _halves(found: Found) -> _Parts:
+    """Return a weight in 16 bits, and what makes it float32 again."""
+    name, values = found.name, numpy_helper.to_array(found.initializer)
+    kind = ml_dtypes.bfloat16 if found.stored.bfloat16 else np.float16
+    stored = numpy_helper.from_array(values.astype(kind), f"{name}:stored")
+    return [stored], [helper.make_node("Cast", [f"{name}:stored"], [name], to=TensorProto.FLOAT)]
+
+
+def _integers(found: Found) -> _Parts:
+    """Return a weight's integers and scales, and what makes them float32 again."""
+    name, (codes, scale) = found.name, on_grid(found)
+    parts = {
+        part: f"{name}:{part}" for part in ("stored", "scale", "float", "blocks", "split", "scaled", "shape")
+    }
+    constants = [numpy_helper.from_array(codes.astype(np.int8), parts["stored"])]
+    cast = helper.make_node("Cast", [parts["stored"]], [parts["float"]], to=TensorProto.FLOAT)
+    blocks = found.stored.blocks
+    if blocks == 1:
+        constants.append(numpy_helper.from_array(scale.astype(np.float32), parts["scale"]))
+        return constants, [cast, helper.make_node("Mul", [parts["float"], parts["scale"]], [name])]
+    # (out, blocks, features of a block), or the other way round where the graph has the weight transposed.
+    split, steps = [len(scale), blocks, -1], scale[:, :, None]
+    if found.transposed:
+        split, steps = [blocks, -1, len(scale)], scale.T[:, None, :]
+    constants += [
+        numpy_helper.from_array(np.ascontiguousarray(steps, np.float32), parts["scale"]),
+        numpy_helper.from_array(np.array(split, np.int64), parts["blocks"]),
+        numpy_helper.from_array(np.array(found.shape, np.int64), parts["shape"]),
+    ]
+    return constants, [
+        cast,
+        helper.make_node("Reshape", [parts["float"], parts["blocks"]], [parts["split"]]),
+        helper.make_node("Mul", [parts["split"], parts["scale"]], [parts["scaled"]]),
+        helper.make_node("Reshape", [parts["scaled"], parts["shape"]], [name]),
+    ]

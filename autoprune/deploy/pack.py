@@ -13,7 +13,7 @@ fit into fewer bits than they are stored in have a third code without places: *p
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = NDArray[Any]
 
-# The version of the operators that brought BitwiseAnd.
+# With older operators the rebuilding was never tried.
 _LEAST_OPSET = 18
 _TYPES = ("float32", "int8", "uint8")
 _LARGEST_GAP = 255
@@ -81,29 +81,36 @@ def bitmask(flat: Array, builder: Builder) -> str:
     With the bits as numbers, their running sum counts the values, so that the sum times the bit is the place of a
     weight's value in a list that starts with 0.
     """
-    bits = np.packbits(flat != 0, bitorder="little")[:, None]
+    row = _bits_of_values(flat, builder)
     values = np.concatenate([np.zeros(1, flat.dtype), flat[flat != 0]])
-    powers = builder.shared(2 ** np.arange(8, dtype=np.uint8))
-    single = builder.node("BitwiseAnd", builder.constant(bits), powers)
-    row = builder.node("Reshape", single, builder.shared(np.array([-1])))
-    # By way of bool: 128 has to become 1.
-    numbers = builder.node("Cast", builder.node("Cast", row, to=TensorProto.BOOL), to=TensorProto.INT32)
-    counted = builder.node("CumSum", numbers, builder.shared(np.array(0)))
-    places = builder.node("Mul", counted, numbers)
+    counted = builder.node("CumSum", row, builder.shared(np.array(0)))
+    places = builder.node("Mul", counted, row)
     dense = builder.node("Gather", builder.constant(values), places)
-    if flat.size % 8:
-        ends = builder.shared(np.array([0])), builder.shared(np.array([flat.size]))
-        dense = builder.node("Slice", dense, *ends)
+    return _cut(dense, flat, builder) if flat.size % 8 else dense
+
+
+def scattered(flat: Array, builder: Builder) -> str:
+    """Write a flat tensor as one bit for each weight, and its values, which are scattered to where the bits are."""
+    found = builder.node("NonZero", _bits_of_values(flat, builder))
+    places = builder.node("Reshape", found, builder.shared(np.array([-1])))
+    # In int32 where values are integers: those alone are scattered when a model is read.
+    kind: Any = np.dtype(np.float32) if flat.dtype == np.float32 else np.dtype(np.int32)
+    values = builder.constant(flat[flat != 0])
+    if flat.dtype != kind:
+        values = builder.node("Cast", values, to=helper.np_dtype_to_tensor_dtype(kind))
+    zero = numpy_helper.from_array(np.zeros(1, kind))
+    length = builder.shared(np.array([-(-flat.size // 8) * 8]))
+    zeros = builder.node("ConstantOfShape", length, value=zero)
+    dense = builder.node("ScatterElements", zeros, places, values)
+    dense = _cut(dense, flat, builder) if flat.size % 8 else dense
+    if flat.dtype != kind:
+        dense = builder.node("Cast", dense, to=helper.np_dtype_to_tensor_dtype(flat.dtype))
     return dense
 
 
 def gaps(flat: Array, builder: Builder) -> str:
     """Write a flat tensor as its values with their distances, one byte each."""
-    zero = numpy_helper.from_array(np.zeros(1, flat.dtype))
-    zeros = builder.node("ConstantOfShape", builder.shared(np.array([flat.size])), value=zero)
     places = np.flatnonzero(flat)
-    if not len(places):  # not every runtime scatters nothing
-        return zeros
     distances = np.diff(places, prepend=0)
     # A distance d becomes d // 255 steps of 255 and the rest; a rest of 0 would name a place twice.
     bridges = np.maximum(distances - 1, 0) // _LARGEST_GAP
@@ -114,7 +121,13 @@ def gaps(flat: Array, builder: Builder) -> str:
     values[own] = flat[places]
     numbers = builder.node("Cast", builder.constant(steps), to=TensorProto.INT32)
     found = builder.node("CumSum", numbers, builder.shared(np.array(0)))
-    return builder.node("ScatterElements", zeros, found, builder.constant(values))
+    return builder.node("ScatterElements", nothing(flat, builder), found, builder.constant(values))
+
+
+def nothing(flat: Array, builder: Builder) -> str:
+    """Write a flat tensor of zeros alone."""
+    zero = numpy_helper.from_array(np.zeros(1, flat.dtype))
+    return builder.node("ConstantOfShape", builder.shared(np.array([flat.size])), value=zero)
 
 
 def planes(flat: Array, builder: Builder) -> str:
@@ -123,34 +136,51 @@ def planes(flat: Array, builder: Builder) -> str:
     count = (2 * top).bit_length()
     shifted = (flat.astype(np.int64) + top).astype(np.uint8)
     bits = np.stack([np.packbits((shifted >> k) & 1, bitorder="little") for k in range(count)])[:, :, None]
-    single = builder.node(
-        "BitwiseAnd", builder.constant(bits), builder.shared(2 ** np.arange(8, dtype=np.uint8))
-    )
-    # By way of bool: 128 has to become 1.
-    numbers = builder.node("Cast", builder.node("Cast", single, to=TensorProto.BOOL), to=TensorProto.INT32)
+    numbers = _single_bits(builder.constant(bits), builder)
     rows = builder.node("Reshape", numbers, builder.shared(np.array([count, -1])))
     weighed = builder.node("Mul", rows, builder.shared(2 ** np.arange(count, dtype=np.int32)[:, None]))
     added = builder.node("ReduceSum", weighed, builder.shared(np.array([0])), keepdims=0)
     moved = builder.node("Sub", added, builder.shared(np.array(top, np.int32)))
     dense = builder.node("Cast", moved, to=helper.np_dtype_to_tensor_dtype(flat.dtype))
-    if flat.size % 8:
-        dense = builder.node(
-            "Slice", dense, builder.shared(np.array([0])), builder.shared(np.array([flat.size]))
-        )
-    return dense
+    return _cut(dense, flat, builder) if flat.size % 8 else dense
+
+
+def _bits_of_values(flat: Array, builder: Builder) -> str:
+    """Return for each weight, and up to seven more, whether it has a value, as int32 ``(n,)``."""
+    bits = builder.constant(np.packbits(flat != 0, bitorder="little")[:, None])
+    return builder.node("Reshape", _single_bits(bits, builder), builder.shared(np.array([-1])))
+
+
+def _single_bits(bytes_: str, builder: Builder) -> str:
+    """Return the bits of bytes ``(…, 1)`` as int32 numbers ``(…, 8)``, the lowest first.
+
+    By division, which every runtime folds; OpenVINO does not fold operators on bits.
+    """
+    numbers = builder.node("Cast", bytes_, to=TensorProto.INT32)
+    moved = builder.node("Div", numbers, builder.shared(2 ** np.arange(8, dtype=np.int32)))
+    return builder.node("Mod", moved, builder.shared(np.array(2, np.int32)))
+
+
+def _cut(dense: str, flat: Array, builder: Builder) -> str:
+    """Return as many of the first values as the tensor has."""
+    ends = builder.shared(np.array([0])), builder.shared(np.array([flat.size]))
+    return builder.node("Slice", dense, *ends)
 
 
 CODES: tuple[Code, ...] = (bitmask, gaps)
+# OpenVINO folds places but no running sums, onnxruntime the other way round.
+FOR_OPENVINO: tuple[Code, ...] = (scattered,)
 
 
-def pack(proto: onnx.ModelProto) -> onnx.ModelProto:
+def pack(proto: onnx.ModelProto, codes: Sequence[Code] = CODES) -> onnx.ModelProto:
     """Store, in place, every tensor packed that gets smaller so.
 
     The rebuilt tensors are equal to those before; only a zero with a sign becomes a plain one.
 
     Args:
-        proto: A finished graph, whose internal names are short already. One whose operators are older than BitwiseAnd
-            (version 18) stays as it is.
+        proto: A finished graph, whose internal names are short already. One whose operators are older than version 18
+            stays as it is.
+        codes: Codes of tensors with zeros.
 
     Returns:
         The same graph.
@@ -164,7 +194,7 @@ def pack(proto: onnx.ModelProto) -> onnx.ModelProto:
     shared: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     for tensor in list(graph.initializer):
-        best = _shortest(tensor, lambda: next(free), shared)
+        best = _shortest(tensor, lambda: next(free), shared, codes)
         if best is not None:
             graph.initializer.remove(tensor)
             graph.initializer.extend(best.constants)
@@ -178,13 +208,17 @@ def pack(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _shortest(
-    tensor: onnx.TensorProto, name: Callable[[], str], shared: dict[str, onnx.TensorProto]
+    tensor: onnx.TensorProto,
+    name: Callable[[], str],
+    shared: dict[str, onnx.TensorProto],
+    sparse: Sequence[Code],
 ) -> Builder | None:
     """Return what rebuilds a tensor in the fewest bytes; None where the tensor itself has fewer."""
     values = numpy_helper.to_array(tensor)
     if str(values.dtype) not in _TYPES or not values.size:
         return None
-    codes = list(CODES) if (values == 0).any() else []
+    zeros = values == 0
+    codes = [nothing] if zeros.all() else list(sparse) if zeros.any() else []
     # Below 64 seven bits or fewer hold a value and its sign.
     if values.dtype == np.int8 and 0 < np.abs(values.astype(np.int64)).max() < 64:
         codes.append(planes)

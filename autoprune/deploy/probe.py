@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoprune.config import Target
-from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.registry import make_runtime
+from autoprune.deploy.runtime import Formats
 from autoprune.errors import AutopruneError
+from autoprune.target import Target
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ def probe(target: Target) -> Probe:
     notes, bits = [], []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            runtime = OnnxRuntime(target)
+            runtime = make_runtime(target)
             runtime.prepare(model, example[:2])
             for width, layers in ((32, []), (8, ["0", "3"])):
                 path = Path(folder) / f"{width}.onnx"
-                executed = runtime.build(model, path, int8_layers=layers, calibration=[example]).executed
+                executed = runtime.build(model, path, Formats(int8=layers), [example]).executed
                 notes.append(f"{width} bit: {executed.int8_layers} of {executed.layers} layers in int8")
                 if executed.int8_layers == len(layers):
                     bits.append(width)

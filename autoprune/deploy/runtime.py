@@ -1,9 +1,9 @@
-"""The contract of every runtime, and the artifact that it makes."""
+"""The contract of every runtime, what it is asked for, and the artifact that it makes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.measure.record import Executed
+from autoprune.target import Target
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,50 @@ class StoredWeight:
     """How a layer's weight is stored.
 
     Attributes:
-        bits: 2 to 8 for integers, 16 for float16.
-        codes: The integers, int8 of the weight's shape; the network's weight is these times one scale for each output
-            channel. None for float16.
+        bits: 2 to 8 for integers, 16 for float16 or bfloat16.
+        codes: The integers, int8 of the weight's shape. None for 16 bits.
+        scales: The network's weight is the codes times these, ``(out, blocks)``, the features of each output channel in
+            equal blocks one after another; None where there is one scale for each output channel, which then follows
+            from weight and codes.
+        bfloat16: Whether 16 bits are bfloat16, else float16.
     """
 
     bits: int
     codes: NDArray[np.int8] | None = None
+    scales: NDArray[np.float32] | None = None
+    bfloat16: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of each output channel's features that have scales of their own."""
+        return 1 if self.scales is None else int(self.scales.shape[1])
+
+
+@dataclass(frozen=True)
+class Formats:
+    """The number formats that a candidate's layers are asked to run in; layers that are not named run in float.
+
+    Attributes:
+        int8: Layers whose weights are integers and whose inputs become 8 bits over ranges from calibration.
+        dynamic: Linear layers whose inputs become 8 bits over the range of each inference instead.
+        int16: Layers whose weights are integers and whose inputs become 16 bits over ranges from calibration.
+        weights: How weights are stored that are not left to the runtime's quantizer.
+        packed: Whether weights with many zeros are stored packed, where the runtime executes the same then.
+        ranges: Ranges of inputs by layer that are taken instead of calibration's, lowest and highest value.
+    """
+
+    int8: Collection[str] = ()
+    dynamic: Collection[str] = ()
+    int16: Collection[str] = ()
+    weights: Mapping[str, StoredWeight] = field(default_factory=dict)
+    packed: bool = False
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Runtime(Protocol):
     """A deployment runtime."""
+
+    target: Target
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Learn the dense network's graph once, so that candidates need only their weights put in.
@@ -60,27 +94,18 @@ class Runtime(Protocol):
         ...
 
     def build(
-        self,
-        model: nn.Module,
-        path: Path,
-        *,
-        int8_layers: Collection[str],
-        calibration: Sequence[Tensor],
-        packed: bool = False,
-        weights: Mapping[str, StoredWeight] | None = None,
+        self, model: nn.Module, path: Path, formats: Formats, calibration: Sequence[Tensor]
     ) -> Artifact:
         """Write the model file of a candidate and check it against the network.
 
         Args:
             model: The candidate: the dense network with fewer channels, in eval mode.
             path: File to write.
-            int8_layers: Layers whose weights and inputs become int8.
-            calibration: Batches of inputs from which int8 ranges are taken.
-            packed: Whether weights with many zeros are stored packed, where the runtime executes the same then.
-            weights: Layers whose weights are stored in fewer bits than they are computed with; packed, too.
+            formats: What its layers are to run in.
+            calibration: Batches of inputs from which ranges of inputs are taken.
 
         Raises:
-            ExportError: If the file's outputs differ from the network's.
+            ExportError: If the file's outputs differ from the network's, or the runtime has no such format.
         """
         ...
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from autoprune.deploy.shrink import drop_unused
 from autoprune.errors import ExportError
 
+# The first with inputs of 16 bits in its quantizing operators.
+_OPSET = 21
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Operators that the optimiser folds a BatchNorm into, with the axis of outputs in their weight.
 _FOLDING = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
@@ -193,6 +195,7 @@ def _export(model: nn.Module, example: Tensor, *, free_batch: bool) -> Any:
                 dynamic_shapes=shapes,
                 optimize=False,
                 verbose=False,
+                opset_version=_OPSET,
                 input_names=["input"],
                 output_names=["output"],
                 external_data=False,

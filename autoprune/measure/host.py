@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from autoprune.config import usable_cores
+from autoprune.target import usable_cores
 
 # Instructions that decide which kernels a runtime picks.
 _FLAGS = (
@@ -30,6 +30,10 @@ _PACKAGES = (
     "torchvision",
     "onnx",
     "onnxruntime",
+    "openvino",
+    "executorch",
+    "tensorrt",
+    "torchao",
     "onnxscript",
     "optuna",
 )

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import autoprune
-from autoprune.config import Target
 from autoprune.errors import TrialError
 from autoprune.measure.lock import is_locked
 from autoprune.measure.record import Latency
 from autoprune.measure.stats import median_ratio_interval, percentile_or_none
+from autoprune.target import Target
 
 # Waiting for another measurement's lock counts, so this is generous.
 _TIMEOUT_S = 1800.0
@@ -111,8 +111,7 @@ def measure_front(
         "kind": "latency",
         "models": [str(path) for path in candidates],
         "dense": str(dense),
-        "threads": target.threads,
-        "batch": target.batch,
+        "target": target.model_dump(mode="json"),
         "input_shape": list(input_shape),
         "sessions": protocol.sessions,
         "rounds": protocol.rounds,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import onnx
-
-from autoprune.config import Target
-from autoprune.deploy.onnxruntime import executed_graph, executed_layers
+from autoprune.deploy.owners import layers_of_nodes
+from autoprune.deploy.session import NodeTime
 from autoprune.measure.latency import run_worker
+from autoprune.target import Target
 
 # The runtime's profiler writes a line for every node of every run, so it is not let run for long.
 _RUNS = 150
@@ -35,7 +34,7 @@ def layer_seconds(
 
     Returns:
         For each model the seconds by layer, beyond those of nodes that do nothing; what comes before the first layer
-        has an empty name.
+        has an empty name. Nothing for a runtime that does not tell the times of its nodes.
 
     Raises:
         TrialError: If the measuring process fails.
@@ -43,24 +42,22 @@ def layer_seconds(
     job = {
         "kind": "nodes",
         "models": [str(path) for path in models],
-        "threads": target.threads,
-        "batch": target.batch,
+        "target": target.model_dump(mode="json"),
         "input_shape": list(input_shape),
         "runs": _RUNS,
         "limit_s": _RUN_S,
     }
-    found = []
-    for path, nodes in zip(models, run_worker(job, timeout_s)["nodes"], strict=True):
-        executed = executed_graph(str(path), target.threads)
-        owners = executed_layers(onnx.load(path).graph, executed, layers)
+    found: list[dict[str, float]] = []
+    for path, told in zip(models, run_worker(job, timeout_s)["nodes"], strict=True):
+        if told is None:
+            found.append({})
+            continue
+        nodes = [NodeTime(each["name"], each["operator"], (each["seconds"],)) for each in told]
+        owners = layers_of_nodes(path, nodes, layers, target)
         # The profiler's own time is in every event: it is what the node takes that does next to nothing.
-        shortest_s = min((node["seconds"] for node in nodes), default=0.0)
-        # Nodes without a name are numbered anew in each session; both lists are in the order of execution.
-        alike = [node["operator"] for node in nodes] == [node.op_type for node in executed.node]
-        by_name = {node.name: owner for node, owner in zip(executed.node, owners, strict=True)}
+        shortest_s = min((node.durations_s[0] for node in nodes), default=0.0)
         seconds: dict[str, float] = {}
-        for place, node in enumerate(nodes):
-            layer = owners[place] if alike else by_name.get(node["name"], "")
-            seconds[layer] = seconds.get(layer, 0.0) + node["seconds"] - shortest_s
+        for layer, node in zip(owners, nodes, strict=True):
+            seconds[layer] = seconds.get(layer, 0.0) + node.durations_s[0] - shortest_s
         found.append(seconds)
     return found

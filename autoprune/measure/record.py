@@ -57,7 +57,10 @@ class Executed(BaseModel):
         int8_layers: Those that run in int8.
         asked_int8: Those that the recipe asked to run in int8.
         operators: Count of nodes by operator in the optimised graph.
-        not_as_asked: Layers that were to run in int8 and do not.
+        not_as_asked: Layers that run in something else than was asked for.
+        asked: Count of layers by what they were to run in, such as ``int8``, ``4 bit weights`` or ``float32``.
+        ran: Count of layers by what they run in.
+        reasons: By layer of ``not_as_asked`` what became of it.
         stored_layers: Count of layers by the bit-width of their weights' values, where that is not the one they are
             computed with by default: 32 in float, 8 in int8. They are stored so wherever that makes the file smaller.
     """
@@ -69,7 +72,15 @@ class Executed(BaseModel):
     asked_int8: int
     operators: dict[str, int]
     not_as_asked: tuple[str, ...] = ()
+    asked: dict[str, int] = {}
+    ran: dict[str, int] = {}
+    reasons: dict[str, str] = {}
     stored_layers: dict[str, int] = {}
+
+    @property
+    def as_asked(self) -> float:
+        """Share of the layers that run as asked, in ``[0, 1]``; those outside of the network's layers count too."""
+        return 1.0 - len(self.not_as_asked) / max(1, self.layers)
 
 
 class Measurement(BaseModel):

@@ -1,7 +1,7 @@
 """The process that times model files: alone under a machine-wide lock, everything interleaved.
 
 Run as ``python -m autoprune.measure.worker`` with a job as JSON on the standard input; the result is JSON on the
-standard output. It loads onnxruntime and NumPy, never torch.
+standard output. It loads the target's runtime and NumPy, and torch only where that is the runtime.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ import json
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+from numpy.typing import NDArray
 
-from autoprune.deploy.session import session_options
+from autoprune.deploy.session import node_times, open_session
 from autoprune.measure.lock import lock_machine
 from autoprune.measure.stats import spread, trimmed_mean
+from autoprune.target import Target
 
 _LEAST_ROUNDS = 3
-_KERNEL = "_kernel_time"
 
 
 class Runner:
@@ -32,33 +31,14 @@ class Runner:
 
     Args:
         path: Model file.
-        threads: Threads of one inference.
-        batch: Examples in one inference.
-        input_shape: Shape of one example.
-        options: Of the session; the usual ones if not given.
+        job: Target and shape of one example.
     """
 
-    def __init__(
-        self,
-        path: str,
-        threads: int,
-        batch: int,
-        input_shape: list[int],
-        options: ort.SessionOptions | None = None,
-    ) -> None:
-        options = options or session_options(threads)
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        inputs = self.session.get_inputs()[0]
-        size = inputs.shape[0] if isinstance(inputs.shape[0], int) else batch
-        generator = np.random.default_rng(0)
-        self.feed = {inputs.name: generator.standard_normal((size, *input_shape), dtype=np.float32)}
+    def __init__(self, path: str, job: dict[str, Any]) -> None:
+        target = target_of(job)
+        session = open_session(target, Path(path))
+        self.once_s = session.timer(inputs_of(job, session.fixed_batch or target.batch))
         self.runs = 1
-
-    def once_s(self) -> float:
-        """Run one inference and return its seconds."""
-        begun = time.perf_counter_ns()
-        self.session.run(None, self.feed)
-        return (time.perf_counter_ns() - begun) / 1e9
 
     def warm_up(self, seconds: float, block_s: float) -> None:
         """Run for ``seconds`` and choose how many runs make a block of ``block_s``."""
@@ -79,11 +59,11 @@ def main() -> None:
     """Read a job, measure, write the result."""
     job: dict[str, Any] = json.load(sys.stdin)
     with lock_machine(job.get("lock")):
-        pin(job["threads"])
+        pin(target_of(job).threads)
         if job["kind"] == "memory":
             result: dict[str, Any] = {"memory_bytes": memory_bytes(job)}
         elif job["kind"] == "nodes":
-            result = {"nodes": [node_times(path, job) for path in job["models"]]}
+            result = {"nodes": [times_of_nodes(path, job) for path in job["models"]]}
         else:
             result = measure(job)
     json.dump(result, sys.stdout)
@@ -130,7 +110,7 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
     dense: list[float] = []
     for _ in range(job["sessions"]):
         order = generator.permutation(len(paths))
-        opened = {i: Runner(paths[i], job["threads"], job["batch"], job["input_shape"]) for i in order}
+        opened = {i: Runner(paths[i], job) for i in order}
         runners = [opened[i] for i in range(len(paths))]
         for runner in runners:
             runner.warm_up(job["warmup_s"] / len(runners), job["block_s"])
@@ -169,36 +149,41 @@ def memory_bytes(job: dict[str, Any]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak, see proc(5)
     except OSError:
         return None
-    runner = Runner(job["models"][0], job["threads"], job["batch"], job["input_shape"])
+    runner = Runner(job["models"][0], job)
     for _ in range(3):
         runner.once_s()
     after = _status_kib("VmHWM")
     return None if before is None or after is None else max(0, after - before) * 1024
 
 
-def node_times(path: str, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return name, operator and seconds of the nodes in the order of execution, by the runtime's own profiler."""
-    with tempfile.TemporaryDirectory(prefix="autoprune-nodes-") as folder:
-        options = session_options(job["threads"])
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "run")
-        runner = Runner(path, job["threads"], job["batch"], job["input_shape"], options)
-        begun = time.perf_counter()
-        for _ in range(job["runs"]):
-            runner.once_s()
-            if time.perf_counter() - begun > job["limit_s"]:
-                break
-        events = json.loads(Path(runner.session.end_profiling()).read_text(encoding="utf-8"))
-    durations: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            node = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
-            durations.setdefault(node, []).append(event["dur"] / 1e6)
-    return [
-        # The first run is cold.
-        {"name": name, "operator": operator, "seconds": trimmed_mean(np.array(seen[1:] or seen))}
-        for (name, operator), seen in durations.items()
-    ]
+def times_of_nodes(path: str, job: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Return name, operator and seconds of the nodes in the order of execution; None where the runtime is silent."""
+    target = target_of(job)
+    inputs = inputs_of(job, open_session(target, Path(path)).fixed_batch or target.batch)
+    found = node_times(target, Path(path), inputs, job["runs"], job["limit_s"])
+    return (
+        None
+        if found is None
+        else [
+            {
+                "name": node.name,
+                "operator": node.operator,
+                "seconds": trimmed_mean(np.array(node.durations_s)),
+            }
+            for node in found
+        ]
+    )
+
+
+def target_of(job: dict[str, Any]) -> Target:
+    """Return the target of a job."""
+    return Target.model_validate(job["target"])
+
+
+def inputs_of(job: dict[str, Any], batch: int) -> NDArray[np.float32]:
+    """Return inputs of one inference."""
+    generator = np.random.default_rng(0)
+    return generator.standard_normal((batch, *job["input_shape"]), dtype=np.float32)
 
 
 def _status_kib(field: str) -> int | None:

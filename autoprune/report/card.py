@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autoprune.measure.record import Capability
 from autoprune.report.view import (
@@ -132,22 +134,26 @@ def _method(view: StudyView, record: TrialRecord) -> str:
             f"- host: {_cell(host_text(view.host))}",
             "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
             " its interval a bootstrap",
-            *(_session_lines() if mixed else []),
+            *_session_lines(view.settings, mixed),
             "- capability: the exported file run in the target's runtime, not the network that it was made from",
             f"- study: {len(view.records)} trials in {duration(view.spent_s)}, seed {view.settings.get('seed', '?')}",
         ]
     )
 
 
-def _session_lines() -> list[str]:
-    """Say how a session has to be opened for a file with float layers among int8 ones."""
-    from autoprune.deploy.session import SESSION_ENTRIES  # loads the runtime
+def _session_lines(settings: Mapping[str, Any], mixed: bool) -> list[str]:
+    """Say how a session has to be opened; for onnxruntime where float layers are among int8 ones."""
+    from autoprune.deploy.session import opening  # loads the runtime
+    from autoprune.target import Target
 
-    entries = ", ".join(f"`{key}` = `{value}`" for key, value in SESSION_ENTRIES.items())
-    return [
-        f"- session: opened with the entry {entries}; without it onnxruntime runs the float layers between int8 ones"
-        " in int8 as well, with another accuracy and latency"
-    ]
+    target = Target.model_construct(**{**Target().model_dump(), **settings.get("target", {})})
+    if not target.facts.installed or (target.runtime == "onnxruntime" and not mixed):
+        return []
+    entries = ", ".join(f"`{key}` = `{value}`" for key, value in opening(target).items())
+    why = "left to itself the runtime computes otherwise, with other figures"
+    if target.runtime == "onnxruntime":
+        why = "without it onnxruntime runs the float layers between int8 ones in int8 as well"
+    return [f"- session: opened with {entries}; {why}"]
 
 
 def _recipe(view: StudyView, record: TrialRecord) -> str:

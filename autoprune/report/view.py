@@ -268,7 +268,10 @@ def target_text(settings: dict[str, Any]) -> str:
     if not isinstance(target, dict):
         return str(target or "unknown")
     threads, batch = target.get("threads", "?"), target.get("batch", "?")
-    return f"{target.get('runtime', '?')} on {target.get('device', '?')}, threads {threads}, batch {batch}"
+    text = f"{target.get('runtime', '?')} on {target.get('device', '?')}, threads {threads}, batch {batch}"
+    text += f", {target['precision']}" if "precision" in target else ""
+    text += f", {target['input_size']} pixels" if target.get("input_size") else ""
+    return text + (", compiled" if target.get("compile") else "")
 
 
 def host_text(host: dict[str, Any]) -> str:
@@ -285,6 +288,7 @@ def host_text(host: dict[str, Any]) -> str:
     if host.get("system"):
         parts.append(str(host["system"]))
     versions = host.get("versions")
-    if isinstance(versions, dict) and versions.get("onnxruntime"):
-        parts.append(f"onnxruntime {versions['onnxruntime']}")
+    if isinstance(versions, dict):
+        known = [name for name in ("onnxruntime", "openvino") if versions.get(name)]
+        parts += [f"{name} {versions[name]}" for name in known]
     return ", ".join(parts)

@@ -26,8 +26,8 @@ from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
-from autoprune.deploy.onnxruntime import OnnxRuntime
-from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.registry import make_runtime
+from autoprune.deploy.runtime import Artifact, Formats, Runtime
 from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
@@ -135,7 +135,7 @@ class Bench:
     statistics: LayerStatistics
     calibration: list[tuple[Tensor, Tensor]]
     stream: TeacherStream
-    runtime: OnnxRuntime
+    runtime: Runtime
     device: torch.device
     dense: Artifact | None = None
     timings: Timings = field(default_factory=Timings)
@@ -170,7 +170,7 @@ class Bench:
         statistics = collect_statistics(
             workload.model, groups, calibration, gradients=gradients, loss=workload.loss
         )
-        runtime = OnnxRuntime(config.target)
+        runtime = make_runtime(config.target)
         runtime.prepare(workload.model, calibration[0][0][:2])
         by_gradient = gradients if by_gradient is None else by_gradient
         return cls(
@@ -283,10 +283,12 @@ class Bench:
         return self.runtime.build(
             model,
             folder / MODEL_FILE,
-            int8_layers=with_factors(model, int8_layers(recipe, self.groups)),
-            calibration=calibration,
-            packed=recipe.masks,
-            weights=weights,
+            Formats(
+                int8=with_factors(model, int8_layers(recipe, self.groups)),
+                packed=recipe.masks,
+                weights=weights,
+            ),
+            calibration,
         )
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:

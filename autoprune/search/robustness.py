@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from autoprune.config import StudyConfig, make_config
-from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.registry import make_runtime
 from autoprune.errors import UsageError
 from autoprune.measure.record import Robustness
 from autoprune.measure.robustness import measure_robustness
@@ -36,7 +36,7 @@ def file_robustness(path: Path, data: Data, config: StudyConfig, listener: Liste
     Raises:
         UsageError: If the data are no images in 0..1.
     """
-    runtime = OnnxRuntime(config.target)
+    runtime = make_runtime(config.target)
 
     def predict(batches: Iterator[Tensor]) -> Tensor:
         return runtime.predict(path, batches)

@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoprune.deploy.onnxruntime import OnnxRuntime
-from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import AutopruneError, ExportError, TrialError
 from autoprune.measure.capability import score
 from autoprune.measure.cost import count_macs, count_params, size_bytes
@@ -87,7 +86,7 @@ def evaluate(bench: Bench, artifact: Artifact, split: Split) -> Capability:
     return evaluate_file(bench.runtime, artifact.path, split, bench.workload.metric)
 
 
-def evaluate_file(runtime: OnnxRuntime, path: Path, split: Split, metric: Metric) -> Capability:
+def evaluate_file(runtime: Runtime, path: Path, split: Split, metric: Metric) -> Capability:
     """Score an exported model file on ``split``, the same way for a search and for ``autoprune measure``."""
     targets: list[Tensor] = []
 

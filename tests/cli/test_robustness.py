@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autoprune.cli.main import main
 from autoprune.config import StudyConfig, make_config
 from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Formats
 from autoprune.naming import StudyPaths
 from autoprune.search import robustness as searched
 from autoprune.search.bench import RECIPE_FILE
@@ -65,9 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runtime = OnnxRuntime(config.target)
     runtime.prepare(Templates(means, None).eval(), means[:2])
     for name, blind in (("dense", None), ("blind", 3)):
-        runtime.build(
-            Templates(means, blind).eval(), folder / f"{name}.onnx", int8_layers=[], calibration=[means]
-        )
+        runtime.build(Templates(means, blind).eval(), folder / f"{name}.onnx", Formats(), [means])
     patch.undo()
     return folder
 

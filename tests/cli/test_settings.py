@@ -13,7 +13,7 @@ from autoprune.naming import StudyPaths
 
 @pytest.fixture(autouse=True)
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoprune.config.usable_cores", lambda: 64)
+    monkeypatch.setattr("autoprune.target.usable_cores", lambda: 64)
 
 
 def test_words_win_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ from autoprune.compress.lowrank import (
 )
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import kept_channels, prune
-from autoprune.config import Target
 from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Formats
 from autoprune.errors import CompressionError
 from autoprune.measure.cost import count_macs, count_params
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import GroupChoice, Recipe, uniform_recipe
+from autoprune.target import Target
 from tests.compress.networks import Plain
 
 
@@ -261,17 +262,17 @@ def test_both_layers_are_exported_in_int8_and_no_dense_weight_is(tmp_path: Path)
             weight.copy_((second @ first).reshape(weight.shape))
     runtime = OnnxRuntime(Target())
     runtime.prepare(model, x[:2])
-    dense = runtime.build(model, tmp_path / "dense.onnx", int8_layers=[], calibration=[x])
+    dense = runtime.build(model, tmp_path / "dense.onnx", Formats(), [x])
     groups = groups_of(model)
     recipe = Recipe(groups={name: GroupChoice(rank_ratio=0.85) for name in ("conv1", "conv2")}, width=4)
     made = deepcopy(model)
     found = factorise(made, groups, recipe, x[:2], kept_inputs={}, statistics=None, refreshed=False)
     assert dict(found.ranks) == {"conv1": 4, "conv2": 4}
     torch.testing.assert_close(made(x), model(x), rtol=1e-3, atol=1e-4)
-    plain = runtime.build(made, tmp_path / "plain.onnx", int8_layers=[], calibration=[x])
+    plain = runtime.build(made, tmp_path / "plain.onnx", Formats(), [x])
     assert plain.parity_error < 1e-3
     assert plain.path.stat().st_size < 0.8 * dense.path.stat().st_size
     asked = with_factors(made, ["conv1", "conv2"])
-    int8 = runtime.build(made, tmp_path / "int8.onnx", int8_layers=asked, calibration=[x])
+    int8 = runtime.build(made, tmp_path / "int8.onnx", Formats(int8=asked), [x])
     assert int8.executed.asked_int8 == int8.executed.int8_layers == 4
     assert int8.path.stat().st_size < plain.path.stat().st_size

@@ -10,10 +10,11 @@ import torchvision
 from torch import nn
 
 from autoprune.compress.blocks import take_out
-from autoprune.config import Target
-from autoprune.deploy import onnxruntime as module
+from autoprune.deploy import onnx_file as module
 from autoprune.deploy import template
 from autoprune.deploy.onnxruntime import OnnxRuntime
+from autoprune.deploy.runtime import Formats
+from autoprune.target import Target
 from autoprune.workloads.cifar_resnet import cifar_resnet
 
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -46,14 +47,14 @@ def test_a_network_without_blocks_is_built_from_the_dense_graph(
     runtime = OnnxRuntime(Target())
     runtime.prepare(dense, IMAGES[:2])
     alone = exports(monkeypatch)
-    whole = runtime.build(dense, tmp_path / "dense.onnx", int8_layers=[], calibration=[IMAGES])
+    whole = runtime.build(dense, tmp_path / "dense.onnx", Formats(), [IMAGES])
     smaller = cifar_resnet("cifar_resnet20").eval()
     smaller.load_state_dict(dense.state_dict())
     for block in ("layer1.1", "layer3.2"):
         take_out(smaller, block)
     layers = [n for n, m in smaller.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     artifact = runtime.build(
-        smaller, tmp_path / "smaller.onnx", int8_layers=layers if bits == 8 else [], calibration=[IMAGES]
+        smaller, tmp_path / "smaller.onnx", Formats(int8=layers if bits == 8 else []), [IMAGES]
     )
     assert alone == []
     assert artifact.executed.layers == whole.executed.layers - 4
@@ -82,9 +83,7 @@ def test_a_block_that_the_graph_does_not_show_is_exported_once_for_all_candidate
     smaller.load_state_dict(dense.state_dict())
     take_out(smaller, "encoder.layers.encoder_layer_1")
     for number in range(2):
-        artifact = runtime.build(
-            smaller, tmp_path / f"{number}.onnx", int8_layers=[], calibration=[IMAGES[:8]]
-        )
+        artifact = runtime.build(smaller, tmp_path / f"{number}.onnx", Formats(), [IMAGES[:8]])
         outputs = runtime.predict(artifact.path, [IMAGES[:4]])
         torch.testing.assert_close(outputs, smaller(IMAGES[:4]).detach(), rtol=1e-3, atol=1e-3)
     assert len(alone) <= 1

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoprune.config import Target
-from autoprune.deploy import onnxruntime as module
+from autoprune.deploy import onnx_file as module
 from autoprune.deploy.onnxruntime import OnnxRuntime
-from autoprune.deploy.runtime import Artifact
-from autoprune.deploy.session import session_options
+from autoprune.deploy.runtime import Artifact, Formats
+from autoprune.deploy.sessions.onnxruntime import session_options
 from autoprune.deploy.template import export_fresh, fixed_batch
 from autoprune.measure.cost import count_macs
+from autoprune.target import Target
 
 Build = Callable[[], nn.Module]
 IMAGE, SEQUENCE = (3, 8, 8), (5, 8)
@@ -143,7 +143,7 @@ def deployed(build: Build, shape: tuple[int, ...], path: Path, asked: list[str],
     runtime = OnnxRuntime(Target(batch=batch))
     runtime.prepare(prepared(build, 0), inputs[:2])
     model = prepared(build, 1)
-    artifact = runtime.build(model, path, int8_layers=asked, calibration=[inputs])
+    artifact = runtime.build(model, path, Formats(int8=asked), [inputs])
     with torch.no_grad():
         torch.testing.assert_close(
             runtime.predict(path, [inputs]), model(inputs), rtol=1e-3, atol=1e-3 if not asked else 0.2
@@ -171,9 +171,7 @@ def test_a_candidate_of_another_topology_is_exported_by_itself(tmp_path: Path, e
     inputs = torch.randn(4, 3, 8, 8)
     runtime = OnnxRuntime(Target())
     runtime.prepare(prepared(grouped, 0), inputs[:2])
-    artifact = runtime.build(
-        prepared(transposed, 0), tmp_path / "m.onnx", int8_layers=[], calibration=[inputs]
-    )
+    artifact = runtime.build(prepared(transposed, 0), tmp_path / "m.onnx", Formats(), [inputs])
     assert artifact.parity_error < 1e-3
     assert exports == [1]
 
@@ -231,7 +229,7 @@ def test_a_graph_of_another_forward_is_not_taken_from_the_cache(tmp_path: Path) 
         runtime = OnnxRuntime(Target())
         runtime.prepare(model, inputs[:2])
         path = tmp_path / "m.onnx"
-        assert runtime.build(model, path, int8_layers=[], calibration=[inputs]).parity_error < 1e-5
+        assert runtime.build(model, path, Formats(), [inputs]).parity_error < 1e-5
 
 
 def test_attention_is_counted() -> None:

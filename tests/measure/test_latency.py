@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from autoprune.config import Target
 from autoprune.errors import TrialError
 from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency, run_worker
 from autoprune.measure.lock import is_locked, lock_machine
+from autoprune.target import Target
 
 QUICK = LatencyProtocol(
     processes=2, sessions=1, rounds=5, block_s=0.001, warmup_s=0.01, limit_s=1.0, repeats=0
@@ -71,7 +71,7 @@ def test_it_waits_while_another_measurement_holds_the_lock(
     path = network(tmp_path / "a.onnx", 8)
     lock = tmp_path / "lock"
     job = {
-        "kind": "latency", "models": [str(path)], "dense": str(path), "threads": 1, "batch": 1, "input_shape": [8],
+        "kind": "latency", "models": [str(path)], "dense": str(path), "target": {}, "input_shape": [8],
         "sessions": 1, "rounds": 7, "block_s": 0.001, "warmup_s": 0.01,
         "limit_s": 1.0, "repeats": 0, "noise_limit": 1.0, "seed": 0,
         "lock": str(lock),

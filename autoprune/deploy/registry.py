@@ -1,0 +1,23 @@
+"""Runtimes by the name of a target."""
+
+from __future__ import annotations
+
+from autoprune.deploy.runtime import Runtime
+from autoprune.target import Target
+
+
+def make_runtime(target: Target) -> Runtime:
+    """Return the runtime that a target names.
+
+    Raises:
+        UsageError: If it is not installed here; with the line that installs it.
+    """
+    target.check_installed()
+    # Each loads a library that others may lack.
+    if target.runtime == "openvino":
+        from autoprune.deploy.openvino import OpenVino
+
+        return OpenVino(target)
+    from autoprune.deploy.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(target)
