@@ -45,7 +45,9 @@ from autoprune.space.recipe import (
 from autoprune.space.schedule import Schedule
 from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
-from autoprune.study.front import dense_number
+from autoprune.study.elsewhere import seen_on
+from autoprune.study.front import dense_number, dense_record
+from autoprune.study.robustness import content_of
 from autoprune.study.store import StudyStore
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
@@ -54,25 +56,33 @@ from autoprune.workloads.workload import TOP1, Workload, load_workload
 DENSE_FILE = "dense.onnx"
 
 
-def export_point(study: str, trial: int, to: Path) -> Path:
+def export_point(study: str, trial: int, to: Path, target: str | None = None) -> Path:
     """Write the artifact of one trial into the folder ``to``.
 
     The folder gets the model file of the target, the weights as safetensors, the recipe, a card, and the
     dense network's model file, against which ``autoprune measure`` times it.
 
+    Args:
+        study: Name of the study.
+        trial: Number of a point.
+        to: Folder that gets the artifact; must be empty or absent.
+        target: One of the study's targets; the first if not given.
+
     Raises:
         UsageError: If ``to`` holds files already, or the trial has no artifact.
         StorageError: If the artifact is damaged; names the file.
     """
-    store = StudyStore.open(study)
+    own = StudyStore.open(study)
+    store = own if target is None else seen_on(own, target)
     record = store.record(trial)
     if record.state != "complete":
         raise UsageError(f"trial {trial} of study {study!r} has no artifact: it {record.state}")
-    source = artifact_folder(store.paths, record)
-    if not source.is_dir():
+    source, place = artifact_folder(own.paths, record), artifact_folder(store.paths, record)
+    if not place.is_dir():
         kept = sorted(path.name for path in store.paths.artifacts.glob("trial-*"))
+        there = f" for target {target!r}" if target is not None else ""
         raise UsageError(
-            f"trial {trial} of study {study!r} has no artifact: only points of the front keep theirs",
+            f"trial {trial} of study {study!r} has no artifact{there}: only points of the front keep theirs",
             f"`autoprune front {study}` lists them; kept here: {', '.join(kept) or 'none'}",
         )
     verify(source)
@@ -82,10 +92,13 @@ def export_point(study: str, trial: int, to: Path) -> Path:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_folder(to.parent)
-        for name in (MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE):
-            shutil.copy2(source / name, folder / name)
-        dense = dense_number(store.records()) or 0
-        shutil.copy2(store.paths.artifact(dense) / MODEL_FILE, folder / DENSE_FILE)
+        shutil.copy2(place / MODEL_FILE, folder / MODEL_FILE)
+        shutil.copy2(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+        content = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
+        content |= {"study": study, "trial": trial}
+        content["settings"] = {**content["settings"], "target": store.settings()["target"], "also": []}
+        (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+        shutil.copy2(_dense_folder(own, store) / MODEL_FILE, folder / DENSE_FILE)
         write_card(store, record, folder / "card.md")
         if to.exists():
             to.rmdir()
@@ -98,6 +111,16 @@ def export_point(study: str, trial: int, to: Path) -> Path:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
     return to
+
+
+def _dense_folder(own: StudyStore, seen: StudyStore) -> Path:
+    """Return the folder with the dense network's file for the target that the study is seen on."""
+    if seen is own:
+        return own.paths.artifact(dense_number(own.records()) or 0)
+    dense = dense_record(own.records())
+    if dense is None:
+        raise UsageError(f"study {own.paths.name!r} has not measured its dense network yet")
+    return artifact_folder(seen.paths, dense)
 
 
 def measure_artifact(
@@ -138,16 +161,23 @@ def measure_artifact(
         )
     return {
         "artifact": str(folder),
+        "study": content.get("study"),
+        "trial": content.get("trial"),
+        "target": config.target.spec,
+        "model_sha256": content_of(folder, model_path.name),
         "data": config.data,
         "same_data": loaded.fingerprint == content["data_fingerprint"],
+        "metric": capability.name,
         capability.name: capability.value,
         f"{capability.name}_ci": capability.ci,
         "examples": capability.examples,
         "latency_ms": latency.latency_ms,
         "latency_p95_ms": latency.latency_p95_ms,
+        "dense_latency_ms": latency.dense_ms,
         "latency_ratio": latency.ratio,
         "latency_ratio_ci": latency.ratio_ci,
         "latency_noisy": latency.noisy,
+        "samples": latency.samples,
         "size_bytes": model_path.stat().st_size,
         "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,
         "memory_bytes": memory_bytes,

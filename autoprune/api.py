@@ -10,9 +10,11 @@ from autoprune.clock import Clock, SystemClock
 from autoprune.config import StudyConfig, make_config
 from autoprune.errors import UsageError
 from autoprune.search.events import Listener, ignore
+from autoprune.study.elsewhere import seen_by, seen_on, targets_of
 from autoprune.study.front import FrontPoint, dense_record, front_points, pick_points, to_frame
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
+from autoprune.target import target_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,6 +80,34 @@ class Study:
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives."""
         return self._store.objectives
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Words of the targets that it is measured on, the one that the search decided by first."""
+        return targets_of(self._store.settings())
+
+    @property
+    def target(self) -> str:
+        """Word of the target that its figures are of."""
+        return target_word(self._store.settings().get("target", {}))
+
+    def on(self, target: str) -> Study:
+        """Return the study with the figures of one of its targets.
+
+        Raises:
+            UsageError: If it has no such target.
+        """
+        return Study(seen_on(self._store, target))
+
+    def measured_by(self, file: str | Path) -> Study:
+        """Return the study with figures that ``autoprune measure --json`` printed elsewhere of its exports.
+
+        Raises:
+            UsageError: If the file cannot be read, or is of another study.
+        """
+        from autoprune.study.measurements import read_measurements
+
+        return Study(seen_by(self._store, read_measurements(Path(file), self._store)))
 
     def records(self) -> list[TrialRecord]:
         """Return every trial, failed ones included."""

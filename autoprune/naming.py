@@ -13,6 +13,9 @@ from autoprune.errors import UsageError
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+# Folder inside of an artifact that holds the files of further targets.
+TARGETS_FOLDER = "targets"
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UsageError:
     """Build the error for a name that is not in a closed list.
@@ -78,15 +81,22 @@ def data_root() -> Path:
     return Path(given) if given else cache_root() / "data"
 
 
+def file_name_of(spec: str) -> str:
+    """Return the word of a target as it stands in names of files, such as ``openvino-bfloat16-threads2``."""
+    return spec.replace(":", "-").replace("=", "")
+
+
 @dataclass(frozen=True)
 class StudyPaths:
     """Every path of one study.
 
     Attributes:
         root: The study's folder, ``studies/<name>``.
+        target: Further target whose figures are meant, in the form of file names; empty for the study's first one.
     """
 
     root: Path
+    target: str = ""
 
     @classmethod
     def of(cls, name: str) -> StudyPaths:
@@ -148,12 +158,12 @@ class StudyPaths:
     @property
     def front_csv(self) -> Path:
         """The front as a table."""
-        return self.root / "front.csv"
+        return self._of_target("front", ".csv")
 
     @property
     def front_png(self) -> Path:
         """The front as a picture."""
-        return self.root / "front.png"
+        return self._of_target("front", ".png")
 
     @property
     def robustness(self) -> Path:
@@ -163,7 +173,18 @@ class StudyPaths:
     @property
     def report(self) -> Path:
         """The report page."""
-        return self.root / "report.html"
+        return self._of_target("report", ".html")
+
+    def on_target(self, spec: str) -> StudyPaths:
+        """Return the paths of what is told of a further target."""
+        return StudyPaths(self.root, file_name_of(spec))
+
+    def in_artifact(self, folder: Path) -> Path:
+        """Return the folder of the target's own files inside of an artifact's folder."""
+        return folder / TARGETS_FOLDER / self.target if self.target else folder
+
+    def _of_target(self, stem: str, ending: str) -> Path:
+        return self.root / f"{stem}-{self.target}{ending}" if self.target else self.root / f"{stem}{ending}"
 
 
 def study_folders() -> list[Path]:

@@ -18,6 +18,7 @@ Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
+_LATER = ("precision", "compile", "input_size")
 _GRAMMAR = "RUNTIME[:cuda][:bf16|f16][:compile][:threads=N][:batch=N][:input_size=N]"
 
 
@@ -135,23 +136,12 @@ class Target(BaseModel):
     @property
     def spec(self) -> str:
         """The target as one word that :func:`parse_target` reads."""
-        parts = [self.runtime]
-        if self.device != "cpu":
-            parts.append(self.device)
-        if self.precision != "float32":
-            parts.append(self.precision)
-        if self.compile:
-            parts.append("compile")
-        fresh = Target(runtime=self.runtime)
-        numbers = ("threads", "batch", "input_size")
-        own = {name: getattr(self, name) for name in numbers if getattr(self, name) != getattr(fresh, name)}
-        return ":".join([*parts, *(f"{name}={value}" for name, value in own.items())])
+        return target_word(self.model_dump())
 
     def content(self) -> dict[str, Any]:
         """Return the target as plain data; settings that came later are left out where they have their defaults."""
-        later = {"precision": "float32", "compile": False, "input_size": None}
         values = self.model_dump(mode="json")
-        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+        return {n: value for n, value in values.items() if n not in _LATER or value != _DEFAULTS[n]}
 
     def check_installed(self) -> None:
         """Refuse a runtime that is not here, before any work is done.
@@ -163,6 +153,9 @@ class Target(BaseModel):
             raise UsageError(
                 f"target {self.runtime!r} is not installed here", f"install it: {self.facts.install}"
             )
+
+
+_DEFAULTS: dict[str, Any] = {name: info.default for name, info in Target.model_fields.items()}
 
 
 def parse_target(text: str) -> dict[str, Any]:
@@ -190,6 +183,18 @@ def parse_target(text: str) -> dict[str, Any]:
         else:
             raise UsageError(f"target {text!r}: {part!r} is not understood; allowed: {_GRAMMAR}")
     return values
+
+
+def target_word(settings: Mapping[str, Any]) -> str:
+    """Return a target as one word, with what is not the default; the settings may be of a machine with other cores."""
+    parts = [str(settings.get("runtime", _DEFAULTS["runtime"]))]
+    words = ("device", "precision")
+    parts += [str(settings[n]) for n in words if settings.get(n, _DEFAULTS[n]) != _DEFAULTS[n]]
+    if settings.get("compile"):
+        parts.append("compile")
+    numbers = ("threads", "batch", "input_size")
+    own = {name: settings[name] for name in numbers if settings.get(name, _DEFAULTS[name]) != _DEFAULTS[name]}
+    return ":".join([*parts, *(f"{name}={value}" for name, value in own.items())])
 
 
 def given_target(value: object) -> object:

@@ -28,7 +28,9 @@ def show_front(study: Study, points: Sequence[FrontPoint] | None = None, *, json
     chosen = list(study.points() if points is None else points)
     dense = dense_record(study.records())
     if json:
-        print_json(front_object(study.name, dense, chosen))
+        print_json(
+            {**front_object(study.name, dense, chosen), "target": study.target, "targets": study.targets}
+        )
         return
     print_front(chosen, dense)
     if not chosen:

@@ -46,7 +46,9 @@ def gather(
     for word in overrides:
         _override(values, word)
     try:
-        return make_config(values)
+        config = make_config(values)
+        config.check_installed()
+        return config
     except UsageError as error:
         where = f" (settings of {file})" if file is not None else ""
         raise UsageError(error.message + where, error.hint) from None

@@ -30,6 +30,12 @@ def front(
     knee: Annotated[bool, typer.Option("--knee", help="only the point where the trade turns")] = False,
     json: options.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="print CSV")] = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="T", help="on this of the study's targets (the first)")
+    ] = None,
+    measurements: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="by what `measure --json` printed elsewhere")
+    ] = None,
     robustness: Annotated[
         bool, typer.Option("--robustness", help="on corrupted images, and of the worst class")
     ] = False,
@@ -40,10 +46,16 @@ def front(
     _exclude("--min-accuracy", min_accuracy, "--max-drop", max_drop)
     _exclude("--json", json or None, "--csv", csv or None)
     _exclude("--robustness", robustness or None, "--csv", csv or None)
+    _exclude("--target", target, "--measurements", measurements)
+    _exclude("--robustness", robustness or None, "--measurements", measurements)
     from autoprune.api import open_study
     from autoprune.study.front import dense_record, pick_points
 
     found = open_study(study)
+    if target is not None:
+        found = found.on(target)
+    if measurements is not None:
+        found = found.measured_by(measurements)
     limits = {
         "max_latency_ms": max_latency_ms, "max_latency_ratio": max_latency_ratio, "max_size_mb": max_size_mb,
         "min_accuracy": min_accuracy, "max_drop": max_drop,
@@ -98,14 +110,17 @@ def export(
         int, typer.Option("--trial", metavar="N", help="number of a point; see `autoprune front`")
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="empty folder")],
+    target: Annotated[
+        str | None, typer.Option(metavar="T", help="for this of the study's targets (the first)")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write one point's model file, weights, recipe and card."""
     from autoprune.actions import export_point
 
-    folder = export_point(study, trial, to)
+    folder = export_point(study, trial, to, target)
     if json:
-        print_json({"study": study, "trial": trial, "artifact": str(folder)})
+        print_json({"study": study, "trial": trial, "target": target, "artifact": str(folder)})
     else:
         print_text(str(folder))
 

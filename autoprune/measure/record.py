@@ -97,6 +97,7 @@ class Measurement(BaseModel):
         memory_bytes: Peak memory that loading and running the artifact added to its process; None if unreadable.
         executed: What the runtime executes.
         parity_error: Largest difference from the network's outputs, relative to their largest magnitude.
+        elsewhere: The same on further targets of the study, by the target's word.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,6 +112,7 @@ class Measurement(BaseModel):
     memory_bytes: int | None
     executed: Executed
     parity_error: float
+    elsewhere: dict[str, Measurement] = {}
 
 
 class ClassScore(BaseModel):

@@ -92,6 +92,10 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
         dense_memory = _size(before.memory_bytes) if before and before.memory_bytes is not None else ""
         rows.append(("peak memory that it added", _size(measured.memory_bytes), "", dense_memory))
     rows.append(("layers that run in int8", f"{executed.int8_layers} of {executed.layers}", "", ""))
+    if executed.ran:
+        ran = ", ".join(f"{count} in {_cell(kind)}" for kind, count in executed.ran.items())
+        rows.append(("layers by what they run in", ran, "", ""))
+    rows.append(("layers that run as asked", f"{executed.as_asked:.1%}", "", ""))
     for bits, layers in sorted(executed.stored_layers.items()):
         rows.append((f"layers whose weights have {_cell(bits)} bits", str(layers), "", ""))
     rows.append(
@@ -101,11 +105,11 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
     if latency.noisy:
         notes.append("The latency was noisy: its spread stayed above the protocol's limit after all repeats.")
     if executed.not_as_asked:
-        notes.append(
-            "Asked for int8 but run in float: "
-            + ", ".join(f"`{_code(n)}`" for n in executed.not_as_asked)
-            + "."
+        told = (
+            f"`{_code(n)}`: {_cell(executed.reasons.get(n, 'it runs in float'))}"
+            for n in executed.not_as_asked
         )
+        notes.append("Not run in the format that the recipe asks for: " + "; ".join(told) + ".")
     if measured.report is None:
         notes.append(
             "Not measured on the report split: its figure on the search split is what it was chosen by."

@@ -52,7 +52,7 @@ def how_to_read(view: StudyView) -> str:
         ("Which split", _split(view)),
         ("Search against report split", _gap(view)),
         ("What the dense network has seen", _seen(view)),
-        ("Int8 as asked", _int8(view)),
+        ("Run as asked", _executed(view)),
         (
             "Measured on",
             f"{host_text(view.host)}. Target: {target_text(view.settings)}. Latency on other machines differs.",
@@ -143,23 +143,26 @@ def _seen(view: StudyView) -> str:
     return "Not recorded whether the dense network was trained on images of the search split."
 
 
-def _int8(view: StudyView) -> str:
-    members = [s for s in view.shown if s.point.on_front or s.role == "baseline"]
-    asked = sum(s.point.measurement.executed.asked_int8 for s in members)
-    if not asked:
-        return "No point of the front asked for int8."
-    failed: dict[str, int] = {}
-    for shown in members:
-        for layer in shown.point.measurement.executed.not_as_asked:
-            failed[layer] = failed.get(layer, 0) + 1
-    done = asked - sum(failed.values())
-    text = f"{done} of {asked} layers ({done / asked:.0%}) that recipes of the front and the baselines asked to run in int8 do"
-    if not failed:
-        return text + ", read back from the runtime's optimised graph."
-    names = sorted(failed, key=lambda name: (-failed[name], name))
-    shown_names = ", ".join(f"{name} (in {failed[name]} points)" for name in names[:20])
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return f"{text}, read back from the runtime's optimised graph. In float instead: {shown_names}{more}."
+def _executed(view: StudyView) -> str:
+    members = [s.point.measurement.executed for s in view.shown if s.point.on_front or s.role == "baseline"]
+    layers = sum(each.layers for each in members)
+    off: dict[str, list[str]] = {}
+    for each in members:
+        for layer in each.not_as_asked:
+            off.setdefault(layer, []).append(each.reasons.get(layer, "it runs in float"))
+    if not layers:
+        return "No point was measured."
+    done = layers - sum(map(len, off.values()))
+    text = (
+        f"{done} of {layers} layers ({done / layers:.1%}) of the front and the baselines run in the format that their recipe "
+        "asks for, read back from what the runtime executes"
+    )
+    if not off:
+        return text + "."
+    names = sorted(off, key=lambda name: (-len(off[name]), name))
+    told = "; ".join(f"{n}: {off[n][0]} (in {len(off[n])} of {len(members)} points)" for n in names[:20])
+    more = f"; and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"{text}. Not so: {told}{more}."
 
 
 def _failures(view: StudyView) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoprune.study.artifacts import write_bytes_atomic
+from autoprune.study.elsewhere import seen_on, targets_of
 from autoprune.study.store import StudyStore
 
 
@@ -13,6 +14,8 @@ def write_report(store: StudyStore) -> dict[str, Path]:
 
     Args:
         store: The study's record.
+
+    For each further target of the study the same files with the target's name in theirs.
 
     Returns:
         The files' paths by their names.
@@ -25,8 +28,15 @@ def write_report(store: StudyStore) -> dict[str, Path]:
     from autoprune.report.table import write_csv
     from autoprune.study.front import front_points, to_frame
 
-    paths = store.paths
-    write_csv(to_frame(front_points(store), paths), paths.front_csv)
-    write_png(store, paths.front_png)
-    write_bytes_atomic(paths.report, report_page(store).encode("utf-8"))
-    return {path.name: path for path in (paths.report, paths.front_png, paths.front_csv)}
+    written: dict[str, Path] = {}
+    for target in targets_of(store.settings()):
+        seen = seen_on(store, target)
+        paths = seen.paths
+        points = front_points(seen)
+        if seen is not store and not points:  # nothing was measured there yet
+            continue
+        write_csv(to_frame(points, paths), paths.front_csv)
+        write_png(seen, paths.front_png)
+        write_bytes_atomic(paths.report, report_page(seen).encode("utf-8"))
+        written |= {path.name: path for path in (paths.report, paths.front_png, paths.front_csv)}
+    return written

@@ -31,11 +31,13 @@ from autoprune.deploy.runtime import Artifact, Formats, Runtime
 from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
+from autoprune.naming import TARGETS_FOLDER, file_name_of
 from autoprune.search.baselines import architecture_key
 from autoprune.search.formats import stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
+from autoprune.target import Target
 from autoprune.workloads.workload import Workload
 
 MODEL_FILE = "model.onnx"
@@ -140,6 +142,7 @@ class Bench:
     dense: Artifact | None = None
     timings: Timings = field(default_factory=Timings)
     by_gradient: bool = True
+    _runtimes: dict[str, Runtime] = field(default_factory=dict)
     _networks: dict[str, Compressed] = field(default_factory=dict)
     _ancestors: dict[Path, Ancestor] = field(default_factory=dict)
 
@@ -278,11 +281,28 @@ class Bench:
 
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""
+        return self._deploy(self.runtime, model, recipe, folder / MODEL_FILE)
+
+    def deploy_on(self, target: Target, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
+        """Quantize and export ``model`` for a further target into its own folder inside of ``folder``."""
+        if target.spec not in self._runtimes:
+            runtime = make_runtime(target)
+            runtime.prepare(self.workload.model, self.calibration[0][0][:2])
+            self._runtimes[target.spec] = runtime
+        place = folder / TARGETS_FOLDER / file_name_of(target.spec) / target.facts.model_file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return self._deploy(self._runtimes[target.spec], model, recipe, place)
+
+    def runtime_of(self, target: Target) -> Runtime:
+        """Return the runtime of one of the study's targets."""
+        return self.runtime if target == self.config.target else self._runtimes[target.spec]
+
+    def _deploy(self, runtime: Runtime, model: nn.Module, recipe: Recipe, path: Path) -> Artifact:
         calibration = [inputs for inputs, _ in self.calibration]
         model, weights = stored_weights(model, recipe, self.groups, calibration)
-        return self.runtime.build(
+        return runtime.build(
             model,
-            folder / MODEL_FILE,
+            path,
             Formats(
                 int8=with_factors(model, int8_layers(recipe, self.groups)),
                 packed=recipe.masks,

@@ -85,7 +85,8 @@ class FinalPhase:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
         count = len(self._free()) if artifacts is None else artifacts
         data = self.bench.workload.data
-        return self.bench.timings.artifacts_s(max(1, count), len(data.search) + data.report.examples)
+        each_s = self.bench.timings.artifacts_s(max(1, count), len(data.search) + data.report.examples)
+        return each_s * len(self.bench.config.targets)
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoprune.compress.pipeline import Compressed
-from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import TrialError
 from autoprune.measure.latency import measure_front
-from autoprune.measure.record import Capability, Latency
+from autoprune.measure.record import Capability, Latency, Measurement
 from autoprune.search.bench import Bench
 from autoprune.search.driver import Driver
 from autoprune.search.jobs import describe, with_steps
-from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
+from autoprune.search.trial import assemble, evaluate_file, failures_as_trial_errors
 from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import commit_folder, temporary_folder
+from autoprune.study.front import dense_number
 from autoprune.study.records import TrialRecord
+from autoprune.target import Target
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network's artifact for one target, scored there.
+
+    Attributes:
+        artifact: The exported model.
+        search: Capability on the search split.
+        report: Capability on the report split.
+    """
+
+    artifact: Artifact
+    search: Capability
+    report: Capability
 
 
 @dataclass(frozen=True)
@@ -32,6 +49,7 @@ class FinalPoint:
         artifact: The exported model in its final place.
         search: Capability on the search split.
         report: Capability on the report split.
+        elsewhere: The same network for further targets of the study, by the target's word.
     """
 
     parent: TrialRecord
@@ -40,6 +58,7 @@ class FinalPoint:
     artifact: Artifact
     search: Capability
     report: Capability
+    elsewhere: Mapping[str, Deployed] = field(default_factory=dict)
 
 
 class Points:
@@ -62,12 +81,17 @@ class Points:
         recipe = record.recipe.model_copy(update={"recovery": with_steps(record.recipe.recovery, steps)})
         self.driver.listener(self.driver.progress(f"final measurement of trial {record.number}", "measure"))
         folder = temporary_folder(self.driver.paths.artifacts)
+        bench = self.bench
         try:
             with failures_as_trial_errors():
-                artifact = self.bench.deploy(compressed.model, recipe, folder)
-                self.bench.save(compressed, recipe, folder)
-                search = evaluate(self.bench, artifact, self.bench.workload.data.search)
-                report = evaluate(self.bench, artifact, self.bench.workload.data.report.unseal())
+                artifact = bench.deploy(compressed.model, recipe, folder)
+                bench.save(compressed, recipe, folder)
+                own = self._scored(bench.runtime, artifact)
+                elsewhere = {
+                    target.spec: found
+                    for target in bench.config.also
+                    if (found := self._elsewhere(target, record, compressed, recipe, folder)) is not None
+                }
                 place = self.driver.paths.final_artifact(record.number, self.driver.store.round)
                 commit_folder(folder, place)
         except TrialError as error:
@@ -75,16 +99,35 @@ class Points:
             return None
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        moved = Artifact(
-            path=place / artifact.path.name, executed=artifact.executed, parity_error=artifact.parity_error
-        )
-        return FinalPoint(record, recipe, compressed, moved, search, report)
+        moved = {spec: _moved(each, folder, place) for spec, each in elsewhere.items()}
+        own = _moved(own, folder, place)
+        return FinalPoint(record, recipe, compressed, own.artifact, own.search, own.report, moved)
 
-    def _timed(self, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
-        return measure_front(paths, dense, self.bench.config.target, self.bench.workload.data.input_shape)
+    def _scored(self, runtime: Runtime, artifact: Artifact) -> Deployed:
+        data, metric = self.bench.workload.data, self.bench.workload.metric
+        search = evaluate_file(runtime, artifact.path, data.search, metric)
+        return Deployed(artifact, search, evaluate_file(runtime, artifact.path, data.report.unseal(), metric))
+
+    def _elsewhere(
+        self, target: Target, record: TrialRecord, compressed: Compressed, recipe: Recipe, folder: Path
+    ) -> Deployed | None:
+        """Export and score a point for a further target; one that fails there stays without figures of it."""
+        try:
+            with failures_as_trial_errors():
+                artifact = self.bench.deploy_on(target, compressed.model, recipe, folder)
+                return self._scored(self.bench.runtime_of(target), artifact)
+        except TrialError as error:
+            self.driver.store.note(
+                f"target_failure:{record.number}:{target.spec}", f"{error.kind}: {error.reason}"
+            )
+            self.driver.say(f"trial {record.number} on {target.spec} failed: {error.kind}: {error.reason}")
+            return None
+
+    def _timed(self, target: Target, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
+        return measure_front(paths, dense, target, self.bench.workload.data.input_shape)
 
     def measure(self, points: list[FinalPoint], started_from: Mapping[int, int]) -> None:
-        """Time all points and the dense network interleaved in one session, and record them.
+        """Time all points and the dense network interleaved in one session on each target, and record them.
 
         Args:
             points: What :meth:`make` made.
@@ -97,7 +140,7 @@ class Points:
         begun_s = clock.monotonic()
         paths: list[Path] = [point.artifact.path for point in points]
         try:
-            timed = self._timed(paths, dense.path)
+            timed = self._timed(self.bench.config.target, paths, dense.path)
         except TrialError as error:
             if len(points) == 1:
                 self.driver.note_final_failure(points[0].parent, error)
@@ -105,6 +148,7 @@ class Points:
             for point in points:  # one that cannot be timed must not take the others with it
                 self.measure([point], started_from)
             return
+        elsewhere = self._measured_elsewhere(points)
         each_s = (clock.monotonic() - begun_s) / len(points)
         for point, (latency, memory_bytes) in zip(points, timed, strict=True):
             measurement = assemble(
@@ -116,6 +160,8 @@ class Points:
                 search=point.search,
                 report=point.report,
             )
+            others = elsewhere.get(point.parent.number, {})
+            measurement = measurement.model_copy(update={"elsewhere": others})
             number = self.driver.store.add_final(
                 point.parent,
                 measurement,
@@ -130,3 +176,59 @@ class Points:
             self.driver.listener(
                 self.driver.progress(f"final point {number}", "measure", describe(number, measurement))
             )
+
+    def _measured_elsewhere(self, points: list[FinalPoint]) -> dict[int, dict[str, Measurement]]:
+        """Time the points on each further target, and return what was measured there by trial and target."""
+        found: dict[int, dict[str, Measurement]] = {}
+        for target in self.bench.config.also:
+            there = [
+                (point, point.elsewhere[target.spec]) for point in points if target.spec in point.elsewhere
+            ]
+            dense = self._dense_on(target, points)
+            if not there or dense is None:
+                continue
+            paths = [deployed.artifact.path for _, deployed in there]
+            self.driver.listener(
+                self.driver.progress(f"timing {len(paths)} points on {target.spec}", "measure")
+            )
+            try:
+                timed = self._timed(target, paths, dense)
+            except TrialError as error:
+                self.driver.store.note(f"target_failure::{target.spec}", f"{error.kind}: {error.reason}")
+                self.driver.say(f"timing on {target.spec} failed: {error.kind}: {error.reason}")
+                continue
+            for (point, deployed), (latency, memory_bytes) in zip(there, timed, strict=True):
+                found.setdefault(point.parent.number, {})[target.spec] = assemble(
+                    self.bench,
+                    point.compressed.model,
+                    deployed.artifact,
+                    latency,
+                    memory_bytes,
+                    search=deployed.search,
+                    report=deployed.report,
+                    reference=dense,
+                )
+        return found
+
+    def _dense_on(self, target: Target, points: list[FinalPoint]) -> Path | None:
+        """Return the dense network's file for a further target: of these points, or of what a killed run left."""
+        records = self.driver.records
+        number = dense_number(records)
+        made = [
+            p.elsewhere[target.spec]
+            for p in points
+            if p.parent.number == number and target.spec in p.elsewhere
+        ]
+        if made:
+            return made[0].artifact.path
+        if number is None:
+            return None
+        paths = self.driver.paths
+        kept = paths.on_target(target.spec).in_artifact(paths.final_artifact(number, self.driver.store.round))
+        return next(iter(kept.glob(f"*{Path(target.facts.model_file).suffix}")), None)
+
+
+def _moved(deployed: Deployed, folder: Path, place: Path) -> Deployed:
+    """Return an artifact as it lies in its final place."""
+    artifact = deployed.artifact
+    return replace(deployed, artifact=replace(artifact, path=place / artifact.path.relative_to(folder)))

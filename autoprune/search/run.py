@@ -74,6 +74,7 @@ def run_study(
         KeyboardInterrupt: After the user ended the search; what there is has been reported.
     """
     started_s = clock.monotonic() if started_s is None else started_s
+    config.check_installed()
     space = load_space(config.space)
     check_sampler(config.sampler, space)
     paths = StudyPaths.of(config.study_name)

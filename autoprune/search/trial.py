@@ -120,13 +120,24 @@ def assemble(
     *,
     search: Capability,
     report: Capability | None = None,
+    reference: Path | None = None,
 ) -> Measurement:
     """Put everything that was measured of one artifact together.
+
+    Args:
+        bench: What the study's trials share.
+        model: The network.
+        artifact: The artifact.
+        latency: Its latency.
+        memory_bytes: Its peak memory.
+        search: Its capability on the search split.
+        report: Its capability on the report split.
+        reference: The dense network's file on the same target; the first target's if not given.
 
     Raises:
         TrialError: If a figure that an objective reads is not finite.
     """
-    dense = bench.dense or artifact
+    dense = reference or (bench.dense or artifact).path
     size = size_bytes(artifact.path)
     for name, value in (("capability", search.value), ("latency ratio", latency.ratio)):
         if not math.isfinite(value):
@@ -136,7 +147,7 @@ def assemble(
         report=report,
         latency=latency,
         size_bytes=size,
-        size_ratio=size / size_bytes(dense.path),
+        size_ratio=size / size_bytes(dense),
         params=count_params(model),
         macs=count_macs(model, bench.workload.data.input_shape),
         memory_bytes=memory_bytes,

@@ -54,10 +54,11 @@ def commit_folder(folder: Path, place: Path) -> None:
 
 
 def artifact_folder(paths: StudyPaths, record: TrialRecord) -> Path:
-    """Return the folder that holds a trial's artifact, if it was kept."""
+    """Return the folder that holds a trial's artifact for the target that the paths name, if it was kept."""
+    whole = paths.artifact(record.number)
     if record.fidelity == "final" and record.parent is not None:
-        return paths.final_artifact(record.parent, record.round)
-    return paths.artifact(record.number)
+        whole = paths.final_artifact(record.parent, record.round)
+    return paths.in_artifact(whole)
 
 
 def verify(folder: Path) -> None:

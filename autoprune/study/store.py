@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -41,6 +42,7 @@ class StudyStore:
         self._settings = settings
         self._lock = lock
         self._finished: dict[int, TrialRecord] = {}
+        self._seen: Callable[[TrialRecord], TrialRecord] | None = None
         self.objectives: tuple[str, ...] = tuple(settings["objectives"])
         self.sampler_name: str = settings["sampler"]
 
@@ -106,6 +108,14 @@ class StudyStore:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def as_seen(
+        self, seen: Callable[[TrialRecord], TrialRecord], settings: dict[str, Any], paths: StudyPaths
+    ) -> StudyStore:
+        """Return the study for reading, with its records as ``seen`` makes them, and other settings and paths."""
+        other = StudyStore(paths, self._study, settings, None)
+        other._seen = seen
+        return other
 
     # -- trials ------------------------------------------------------------------------------
 
@@ -201,7 +211,7 @@ class StudyStore:
                     continue
                 self._finished[trial.number] = record
             found.append(self._finished[trial.number])
-        return found
+        return found if self._seen is None else [self._seen(record) for record in found]
 
     def record(self, number: int) -> TrialRecord:
         """Return one trial.

@@ -51,7 +51,7 @@ def load_data(config: StudyConfig, say: Say = say_on_stderr) -> Data:
         )
     found = find_images(spec, say)
     wanted = preset(model, choose_weights(model, config.weights, found.classes))
-    return split_images(found, spec.name, wanted, config.image_size, config.seed, limits)
+    return split_images(found, spec.name, wanted, config.pixels, config.seed, limits)
 
 
 def _usual_data(model: Spec) -> Spec:

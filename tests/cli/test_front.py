@@ -212,3 +212,73 @@ def test_a_search_whose_limits_no_point_keeps_says_so(
     shown = capsys.readouterr()
     assert "dense" in shown.out
     assert ("size_mb: asked at most 0.001" in shown.err) == (code == 3)
+
+
+def reported(trial: int, **more: object) -> dict[str, object]:
+    return {
+        "study": "known", "trial": trial, "model_sha256": "0" * 64, "metric": "accuracy", "accuracy": 0.7,
+        "accuracy_ci": [0.6, 0.8], "examples": 100, "latency_ms": 2.0, "dense_latency_ms": 8.0, "latency_ratio": 0.25,
+        "latency_ratio_ci": [0.2, 0.3], "size_bytes": 1000, "size_ratio": 0.5, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["object", "list", "lines"])
+def test_a_front_is_ranked_by_measurements_that_were_made_elsewhere(
+    study: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "measured.json"
+    # There the two trials change places: the milder one is slower, larger and worse.
+    entries = [
+        reported(3, accuracy=0.88),
+        reported(2, latency_ratio=0.9, latency_ratio_ci=[0.85, 0.95], size_ratio=0.9),
+    ]
+    texts = {
+        "object": json.dumps(entries[0]),
+        "list": json.dumps(entries),
+        "lines": "\n".join(map(json.dumps, entries)),
+    }
+    file.write_text(texts[form], encoding="utf-8")
+    found = object_of(["front", study, "--measurements", str(file)], capsys)
+    assert [point["trial"] for point in found["points"]] == [0, 3]
+    assert (found["points"][1]["accuracy"], found["points"][1]["latency_ratio"]) == (0.88, 0.25)
+    assert found["dense"]["latency_ms"] == 8.0
+    before = object_of(["front", study], capsys)
+    assert [point["trial"] for point in before["points"]] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nothing", "line 1 is no JSON"),
+        ("[]", "holds no measurement"),
+        ("[1]", "measurement 1 is no object"),
+        (json.dumps(reported(3, study="other")), "not of a measured trial of 'known'"),
+        (json.dumps(reported(99)), "not of a measured trial"),
+        (json.dumps(reported(3, latency_ms=-1)), "latency_ms = -1"),
+        (json.dumps({"trial": 3}), "latency_ratio is required"),
+    ],
+)
+def test_measurements_that_cannot_be_read_back(
+    study: str, content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "measured.json"
+    file.write_text(content, encoding="utf-8")
+    assert main(["front", study, "--measurements", str(file)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_measurements_of_another_file_are_refused(
+    study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = StudyPaths.of(study).artifact(3)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"model.onnx": "1" * 64}), encoding="utf-8")
+    file = tmp_path / "measured.json"
+    file.write_text(json.dumps(reported(3)), encoding="utf-8")
+    assert main(["front", study, "--measurements", str(file)]) == 2
+    assert "another model file" in capsys.readouterr().err
+
+
+def test_a_target_that_the_study_does_not_have(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", study, "--target", "openvino"]) == 2
+    assert "unknown target 'openvino'" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_the_page_holds_every_point_and_what_to_make_of_it(tmp_path: Path) -> No
             assert f"{record.measurement.report.value:.4f}" in text
     assert "winner&#x27;s curse" in text
     assert "may have been trained on images of the search split" in text
-    assert "In float instead: head (in 1 points)" in text
+    assert "Not so: head: it runs in float (in 1 of " in text
     assert "1 final: parity, 1 nan" in text
     assert "Test CPU" in text
 

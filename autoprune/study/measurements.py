@@ -1,0 +1,197 @@
+"""Measurements of exported artifacts that were made elsewhere, read back in so that a front is ranked by them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autoprune.config import describe_faults
+from autoprune.errors import StorageError, UsageError
+from autoprune.measure.record import Capability, Interval, Latency, Measurement
+from autoprune.study.artifacts import MANIFEST, artifact_folder
+from autoprune.study.front import dense_record
+from autoprune.study.records import TrialRecord
+from autoprune.study.store import StudyStore
+
+_LARGEST_FILE = 64 * 2**20
+_Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Reported(BaseModel):
+    """What ``autoprune measure --json`` printed of one artifact; what else it prints is left out.
+
+    Attributes:
+        study: Study that the artifact is of.
+        trial: Its trial.
+        model_sha256: Hash of its model file.
+        metric: Name of the capability.
+        value: The capability on the report split.
+        value_ci: Its 95 % interval.
+        examples: Number of examples.
+        latency_ms: Median latency.
+        latency_p95_ms: 95th percentile.
+        dense_latency_ms: Median of the dense network in the same session.
+        latency_ratio: Median of paired ratios.
+        latency_ratio_ci: Its 95 % interval.
+        latency_noisy: Whether the machine was.
+        samples: Timed runs.
+        size_bytes: Bytes of the model file.
+        size_ratio: The same as a share of the dense file.
+        memory_bytes: Peak memory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    study: str
+    trial: Annotated[int, Field(ge=0)]
+    model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    metric: str
+    value: _Finite
+    value_ci: Interval
+    examples: Annotated[int, Field(ge=1)]
+    latency_ms: _Positive
+    latency_p95_ms: _Positive | None = None
+    dense_latency_ms: _Positive
+    latency_ratio: _Positive
+    latency_ratio_ci: Interval
+    latency_noisy: bool = False
+    samples: Annotated[int, Field(ge=1)] = 1
+    size_bytes: Annotated[int, Field(ge=1)]
+    size_ratio: _Positive
+    memory_bytes: int | None = None
+
+
+def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
+    """Return the measurements of a study's trials that a file holds, by trial.
+
+    Args:
+        path: One object, a list of them, or one on each line, as ``autoprune measure --json`` prints them.
+        store: The study.
+
+    Raises:
+        UsageError: If the file cannot be read, holds no measurement, or one of another study or another model file.
+    """
+    found: dict[int, Measurement] = {}
+    records = {r.number: r for r in store.records() if r.measurement is not None}
+    for number, entry in enumerate(_entries(path), start=1):
+        where = f"{str(path)!r}, measurement {number}"
+        reported = _reported(entry, where)
+        record = records.get(reported.trial)
+        if reported.study != store.paths.name or record is None:
+            raise UsageError(
+                f"{where} is of trial {reported.trial} of study {reported.study!r}, not of a measured trial of "
+                f"{store.paths.name!r}",
+                "measure what `autoprune export` wrote of this study",
+            )
+        _check_same_file(record, reported, store, where)
+        found[record.number] = _measurement(record, reported)
+        dense = dense_record(store.records())
+        if dense is not None and dense.number not in found:
+            found[dense.number] = _dense(dense, reported)
+    if not found:
+        raise UsageError(
+            f"{str(path)!r} holds no measurement", "`autoprune measure ARTIFACT --json` prints one"
+        )
+    return found
+
+
+def _check_same_file(record: TrialRecord, reported: Reported, store: StudyStore, where: str) -> None:
+    """Refuse a measurement of another file than the study has, as far as the trial's artifact was kept."""
+    manifest = artifact_folder(store.paths, record) / MANIFEST
+    if not manifest.is_file():
+        return
+    try:
+        hashes = json.loads(manifest.read_text(encoding="utf-8"))
+        same = reported.model_sha256 in hashes.values()
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{str(manifest)!r} cannot be read: {error}", "search it again") from error
+    if not same:
+        raise UsageError(
+            f"{where} is of another model file than that of trial {record.number}",
+            f"export the trial again: autoprune export {store.paths.name} --trial {record.number} --to DIR",
+        )
+
+
+def _entries(path: Path) -> Iterator[Any]:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UsageError(f"{str(path)!r} is larger than 64 MiB, which no list of measurements is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {error}") from error
+    try:
+        whole = json.loads(text)
+        yield from whole if isinstance(whole, list) else [whole]
+        return
+    except (ValueError, RecursionError):
+        lines = [line for line in text.splitlines() if line.strip()]
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{str(path)!r}, line {number} is no JSON: {error}") from error
+
+
+def _reported(entry: object, where: str) -> Reported:
+    if not isinstance(entry, dict):
+        raise UsageError(f"{where} is no object but {type(entry).__name__}")
+    metric = entry.get("metric", "accuracy")
+    values = {**entry, "metric": metric, "value": entry.get(metric), "value_ci": entry.get(f"{metric}_ci")}
+    try:
+        return Reported.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(
+            describe_faults(where, error),
+            "only what `autoprune measure --json` printed of an export can be read",
+        ) from None
+
+
+def _measurement(record: TrialRecord, reported: Reported) -> Measurement:
+    own = record.measurement
+    assert own is not None  # noqa: S101
+    latency = Latency(
+        latency_ms=reported.latency_ms,
+        latency_p95_ms=reported.latency_p95_ms,
+        dense_ms=reported.dense_latency_ms,
+        ratio=reported.latency_ratio,
+        ratio_ci=reported.latency_ratio_ci,
+        samples=reported.samples,
+        noisy=reported.latency_noisy,
+    )
+    capability = Capability(
+        name=reported.metric, value=reported.value, ci=reported.value_ci, examples=reported.examples
+    )
+    # A study without a final measurement ranks by the search split.
+    search = own.search if record.fidelity == "final" else capability
+    return own.model_copy(
+        update={
+            "search": search,
+            "report": capability,
+            "latency": latency,
+            "size_bytes": reported.size_bytes,
+            "size_ratio": reported.size_ratio,
+            "memory_bytes": reported.memory_bytes,
+            "elsewhere": {},
+        }
+    )
+
+
+def _dense(record: TrialRecord, reported: Reported) -> Measurement:
+    """Return the dense network's measurement, as far as a candidate's session tells it."""
+    own = record.measurement
+    assert own is not None  # noqa: S101
+    latency = Latency(
+        latency_ms=reported.dense_latency_ms,
+        latency_p95_ms=None,
+        dense_ms=reported.dense_latency_ms,
+        ratio=1.0,
+        ratio_ci=(1.0, 1.0),
+        samples=reported.samples,
+        noisy=reported.latency_noisy,
+    )
+    return own.model_copy(update={"latency": latency, "memory_bytes": None, "elsewhere": {}})
