@@ -3,67 +3,45 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+from searches import Outcome, Run, run_missing  # noqa: E402
 
 from autoprune.config import StudyConfig  # noqa: E402
-from autoprune.measure.record import Measurement  # noqa: E402
 from autoprune.report.course import overhead_of  # noqa: E402
-from autoprune.study.front import costs, volume_of  # noqa: E402
-from autoprune.study.pareto import non_dominated  # noqa: E402
-from autoprune.study.records import TrialRecord  # noqa: E402
-from autoprune.study.screens import Screen  # noqa: E402
 from autoprune.yaml_io import read_yaml  # noqa: E402
 
-OBJECTIVES = ("accuracy", "latency", "size")
 # Shares of the dense file at which the points lost are told, and the most that may be lost there by the longest search.
 BARS = {0.23: 0.4, 0.165: 1.2, 0.115: 3.5, 0.10: 5.0}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One search of the comparison.
-
-    Attributes:
-        kind: ``runs``, ``quarter``, ``long``, ``untrained`` or ``ablations``.
-        name: Name in the tables.
-        seed: Its seed.
-        budget: Its budget.
-        settings: Settings beyond the common ones.
-        against: Name of the search that has the part which this one lacks; None where it lacks none.
-    """
-
-    kind: str
-    name: str
-    seed: int
-    budget: str
-    settings: dict[str, Any]
-    against: str | None = None
-
-    @property
-    def study(self) -> str:
-        """Name of its study and of its record files."""
-        return re.sub(r"[^a-z0-9]+", "_", f"{self.name} {self.budget} {self.seed}".lower())
-
-    @property
-    def records(self) -> Path:
-        """The file that keeps its records."""
-        return HERE / "records" / f"{self.study}.json"
+def row_of(outcome: Outcome) -> dict[str, Any]:
+    """Return a run's line of the table."""
+    fastest = min(m.latency.ratio for m in outcome.measurements)
+    return {
+        "search": outcome.run.name,
+        "seed": outcome.run.seed,
+        "budget": outcome.run.budget,
+        "hypervolume": outcome.volume(),
+        **{f"points lost at {share:g}": outcome.lost_at(share) for share in BARS},
+        "least latency": fastest,
+        "front points": sum(outcome.front()),
+        "trained points": sum(t.train_steps > 0 for t in outcome.finals),
+        "screened": len(outcome.screens),
+        "engine overhead": overhead_of(outcome.trials, outcome.screens) or float("nan"),
+        "trials": sum(t.is_trained for t in outcome.trials),
+        "proposal, ms": 1e3 * float(np.mean([s.proposal_s for s in outcome.screens] or [np.nan])),
+        "spent, s": outcome.spent_s,
+        "commit": outcome.commit,
+    }
 
 
 def planned() -> Iterator[Run]:
@@ -71,149 +49,18 @@ def planned() -> Iterator[Run]:
     values = read_yaml(HERE / "runs.yaml").values
     for seed in values["seeds"]:
         for name, settings in values["runs"].items():
-            yield Run("runs", name, seed, values["budget"], settings)
-        yield Run("quarter", "auto", seed, values["quarter"], {})
-    yield Run("long", "auto", values["seeds"][0], values["long"], {})
+            yield Run(HERE, "runs", name, seed, values["budget"], settings)
+        yield Run(HERE, "quarter", "auto", seed, values["quarter"], {})
+    yield Run(HERE, "long", "auto", values["seeds"][0], values["long"], {})
     for seed in values["seeds"]:
-        yield Run("untrained", "untrained", seed, values["quarter"], values["untrained"])
+        yield Run(HERE, "untrained", "untrained", seed, values["quarter"], values["untrained"])
         for name, settings in values["untrained_ablations"].items():
-            yield Run("ablations", name, seed, values["quarter"], settings, "untrained")
+            yield Run(HERE, "ablations", name, seed, values["quarter"], settings, "untrained")
     for budget, seeds in values["ablation_seeds"].items():
         for seed in seeds:
-            yield Run("ablations", "all parts", seed, budget, {})
+            yield Run(HERE, "ablations", "all parts", seed, budget, {})
             for name, settings in values["ablations"].items():
-                yield Run("ablations", name, seed, budget, settings, "all parts")
-
-
-def run_missing(data: str, weights: str, only: str | None) -> None:
-    """Run what has no records yet, one after the other, each with an empty cache."""
-    model = read_yaml(HERE / "runs.yaml").values["model"]
-    for run in planned():
-        if run.records.is_file() or (only is not None and not re.search(only, run.study)):
-            continue
-        print(f"{run.study}: {run.budget}", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="autoprune-compare-") as cache:
-            words = [f"{name}={json.dumps(value)}" for name, value in run.settings.items()]
-            command = [
-                sys.executable, "-m", "autoprune", "search", "--model", model, "--data", data, "--weights", weights,
-                "--budget", run.budget, "--seed", str(run.seed), "--study", run.study, "--fresh", "--quiet", *words,
-            ]  # fmt: skip
-            folders = {"AUTOPRUNE_STUDIES": str(HERE / "runs"), "AUTOPRUNE_CACHE": cache}
-            environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT)}
-            subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
-        keep_records(run)
-
-
-def keep_records(run: Run) -> None:
-    """Write what the tables need of a finished study into one file."""
-    os.environ["AUTOPRUNE_STUDIES"] = str(HERE / "runs")
-    from autoprune.study.screens import read_screens
-    from autoprune.study.store import StudyStore
-
-    store = StudyStore.open(run.study)
-    if store.phase != "done":
-        raise SystemExit(f"study {run.study} did not end; run the command again")
-    content = {
-        "run": vars(run),
-        "spent_s": store.spent_s,
-        "commit": commit(),
-        "environment": json.loads(store.paths.environment.read_text(encoding="utf-8")),
-        "screens": [screen.model_dump(mode="json") for screen in read_screens(store.paths)],
-        "trials": [record.model_dump(mode="json") for record in store.records()],
-    }
-    for entry in content["environment"]:  # where the data lie on the machine is nobody's business
-        entry["settings"] = {k: v for k, v in entry["settings"].items() if k not in ("data", "weights")}
-    run.records.parent.mkdir(exist_ok=True)
-    run.records.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-
-
-def commit() -> str:
-    """Return the commit of the code that runs; empty outside a repository."""
-    command = ["git", "rev-parse", "--short=7", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to, on the report split."""
-
-    run: Run
-    trials: list[TrialRecord]
-    screens: list[Screen]
-    spent_s: float
-    commit: str
-    host: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: Run) -> Outcome:
-        """Read a run's records."""
-        content = json.loads(run.records.read_text(encoding="utf-8"))
-        return cls(
-            run,
-            [TrialRecord.model_validate(trial) for trial in content["trials"]],
-            [Screen.model_validate(screen) for screen in content["screens"]],
-            content["spent_s"],
-            content["commit"],
-            content["environment"][-1]["host"],
-        )
-
-    @property
-    def finals(self) -> list[TrialRecord]:
-        """The points of the final phase."""
-        return [t for t in self.trials if t.fidelity == "final" and t.measurement is not None]
-
-    @property
-    def measurements(self) -> list[Measurement]:
-        """What was measured of them."""
-        return [t.measurement for t in self.finals if t.measurement]
-
-    @property
-    def dense(self) -> float:
-        """The dense network's capability on the report split."""
-        report = next(t.measurement.report for t in self.finals if t.label == "dense" and t.measurement)
-        if report is None:
-            raise SystemExit(f"{self.run.study}: the dense network was not measured on the report split")
-        return report.value
-
-    def volume(self) -> float:
-        """Return the hypervolume of the final points below (10 points lost, dense latency, dense size)."""
-        return volume_of(self.measurements, OBJECTIVES, self.dense, on_search=False)
-
-    def front(self) -> list[bool]:
-        """Return which of the final points no other one dominates."""
-        return list(
-            non_dominated(np.array([costs(m, OBJECTIVES, on_search=False) for m in self.measurements]))
-        )
-
-    def lost_at(self, share: float) -> float:
-        """Return the least points lost by a final point of at most ``share`` of the dense bytes; NaN if there is none."""
-        lost = [
-            100 * (self.dense - m.report.value)
-            for m in self.measurements
-            if m.report and m.size_ratio <= share
-        ]
-        return min(lost, default=float("nan"))
-
-    def row(self) -> dict[str, Any]:
-        """Return the run's line of the table."""
-        fastest = min(m.latency.ratio for m in self.measurements)
-        return {
-            "search": self.run.name,
-            "seed": self.run.seed,
-            "budget": self.run.budget,
-            "hypervolume": self.volume(),
-            **{f"points lost at {share:g}": self.lost_at(share) for share in BARS},
-            "least latency": fastest,
-            "front points": sum(self.front()),
-            "trained points": sum(t.train_steps > 0 for t in self.finals),
-            "screened": len(self.screens),
-            "engine overhead": overhead_of(self.trials, self.screens) or float("nan"),
-            "trials": sum(t.is_trained for t in self.trials),
-            "proposal, ms": 1e3 * float(np.mean([s.proposal_s for s in self.screens] or [np.nan])),
-            "spent, s": self.spent_s,
-            "commit": self.commit,
-        }
+                yield Run(HERE, "ablations", name, seed, budget, settings, "all parts")
 
 
 def report() -> None:
@@ -221,7 +68,7 @@ def report() -> None:
     outcomes = [Outcome.read(run) for run in planned() if run.records.is_file()]
     if not outcomes:
         raise SystemExit("there are no records yet; begin with: compare.py run --data D --weights F")
-    table = pd.DataFrame([{"kind": o.run.kind, **o.row()} for o in outcomes])
+    table = pd.DataFrame([{"kind": o.run.kind, **row_of(o)} for o in outcomes])
     table.to_csv(HERE / "runs.csv", index=False, float_format="%.5g")
     draw(outcomes)
     missing = [run.study for run in planned() if not run.records.is_file()]
@@ -373,7 +220,8 @@ def main() -> None:
     verbs.add_parser("report", help="write the tables and the picture")
     given = parser.parse_args()
     if given.verb == "run":
-        run_missing(given.data, given.weights, given.only)
+        model = read_yaml(HERE / "runs.yaml").values["model"]
+        run_missing(planned(), model, given.data, given.weights, given.only)
     report()
 
 
