@@ -83,9 +83,10 @@ class FinalPhase:
 
     def reserve_s(self, artifacts: int | None = None) -> float:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
-        count = len(self._free()) if artifacts is None else artifacts
+        count = max(1, len(self._free()) if artifacts is None else artifacts)
         data = self.bench.workload.data
-        return self.bench.timings.artifacts_s(max(1, count), len(data.search) + data.report.examples)
+        examples = len(data.search) + data.report.examples
+        return self.bench.timings.artifacts_s(count, examples, self.keeper.figures_s(count))
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import TrialError
+from autoprune.measure.figures import RunProtocol, within
 from autoprune.measure.latency import measure_front
-from autoprune.measure.record import Capability, Latency
+from autoprune.measure.record import Capability, Latency, RunFigures
 from autoprune.search.bench import Bench
+from autoprune.search.budget import CLOSING_S
 from autoprune.search.driver import Driver
 from autoprune.search.jobs import describe, with_steps
 from autoprune.search.trial import assemble, evaluate, failures_as_trial_errors
@@ -80,11 +82,24 @@ class Points:
         )
         return FinalPoint(record, recipe, compressed, moved, search, report)
 
-    def _timed(self, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
-        return measure_front(paths, dense, self.bench.config.target, self.bench.workload.data.input_shape)
+    def _measured(self, paths: list[Path], dense: Path) -> list[tuple[Latency, RunFigures]]:
+        shape = self.bench.workload.data.input_shape
+        return measure_front(
+            paths, dense, self.bench.config.target, shape, run=self._run_protocol(len(paths))
+        )
+
+    def _run_protocol(self, count: int) -> RunProtocol:
+        """Return how long is measured besides latency: as planned, less where the time left is less."""
+        keeper = self.driver.keeper
+        each_s = keeper.figures_s(count)
+        if keeper.left_s is not None:
+            # The dense network is measured with them.
+            left_s = (keeper.left_s - CLOSING_S) / (count + 1) - self.bench.timings.timing_s()
+            each_s = min(each_s, left_s)
+        return within(each_s)
 
     def measure(self, points: list[FinalPoint], started_from: Mapping[int, int]) -> None:
-        """Time all points and the dense network interleaved in one session, and record them.
+        """Measure all points and the dense network interleaved in one session, and record them.
 
         Args:
             points: What :meth:`make` made.
@@ -97,7 +112,7 @@ class Points:
         begun_s = clock.monotonic()
         paths: list[Path] = [point.artifact.path for point in points]
         try:
-            timed = self._timed(paths, dense.path)
+            timed = self._measured(paths, dense.path)
         except TrialError as error:
             if len(points) == 1:
                 self.driver.note_final_failure(points[0].parent, error)
@@ -106,13 +121,13 @@ class Points:
                 self.measure([point], started_from)
             return
         each_s = (clock.monotonic() - begun_s) / len(points)
-        for point, (latency, memory_bytes) in zip(points, timed, strict=True):
+        for point, (latency, figures) in zip(points, timed, strict=True):
             measurement = assemble(
                 self.bench,
                 point.compressed.model,
                 point.artifact,
                 latency,
-                memory_bytes,
+                figures,
                 search=point.search,
                 report=point.report,
             )
