@@ -18,6 +18,7 @@ from autoprune.config import StudyConfig, describe_faults, make_config
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, StorageError, TrialError, UsageError
+from autoprune.measure.figures import FULL_RUN
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
@@ -156,8 +157,13 @@ def measure_artifact(
             for path in ((model_path, dense_path) if robustness else ())
         ]
         capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
-        latency, memory_bytes = measure_latency(
-            model_path, dense_path, config.target, loaded.input_shape, protocol=FINAL_PROTOCOL
+        latency, figures = measure_latency(
+            model_path,
+            dense_path,
+            config.target,
+            loaded.input_shape,
+            protocol=FINAL_PROTOCOL,
+            run=FULL_RUN,
         )
     return {
         "artifact": str(folder),
@@ -180,7 +186,7 @@ def measure_artifact(
         "samples": latency.samples,
         "size_bytes": model_path.stat().st_size,
         "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,
-        "memory_bytes": memory_bytes,
+        **figures.flat(),
         **({"robustness": robustness_json(*corrupted)} if robustness else {}),
     }
 
@@ -387,14 +393,15 @@ def _compress_into(
         listener(Progress("measure", "measuring on the report split"))
         search = evaluate(bench, artifact, bench.workload.data.search)
         report = evaluate(bench, artifact, bench.workload.data.report.unseal())
-        latency, memory = measure_latency(
+        latency, figures = measure_latency(
             artifact.path,
             bench.dense.path,
             bench.config.target,
             bench.workload.data.input_shape,
             protocol=FINAL_PROTOCOL,
+            run=FULL_RUN,
         )
-        measured = assemble(bench, compressed.model, artifact, latency, memory, search=search, report=report)
+        measured = assemble(bench, compressed.model, artifact, latency, figures, search=search, report=report)
         return measured, compressed.factorised
 
 
@@ -413,7 +420,7 @@ def flat(measurement: Measurement) -> dict[str, Any]:
         "size_ratio": measurement.size_ratio,
         "params": measurement.params,
         "macs": measurement.macs,
-        "memory_bytes": measurement.memory_bytes,
+        **measurement.figures.flat(),
         "int8_layers": measurement.executed.int8_layers,
         "layers": measurement.executed.layers,
     }

@@ -52,6 +52,11 @@ class NodeTime:
     durations_s: tuple[float, ...]
 
 
+def load_runtime(target: Target) -> None:
+    """Load the library of the target's runtime, and open nothing."""
+    import_module(f"autoprune.deploy.sessions.{target.runtime}")
+
+
 def open_session(target: Target, model: Path | bytes, threads: int | None = None) -> Session:
     """Open a model file, or its content, in the target's runtime.
 

@@ -1,13 +1,8 @@
-"""Latency: candidate and dense model interleaved in a process of their own."""
+"""Latency: candidate and dense model interleaved in processes of their own."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import autoprune
-from autoprune.errors import TrialError
-from autoprune.measure.lock import is_locked
-from autoprune.measure.record import Latency
+from autoprune.measure.figures import MEMORY_RUN, RunProtocol, figure_jobs, gather
+from autoprune.measure.process import TIMEOUT_S, run_session
+from autoprune.measure.record import Latency, RunFigures
 from autoprune.measure.stats import median_ratio_interval, percentile_or_none
 from autoprune.target import Target
-
-# Waiting for another measurement's lock counts, so this is generous.
-_TIMEOUT_S = 1800.0
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,25 +62,26 @@ def measure_latency(
     input_shape: Sequence[int],
     *,
     protocol: LatencyProtocol,
-    timeout_s: float = _TIMEOUT_S,
-) -> tuple[Latency, int | None]:
-    """Time one model file against the dense one, and measure its peak memory.
+    run: RunProtocol = MEMORY_RUN,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[Latency, RunFigures]:
+    """Time one model file against the dense one, and measure what else running it takes.
 
     Args:
         candidate: Model file.
         dense: Model file of the dense network.
         target: Threads and batch.
         input_shape: Shape of one example, without the batch.
-        protocol: How long to measure.
+        protocol: How long latency is measured.
+        run: What is measured besides; its peak memory if not given.
         timeout_s: Seconds after which the measurement has failed, waiting for others included.
-
-    Returns:
-        The latency, and the peak memory in bytes or None where it cannot be read.
 
     Raises:
         TrialError: If the process fails; holds its last line.
     """
-    return measure_front([candidate], dense, target, input_shape, protocol=protocol, timeout_s=timeout_s)[0]
+    return measure_front(
+        [candidate], dense, target, input_shape, protocol=protocol, run=run, timeout_s=timeout_s
+    )[0]
 
 
 def measure_front(
@@ -100,19 +91,34 @@ def measure_front(
     input_shape: Sequence[int],
     *,
     protocol: LatencyProtocol = FINAL_PROTOCOL,
-    timeout_s: float = _TIMEOUT_S,
-    memory: bool = True,
-) -> list[tuple[Latency, int | None]]:
-    """Time many model files and the dense one interleaved in one session; see :func:`measure_latency`.
+    run: RunProtocol = MEMORY_RUN,
+    targets: Mapping[Path, Target] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[tuple[Latency, RunFigures]]:
+    """Measure many model files and the dense one in one session, interleaved; see :func:`measure_latency`.
 
-    ``memory`` is whether each one's peak memory is measured too, in a process of its own.
+    Nobody else measures on this machine meanwhile.
+
+    Args:
+        candidates: Model files.
+        dense: Model file of the dense network.
+        target: Threads and batch.
+        input_shape: Shape of one example, without the batch.
+        protocol: How long latency is measured.
+        run: What is measured besides.
+        targets: Other targets of some files, of the same runtime, such as one that computes in another precision.
+        timeout_s: Seconds after which the measurement has failed, waiting for others included.
     """
-    job: dict[str, Any] = {
-        "kind": "latency",
+    base: dict[str, Any] = {
         "models": [str(path) for path in candidates],
         "dense": str(dense),
         "target": target.model_dump(mode="json"),
+        "targets": {str(path): own.model_dump(mode="json") for path, own in (targets or {}).items()},
         "input_shape": list(input_shape),
+    }
+    timing: dict[str, Any] = {
+        **base,
+        "kind": "latency",
         "sessions": protocol.sessions,
         "rounds": protocol.rounds,
         "block_s": protocol.block_s,
@@ -120,61 +126,36 @@ def measure_front(
         "limit_s": protocol.limit_s,
         "repeats": protocol.repeats,
         "noise_limit": protocol.noise_limit,
-        "seed": 0,
     }
-    results = [run_worker({**job, "seed": seed}, timeout_s) for seed in range(protocol.processes)]
+    jobs = [{**timing, "seed": seed} for seed in range(protocol.processes)]
+    jobs += figure_jobs(run, base)
+    results = run_session(jobs, timeout_s)
+    latencies = _latencies(results[: protocol.processes], len(candidates))
+    return list(zip(latencies, gather(run, jobs, results), strict=True))
+
+
+def _latencies(results: Sequence[dict[str, Any]], count: int) -> list[Latency]:
+    """Return the latency of each candidate from what the timing processes found."""
 
     def samples_ms_of(index: int) -> NDArray[np.float64]:
         return 1e3 * np.concatenate([result["samples_s"][index] for result in results])
 
-    dense_ms = samples_ms_of(len(candidates))
-    measured = []
-    for index, path in enumerate(candidates):
+    dense_ms = samples_ms_of(count)
+    noisy = sum(bool(result["noisy"]) for result in results) > len(results) / 2
+    found = []
+    for index in range(count):
         samples_ms = samples_ms_of(index)
         sessions = [np.array(ratios) for result in results for ratios in result["ratios"][index]]
         ratio, interval = median_ratio_interval(sessions)
-        latency = Latency(
-            latency_ms=float(np.median(samples_ms)),
-            latency_p95_ms=percentile_or_none(samples_ms, 95),
-            dense_ms=float(np.median(dense_ms)),
-            ratio=ratio,
-            ratio_ci=interval,
-            samples=len(samples_ms),
-            noisy=sum(bool(result["noisy"]) for result in results) > len(results) / 2,
+        found.append(
+            Latency(
+                latency_ms=float(np.median(samples_ms)),
+                latency_p95_ms=percentile_or_none(samples_ms, 95),
+                dense_ms=float(np.median(dense_ms)),
+                ratio=ratio,
+                ratio_ci=interval,
+                samples=len(samples_ms),
+                noisy=noisy,
+            )
         )
-        peak = run_worker({**job, "kind": "memory", "models": [str(path)]}, timeout_s) if memory else {}
-        measured.append((latency, peak.get("memory_bytes")))
-    return measured
-
-
-def run_worker(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    """Run a measurement process and return its result.
-
-    Raises:
-        TrialError: If it fails, takes too long, or its output cannot be read.
-    """
-    if is_locked(job.get("lock")):
-        _log.warning("waiting for another measurement on this machine")
-    home = str(Path(autoprune.__file__).resolve().parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "autoprune.measure.worker"],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            # Ctrl-C goes to the terminal's whole group; the driver decides what it means.
-            start_new_session=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise TrialError("latency", f"the measurement failed: {last}")
-        result: dict[str, Any] = json.loads(done.stdout)
-    except subprocess.TimeoutExpired as error:
-        raise TrialError("latency", f"the measurement took longer than {timeout_s:g} s") from error
-    except ValueError as error:
-        raise TrialError("latency", f"the measurement's result cannot be read: {error}") from error
-    return result
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autoprune.deploy.owners import layers_of_nodes
 from autoprune.deploy.session import NodeTime
-from autoprune.measure.latency import run_worker
+from autoprune.measure.process import run_worker
 from autoprune.target import Target
 
 # The runtime's profiler writes a line for every node of every run, so it is not let run for long.

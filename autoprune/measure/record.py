@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Interval = tuple[float, float]
+EnergySource = Literal["rapl", "nvml"]
+RUN_FIGURES = ("memory_bytes", "cold_start_ms", "throughput_per_s", "energy_mj")
 
 
 class Latency(BaseModel):
@@ -29,6 +33,52 @@ class Latency(BaseModel):
     ratio_ci: Interval
     samples: int
     noisy: bool
+
+
+class RunFigures(BaseModel):
+    """What running a model file takes besides its latency, measured in the session of the latency.
+
+    Nothing is estimated: what was not read is None, and ``missing`` says why.
+
+    Attributes:
+        memory_bytes: Peak memory that loading the runtime, opening the file and a few inferences of the target's batch
+            add to a fresh process.
+        cold_start_ms: Milliseconds from opening the file to the first result of the target's batch, the median of
+            several processes that had opened nothing before. Python and the runtime's library are loaded by then, and
+            the file is in the system's cache; what the runtime loads or compiles for a file counts.
+        throughput_per_s: Examples per second, one inference after another on the target's threads, at the best batch.
+        throughput_batch: That batch.
+        energy_mj: Millijoules of one example at the target's batch: all that the processor's packages and their memory,
+            or the GPU, used meanwhile. What they use when idle is not taken off.
+        energy_source: The counter: ``rapl`` or ``nvml``.
+        missing: By name of a figure that is None, why.
+        dense: The dense network's, of the same session; None where they were not measured, and in its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory_bytes: int | None = None
+    cold_start_ms: float | None = None
+    throughput_per_s: float | None = None
+    throughput_batch: int | None = None
+    energy_mj: float | None = None
+    energy_source: EnergySource | None = None
+    missing: dict[str, str] = {}
+    dense: RunFigures | None = None
+
+    def why(self, name: str) -> str:
+        """Return why a figure is None; empty where it is not."""
+        return self.missing.get(name, "it was not measured") if getattr(self, name) is None else ""
+
+    def flat(self) -> dict[str, Any]:
+        """Return the figures with the names that scripts rely on, the dense network's beside them."""
+        names = (*RUN_FIGURES, "throughput_batch")
+        dense = self.dense or RunFigures()
+        return {
+            **{name: getattr(self, name) for name in (*names, "energy_source")},
+            **{f"dense_{name}": getattr(dense, name) for name in names},
+            "not_measured": {name: why for name in RUN_FIGURES if (why := self.why(name))},
+        }
 
 
 class Capability(BaseModel):
@@ -94,9 +144,9 @@ class Measurement(BaseModel):
         size_ratio: The same as a share of the dense file.
         params: Parameters of the network.
         macs: Multiply-accumulates of one example.
-        memory_bytes: Peak memory that loading and running the artifact added to its process; None if unreadable.
         executed: What the runtime executes.
         parity_error: Largest difference from the network's outputs, relative to their largest magnitude.
+        figures: What running it takes besides its latency.
         elsewhere: The same on further targets of the study, by the target's word.
     """
 
@@ -109,10 +159,19 @@ class Measurement(BaseModel):
     size_ratio: float
     params: int
     macs: int
-    memory_bytes: int | None
     executed: Executed
     parity_error: float
+    figures: RunFigures = RunFigures()
     elsewhere: dict[str, Measurement] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_of_earlier_versions(cls, values: Any) -> Any:
+        """Take the peak memory from where earlier versions recorded it, which measured nothing else of this."""
+        if not isinstance(values, dict) or "memory_bytes" not in values:
+            return values
+        values = dict(values)
+        return {"figures": {"memory_bytes": values.pop("memory_bytes")}, **values}
 
 
 class ClassScore(BaseModel):

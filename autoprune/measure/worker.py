@@ -1,4 +1,4 @@
-"""The process that times model files: alone under a machine-wide lock, everything interleaved.
+"""The process that measures model files: alone under a machine-wide lock, everything interleaved.
 
 Run as ``python -m autoprune.measure.worker`` with a job as JSON on the standard input; the result is JSON on the
 standard output. It loads the target's runtime and NumPy, and torch only where that is the runtime.
@@ -9,82 +9,79 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoprune.deploy.session import node_times, open_session
+from autoprune.measure.energy import energies
+from autoprune.measure.inference import (
+    Runner,
+    inputs_of,
+    models_of,
+    peak_bytes,
+    pin,
+    reset_peak,
+    resident_bytes,
+    target_of,
+)
 from autoprune.measure.lock import lock_machine
+from autoprune.measure.process import last_line
+from autoprune.measure.starts import cold_starts
 from autoprune.measure.stats import spread, trimmed_mean
-from autoprune.target import Target
+from autoprune.measure.throughput import throughputs
 
 _LEAST_ROUNDS = 3
-
-
-class Runner:
-    """One model file ready to be timed.
-
-    Args:
-        path: Model file.
-        job: Target and shape of one example.
-    """
-
-    def __init__(self, path: str, job: dict[str, Any]) -> None:
-        target = target_of(job)
-        session = open_session(target, Path(path))
-        self.once_s = session.timer(inputs_of(job, session.fixed_batch or target.batch))
-        self.runs = 1
-
-    def warm_up(self, seconds: float, block_s: float) -> None:
-        """Run for ``seconds`` and choose how many runs make a block of ``block_s``."""
-        begun = time.perf_counter()
-        samples = [self.once_s() for _ in range(3)]
-        while time.perf_counter() - begun < seconds:
-            samples.append(self.once_s())
-        self.runs = max(1, round(block_s / float(np.median(samples[len(samples) // 2 :]))))
-
-    def block_s(self) -> list[float]:
-        """Run one block and return the seconds of each run, after as many that warm the caches again."""
-        for _ in range(self.runs):
-            self.once_s()
-        return [self.once_s() for _ in range(self.runs)]
 
 
 def main() -> None:
     """Read a job, measure, write the result."""
     job: dict[str, Any] = json.load(sys.stdin)
-    with lock_machine(job.get("lock")):
-        pin(target_of(job).threads)
-        if job["kind"] == "memory":
-            result: dict[str, Any] = {"memory_bytes": memory_bytes(job)}
-        elif job["kind"] == "nodes":
-            result = {"nodes": [times_of_nodes(path, job) for path in job["models"]]}
-        else:
-            result = measure(job)
+    if job.get("in_session"):
+        result = work(job)
+    else:
+        with lock_machine(job.get("lock")):
+            result = session(job) if job["kind"] == "session" else work(job)
     json.dump(result, sys.stdout)
 
 
-def pin(threads: int) -> None:
-    """Keep this process on ``threads`` of its processors, on as many cores as there are, where the system allows it."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, apart(sorted(os.sched_getaffinity(0), reverse=True))[:threads])
+def session(job: dict[str, Any]) -> dict[str, Any]:
+    """Run the jobs of a session one after the other, each in a process of its own, while this one holds the lock."""
+    parent = os.getppid()
+    results: list[dict[str, Any]] = []
+    for part in job["jobs"]:
+        if os.getppid() != parent:  # nobody is left to read what is found
+            break
+        done = subprocess.run(
+            [sys.executable, "-m", "autoprune.measure.worker"],
+            input=json.dumps({**part, "in_session": True}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            results.append(json.loads(done.stdout))
+            continue
+        why = last_line(done.stderr, done.returncode)
+        if not part.get("optional"):
+            sys.exit(why)
+        results.append({"failed": why})
+    return {"results": results}
 
 
-def apart(processors: list[int]) -> list[int]:
-    """Order processors so that one of each core comes before the second ones of any."""
-    seen: dict[str, int] = {}
-    turns: list[tuple[int, int]] = []
-    for place, number in enumerate(processors):
-        path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        core = path.read_text() if path.is_file() else str(number)
-        seen[core] = seen.get(core, 0) + 1
-        turns.append((seen[core], place))
-    return [processors[place] for _, place in sorted(turns)]
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job in this process."""
+    pin(target_of(job).threads)
+    if job["kind"] == "memory":
+        return {"memory_bytes": memory_bytes(job)}
+    if job["kind"] == "nodes":
+        return {"nodes": [times_of_nodes(path, job) for path in job["models"]]}
+    kinds = {"starts": cold_starts, "throughput": throughputs, "energy": energies, "latency": measure}
+    return kinds[job["kind"]](job)
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
     Sessions are opened anew because memory is laid out anew with them, which moves a model's time by more than
     the spread inside one session.
     """
-    paths = [*job["models"], job["dense"]]
+    paths = models_of(job)
     samples: list[list[float]] = [[] for _ in paths]
     ratios: list[list[list[float]]] = [[] for _ in job["models"]]
     dense: list[float] = []
@@ -144,16 +141,14 @@ def one_session(
 
 def memory_bytes(job: dict[str, Any]) -> int | None:
     """Return the peak memory that loading and running the first model adds to this process; None if unreadable."""
-    before = _status_kib("VmRSS")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak, see proc(5)
-    except OSError:
+    before = resident_bytes()
+    if not reset_peak():
         return None
     runner = Runner(job["models"][0], job)
     for _ in range(3):
         runner.once_s()
-    after = _status_kib("VmHWM")
-    return None if before is None or after is None else max(0, after - before) * 1024
+    after = peak_bytes()
+    return None if before is None or after is None else max(0, after - before)
 
 
 def times_of_nodes(path: str, job: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -173,26 +168,6 @@ def times_of_nodes(path: str, job: dict[str, Any]) -> list[dict[str, Any]] | Non
             for node in found
         ]
     )
-
-
-def target_of(job: dict[str, Any]) -> Target:
-    """Return the target of a job."""
-    return Target.model_validate(job["target"])
-
-
-def inputs_of(job: dict[str, Any], batch: int) -> NDArray[np.float32]:
-    """Return inputs of one inference."""
-    generator = np.random.default_rng(0)
-    return generator.standard_normal((batch, *job["input_shape"]), dtype=np.float32)
-
-
-def _status_kib(field: str) -> int | None:
-    try:
-        text = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
-    return int(match.group(1)) if match else None
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoprune.measure.record import Capability
+from autoprune.measure.record import Capability, RunFigures
+from autoprune.report.figures_view import HOW_MEASURED, figure_rows, not_measured
 from autoprune.report.view import (
     RANKED,
     StudyView,
@@ -88,9 +89,13 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
             f"{before.macs:,}" if before else "",
         )
     )
-    if measured.memory_bytes is not None:
-        dense_memory = _size(before.memory_bytes) if before and before.memory_bytes is not None else ""
-        rows.append(("peak memory that it added", _size(measured.memory_bytes), "", dense_memory))
+    # Studies of earlier versions have the dense network's memory in its own trial.
+    dense = measured.figures.dense or (before.figures if before else RunFigures())
+    rows += [
+        (name, own, "", other)
+        for (name, own), (_, other) in zip(figure_rows(measured.figures), figure_rows(dense), strict=True)
+        if own
+    ]
     rows.append(("layers that run in int8", f"{executed.int8_layers} of {executed.layers}", "", ""))
     if executed.ran:
         ran = ", ".join(f"{count} in {_cell(kind)}" for kind, count in executed.ran.items())
@@ -110,6 +115,7 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
             for n in executed.not_as_asked
         )
         notes.append("Not run in the format that the recipe asks for: " + "; ".join(told) + ".")
+    notes += not_measured(measured.figures)
     if measured.report is None:
         notes.append(
             "Not measured on the report split: its figure on the search split is what it was chosen by."
@@ -138,6 +144,7 @@ def _method(view: StudyView, record: TrialRecord) -> str:
             f"- host: {_cell(host_text(view.host))}",
             "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
             " its interval a bootstrap",
+            *([f"- {HOW_MEASURED}"] if measured is not None and measured.figures.dense else []),
             *_session_lines(view.settings, mixed),
             "- capability: the exported file run in the target's runtime, not the network that it was made from",
             f"- study: {len(view.records)} trials in {duration(view.spent_s)}, seed {view.settings.get('seed', '?')}",

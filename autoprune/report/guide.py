@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from autoprune.report.figures_view import HOW_MEASURED, not_measured
 from autoprune.report.view import Shown, StudyView, duration, host_text, target_text
 
 # What counts as hardly any loss of capability.
@@ -57,6 +58,7 @@ def how_to_read(view: StudyView) -> str:
             "Measured on",
             f"{host_text(view.host)}. Target: {target_text(view.settings)}. Latency on other machines differs.",
         ),
+        ("Memory, cold start, throughput, energy", _figures(view)),
         ("Failures", _failures(view)),
         (
             "Budget",
@@ -67,6 +69,13 @@ def how_to_read(view: StudyView) -> str:
     ]
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in items)
     return f'<section class="card"><h2>How to read this</h2><dl>{body}</dl>{_gap_table(view)}</section>\n'
+
+
+def _figures(view: StudyView) -> str:
+    whole = [s.point.measurement.figures for s in view.shown if s.point.measurement.figures.dense is not None]
+    if not whole:
+        return "Of trials peak memory alone is measured; the rest is of the final front's points, which there are none of."
+    return " ".join([f"{HOW_MEASURED[0].upper()}{HOW_MEASURED[1:]}.", *not_measured(*whole)])
 
 
 def _split(view: StudyView) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from autoprune.errors import NoFeasiblePointError
 from autoprune.report import page
 from autoprune.report.course import course_block
+from autoprune.report.figures_view import HEADINGS, figure_cells, present
 from autoprune.report.guide import facts, how_to_read
 from autoprune.report.plot import capability_range, latency_of, size_of, staircase
 from autoprune.report.view import Shown, StudyView, group_rows, interval, recipe_summary, view_of
@@ -156,14 +158,16 @@ def _chosen() -> str:
 
 
 def _table(view: StudyView) -> str:
+    figures = present(s.point.measurement.figures for s in view.shown)
     hidden = sum(s.role in ("dominated", "trial") for s in view.shown)
+    headings = (*_HEADINGS[:-1], *((HEADINGS[name], "number") for name in figures), _HEADINGS[-1])
     heads = "".join(
         f'<th scope="col" data-sort="{kind}" aria-sort="none"><button type="button">{escape(_metric(name, view))}</button></th>'
         if kind
         else f'<th scope="col">{escape(name)}</th>'
-        for name, kind in _HEADINGS
+        for name, kind in headings
     )
-    rows = "\n".join(_row(view, shown) for shown in view.shown)
+    rows = "\n".join(_row(view, shown, figures) for shown in view.shown)
     empty = '<p class="sub">No trial has been measured yet.</p>' if not view.shown else ""
     return (
         '<section class="card"><h2>Points</h2><div class="tools">'
@@ -179,9 +183,10 @@ def _metric(name: str, view: StudyView) -> str:
     return view.metric if name == "accuracy" else name
 
 
-def _row(view: StudyView, shown: Shown) -> str:
+def _row(view: StudyView, shown: Shown, figures: Sequence[str]) -> str:
     record, measured = shown.record, shown.point.measurement
     score, latency, executed = shown.point.capability, measured.latency, measured.executed
+    own = figure_cells(measured.figures)
     content = point_json(view.paths, record)
     kind = "trial of the search" if shown.role == "trial" else shown.role
     tags = f'<span class="tag {shown.role}">{escape(kind)}</span>'
@@ -203,6 +208,7 @@ def _row(view: StudyView, shown: Shown) -> str:
         (f"{measured.size_ratio:.3f}", measured.size_ratio),
         (f"{executed.int8_layers}/{executed.layers}", executed.int8_layers),
         (str(record.train_steps), record.train_steps),
+        *((own[name] or "–", getattr(measured.figures, name) or -1) for name in figures),
         (_export(shown, str(content["export_command"]), content["artifact"] is not None), None),
     ]
     body = "".join(_cell(text, key) for text, key in cells)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autoprune.report.figures_view import HEADINGS, figure_cells, not_measured, present
 from autoprune.report.view import interval
 from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.front import FrontPoint
@@ -35,32 +36,37 @@ _COLUMNS = (
     "int8",
     "steps",
 )
+# Columns of plain text.
+_PLAIN_WIDTH = 200
 # What spreadsheets take for a formula; a tab or carriage return before it is skipped by them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def front_table(points: Sequence[FrontPoint], dense: TrialRecord | None) -> Table:
+def front_table(
+    points: Sequence[FrontPoint], dense: TrialRecord | None, figures: Sequence[str] = ()
+) -> Table:
     """Return the front as a table, the dense network first.
 
     Args:
         points: The points to show, in their order.
         dense: The dense network's trial; left out where it was not measured.
+        figures: Names of further figures to show.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in _COLUMNS:
+    for column in [*_COLUMNS, *(HEADINGS[name] for name in figures)]:
         text = column in _TEXT_COLUMNS
         table.add_column(column, justify="left" if text else "right", no_wrap=not text)
     own = next((p for p in points if dense is not None and p.record.number == dense.number), None)
     if dense is not None and dense.measurement is not None:
         first = own or FrontPoint(dense, on_front=False, tie_with=(), baseline=True)
-        table.add_row(*map(escape, _cells(first)))
+        table.add_row(*map(escape, _cells(first, figures)))
     for point in points:
         if point is not own:
-            table.add_row(*map(escape, _cells(point)))
+            table.add_row(*map(escape, _cells(point, figures)))
     return table
 
 
-def _cells(point: FrontPoint) -> list[str]:
+def _cells(point: FrontPoint, figures: Sequence[str]) -> list[str]:
     record, measured = point.record, point.measurement
     score, latency = point.capability, measured.latency
     notes = ["baseline"] if point.baseline else []
@@ -68,6 +74,7 @@ def _cells(point: FrontPoint) -> list[str]:
         notes.append("search split")
     if point.tie_with:
         notes.append("tie with " + ", ".join(map(str, point.tie_with)))
+    own = figure_cells(measured.figures)
     what = (record.label or record.origin) + (f" ({'; '.join(notes)})" if notes else "")
     return [
         str(record.number),
@@ -81,19 +88,30 @@ def _cells(point: FrontPoint) -> list[str]:
         f"{measured.size_ratio:.3f}",
         f"{measured.executed.int8_layers}/{measured.executed.layers}",
         str(record.train_steps),
+        *(own[name] or "-" for name in figures),
     ]
 
 
 def print_front(points: Sequence[FrontPoint], dense: TrialRecord | None, file: TextIO | None = None) -> None:
-    """Print the front; plain text that neither wraps nor cuts where ``file`` is no terminal."""
+    """Print the front; plain text that neither wraps nor cuts where ``file`` is no terminal.
+
+    What was measured besides accuracy, latency and size is in it where that fits, and why something of it is missing.
+    """
     stream = sys.stdout if file is None else file
+    console = Console(file=stream, highlight=False)
+    whole = [p.measurement.figures for p in points if p.measurement.figures.dense is not None]
+    table = front_table(points, dense, present(whole))
+    width = console.width if stream.isatty() else _PLAIN_WIDTH
+    if console.measure(table, options=console.options.update(width=2 * _PLAIN_WIDTH)).maximum > width:
+        table = front_table(points, dense)
     if stream.isatty():
-        Console(file=stream, highlight=False).print(front_table(points, dense))
-        return
-    stream.write(table_text(front_table(points, dense)))
+        console.print(table)
+    else:
+        stream.write(table_text(table))
+    stream.writelines(f"{line}\n" for line in not_measured(*whole))
 
 
-def table_text(table: Table, width: int = 200) -> str:
+def table_text(table: Table, width: int = _PLAIN_WIDTH) -> str:
     """Return a table as plain text, without control sequences."""
     buffer = StringIO()
     Console(file=buffer, width=width, highlight=False, force_terminal=False, no_color=True).print(table)

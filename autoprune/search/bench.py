@@ -84,18 +84,23 @@ class Timings:
         """Return the expected seconds of one step; 0 before the first training."""
         return median(self.step) if self.step else 0.0
 
-    def artifacts_s(self, count: int, examples: int) -> float:
-        """Return the expected seconds to export, score and time the artifacts of the final front.
+    def artifacts_s(self, count: int, examples: int, figures_s: float = 0.0) -> float:
+        """Return the expected seconds to export, score and measure the artifacts of the final front.
 
         Args:
             count: Artifacts, the dense network, which is the slowest, among them.
             examples: Examples that each is scored on.
+            figures_s: Seconds that each may take for what is measured besides latency and memory.
         """
-        # The final protocol runs about three times as long as a trial's.
-        timing = 3.0 * median(self.latency) if self.latency else 5.0
+        timing = self.timing_s() + figures_s
         deploy = median(self.deploy) if self.deploy else 1.0
         usual, slowest = (median(self.example), max(self.example)) if self.example else (0.0, 0.0)
         return count * (timing + deploy + examples * usual) + examples * (slowest - usual)
+
+    def timing_s(self) -> float:
+        """Return the expected seconds to time one artifact of the final front and to measure its memory."""
+        # The final protocol runs about three times as long as a trial's.
+        return 3.0 * median(self.latency) if self.latency else 5.0
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 
 from autoprune.clock import Clock
 from autoprune.config import Budget
+from autoprune.measure.figures import FULL_RUN
 
 # The report, its plot and the front's table are written after the last measurement.
 CLOSING_S = 4.0
+# Share of the budget that cold starts, throughput and energy of the final front may take.
+_FIGURES_SHARE = 0.06
 
 
 class Timekeeper:
@@ -84,6 +87,16 @@ class Timekeeper:
     def trials_left(self, proposals: int) -> int | None:
         """Return how many more proposals may be made; None where the budget counts time."""
         return None if self._budget.trials is None else self._budget.trials - proposals
+
+    def figures_s(self, artifacts: int) -> float:
+        """Return the seconds that each artifact of the final front gets for cold starts, throughput and energy.
+
+        Args:
+            artifacts: How many are measured.
+        """
+        if self._budget.seconds is None:
+            return FULL_RUN.limit_s
+        return min(FULL_RUN.limit_s, _FIGURES_SHARE * self._budget.seconds / max(1, artifacts))
 
     def begin_final(self) -> None:
         """Mark the start of the final phase, from which its length is derived under a budget of trials."""

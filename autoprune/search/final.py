@@ -83,10 +83,12 @@ class FinalPhase:
 
     def reserve_s(self, artifacts: int | None = None) -> float:
         """Return the seconds that exporting, scoring and timing the front takes, from what trials took."""
-        count = len(self._free()) if artifacts is None else artifacts
+        count = max(1, len(self._free()) if artifacts is None else artifacts)
         data = self.bench.workload.data
-        each_s = self.bench.timings.artifacts_s(max(1, count), len(data.search) + data.report.examples)
-        return each_s * len(self.bench.config.targets)
+        examples = len(data.search) + data.report.examples
+        targets = len(self.bench.config.targets)
+        figures_s = self.keeper.figures_s(count * targets)
+        return targets * self.bench.timings.artifacts_s(count, examples, figures_s)
 
     def run(self) -> None:
         """Recover the chosen networks and record every point of the front, measured in one session."""

@@ -10,9 +10,11 @@ from pathlib import Path
 from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import TrialError
+from autoprune.measure.figures import RunProtocol, within
 from autoprune.measure.latency import measure_front
-from autoprune.measure.record import Capability, Latency, Measurement
+from autoprune.measure.record import Capability, Latency, Measurement, RunFigures
 from autoprune.search.bench import Bench
+from autoprune.search.budget import CLOSING_S
 from autoprune.search.driver import Driver
 from autoprune.search.jobs import describe, with_steps
 from autoprune.search.trial import assemble, evaluate_file, failures_as_trial_errors
@@ -123,11 +125,26 @@ class Points:
             self.driver.say(f"trial {record.number} on {target.spec} failed: {error.kind}: {error.reason}")
             return None
 
-    def _timed(self, target: Target, paths: list[Path], dense: Path) -> list[tuple[Latency, int | None]]:
-        return measure_front(paths, dense, target, self.bench.workload.data.input_shape)
+    def _measured(
+        self, target: Target, paths: list[Path], dense: Path, sessions: int
+    ) -> list[tuple[Latency, RunFigures]]:
+        """Measure files and the dense one interleaved; ``sessions`` are to come, this one included."""
+        shape = self.bench.workload.data.input_shape
+        run = self._run_protocol(len(paths), sessions)
+        return measure_front(paths, dense, target, shape, run=run)
+
+    def _run_protocol(self, count: int, sessions: int) -> RunProtocol:
+        """Return how long is measured besides latency: as planned, less where the time left is less."""
+        keeper = self.driver.keeper
+        each_s = keeper.figures_s(count * len(self.bench.config.targets))
+        if keeper.left_s is not None:
+            # The dense network is measured with them.
+            left_s = (keeper.left_s - CLOSING_S) / (sessions * (count + 1)) - self.bench.timings.timing_s()
+            each_s = min(each_s, left_s)
+        return within(each_s)
 
     def measure(self, points: list[FinalPoint], started_from: Mapping[int, int]) -> None:
-        """Time all points and the dense network interleaved in one session on each target, and record them.
+        """Measure all points and the dense network interleaved in one session on each target, and record them.
 
         Args:
             points: What :meth:`make` made.
@@ -140,7 +157,8 @@ class Points:
         begun_s = clock.monotonic()
         paths: list[Path] = [point.artifact.path for point in points]
         try:
-            timed = self._timed(self.bench.config.target, paths, dense.path)
+            targets = self.bench.config.targets
+            timed = self._measured(targets[0], paths, dense.path, len(targets))
         except TrialError as error:
             if len(points) == 1:
                 self.driver.note_final_failure(points[0].parent, error)
@@ -150,13 +168,13 @@ class Points:
             return
         elsewhere = self._measured_elsewhere(points)
         each_s = (clock.monotonic() - begun_s) / len(points)
-        for point, (latency, memory_bytes) in zip(points, timed, strict=True):
+        for point, (latency, figures) in zip(points, timed, strict=True):
             measurement = assemble(
                 self.bench,
                 point.compressed.model,
                 point.artifact,
                 latency,
-                memory_bytes,
+                figures,
                 search=point.search,
                 report=point.report,
             )
@@ -180,7 +198,7 @@ class Points:
     def _measured_elsewhere(self, points: list[FinalPoint]) -> dict[int, dict[str, Measurement]]:
         """Time the points on each further target, and return what was measured there by trial and target."""
         found: dict[int, dict[str, Measurement]] = {}
-        for target in self.bench.config.also:
+        for number, target in enumerate(self.bench.config.also):
             there = [
                 (point, point.elsewhere[target.spec]) for point in points if target.spec in point.elsewhere
             ]
@@ -192,18 +210,18 @@ class Points:
                 self.driver.progress(f"timing {len(paths)} points on {target.spec}", "measure")
             )
             try:
-                timed = self._timed(target, paths, dense)
+                timed = self._measured(target, paths, dense, len(self.bench.config.also) - number)
             except TrialError as error:
                 self.driver.store.note(f"target_failure::{target.spec}", f"{error.kind}: {error.reason}")
                 self.driver.say(f"timing on {target.spec} failed: {error.kind}: {error.reason}")
                 continue
-            for (point, deployed), (latency, memory_bytes) in zip(there, timed, strict=True):
+            for (point, deployed), (latency, figures) in zip(there, timed, strict=True):
                 found.setdefault(point.parent.number, {})[target.spec] = assemble(
                     self.bench,
                     point.compressed.model,
                     deployed.artifact,
                     latency,
-                    memory_bytes,
+                    figures,
                     search=deployed.search,
                     report=deployed.report,
                     reference=dense,

@@ -17,6 +17,7 @@ from autoprune.compress.shapes import layer_shapes
 from autoprune.compress.surgery import prune
 from autoprune.errors import TrialError
 from autoprune.measure.cost import size_bytes
+from autoprune.measure.figures import NO_RUN
 from autoprune.measure.host import describe_host
 from autoprune.measure.latency import PROFILE_PROTOCOL, measure_front
 from autoprune.measure.node_times import layer_seconds
@@ -303,7 +304,7 @@ def _timed(bench: Bench, profile: Profile, built: list[tuple[Recipe, Path]]) -> 
     shape, target = bench.workload.data.input_shape, bench.config.target
     layers = [s.name for s in profile.shapes]
     by_layer = layer_seconds(paths, layers, target, shape)
-    whole = measure_front(paths, bench.dense.path, target, shape, protocol=PROFILE_PROTOCOL, memory=False)
+    whole = measure_front(paths, bench.dense.path, target, shape, protocol=PROFILE_PROTOCOL, run=NO_RUN)
     return [
         Design(
             kept=recipe.kept_counts(bench.groups),

@@ -17,7 +17,7 @@ from autoprune.errors import AutopruneError, ExportError, TrialError
 from autoprune.measure.capability import score
 from autoprune.measure.cost import count_macs, count_params, size_bytes
 from autoprune.measure.latency import SEARCH_PROTOCOL, measure_latency
-from autoprune.measure.record import Capability, Latency, Measurement
+from autoprune.measure.record import Capability, Latency, Measurement, RunFigures
 from autoprune.search.bench import Bench
 from autoprune.space.recipe import Recipe
 from autoprune.workloads.splits import Split
@@ -72,11 +72,11 @@ def run_trial(
         with timed() as scoring:
             capability = evaluate(bench, artifact, bench.workload.data.search)
         with timed() as timing:
-            latency, memory_bytes = time_against_dense(bench, artifact)
+            latency, figures = time_against_dense(bench, artifact)
         bench.timings.deploy.append(deploying())
         bench.timings.example.append(scoring() / capability.examples)
         bench.timings.latency.append(timing())
-        measurement = assemble(bench, compressed.model, artifact, latency, memory_bytes, search=capability)
+        measurement = assemble(bench, compressed.model, artifact, latency, figures, search=capability)
         before = bench.ancestor(start).network.train_steps if start is not None else 0
         return Outcome(measurement, compressed.train_steps, compressed.train_steps - before)
 
@@ -99,8 +99,8 @@ def evaluate_file(runtime: Runtime, path: Path, split: Split, metric: Metric) ->
     return score(outputs, torch.cat(targets), metric)
 
 
-def time_against_dense(bench: Bench, artifact: Artifact) -> tuple[Latency, int | None]:
-    """Measure latency interleaved with the dense artifact, and peak memory."""
+def time_against_dense(bench: Bench, artifact: Artifact) -> tuple[Latency, RunFigures]:
+    """Measure latency interleaved with the dense artifact, and peak memory; there is no time for more in a trial."""
     dense = bench.dense or artifact
     return measure_latency(
         artifact.path,
@@ -116,7 +116,7 @@ def assemble(
     model: nn.Module,
     artifact: Artifact,
     latency: Latency,
-    memory_bytes: int | None,
+    figures: RunFigures,
     *,
     search: Capability,
     report: Capability | None = None,
@@ -129,7 +129,7 @@ def assemble(
         model: The network.
         artifact: The artifact.
         latency: Its latency.
-        memory_bytes: Its peak memory.
+        figures: What running it takes besides.
         search: Its capability on the search split.
         report: Its capability on the report split.
         reference: The dense network's file on the same target; the first target's if not given.
@@ -150,9 +150,9 @@ def assemble(
         size_ratio=size / size_bytes(dense),
         params=count_params(model),
         macs=count_macs(model, bench.workload.data.input_shape),
-        memory_bytes=memory_bytes,
         executed=artifact.executed,
         parity_error=artifact.parity_error,
+        figures=figures,
     )
 
 

@@ -316,7 +316,7 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
         "size_ratio": measured.size_ratio,
         "params": measured.params,
         "macs": measured.macs,
-        "memory_bytes": measured.memory_bytes,
+        **measured.figures.flat(),
         "int8_layers": measured.executed.int8_layers,
         "layers": measured.executed.layers,
         "as_asked": measured.executed.as_asked,
@@ -337,6 +337,7 @@ def to_frame(points: Sequence[FrontPoint], paths: StudyPaths) -> pd.DataFrame:
     for point in points:
         row = point_json(paths, point.record)
         row.pop("recipe")
+        row["not_measured"] = "; ".join(f"{name}: {why}" for name, why in row["not_measured"].items())
         row["baseline"], row["tie_with"] = point.baseline, " ".join(map(str, point.tie_with))
         for name in ("accuracy_ci", "latency_ratio_ci"):
             interval = row.pop(name)

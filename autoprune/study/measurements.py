@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.config import describe_faults
 from autoprune.errors import StorageError, UsageError
-from autoprune.measure.record import Capability, Interval, Latency, Measurement
+from autoprune.measure.record import RUN_FIGURES, Capability, Interval, Latency, Measurement, RunFigures
 from autoprune.study.artifacts import MANIFEST, artifact_folder
 from autoprune.study.front import dense_record
 from autoprune.study.records import TrialRecord
@@ -42,7 +42,7 @@ class Reported(BaseModel):
         samples: Timed runs.
         size_bytes: Bytes of the model file.
         size_ratio: The same as a share of the dense file.
-        memory_bytes: Peak memory.
+        figures: What running it takes besides its latency.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,7 +63,7 @@ class Reported(BaseModel):
     samples: Annotated[int, Field(ge=1)] = 1
     size_bytes: Annotated[int, Field(ge=1)]
     size_ratio: _Positive
-    memory_bytes: int | None = None
+    figures: RunFigures
 
 
 def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
@@ -141,7 +141,17 @@ def _reported(entry: object, where: str) -> Reported:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} is no object but {type(entry).__name__}")
     metric = entry.get("metric", "accuracy")
-    values = {**entry, "metric": metric, "value": entry.get(metric), "value_ci": entry.get(f"{metric}_ci")}
+    figures = _figures(entry, "") | {
+        "dense": _figures(entry, "dense_"),
+        "missing": entry.get("not_measured", {}),
+    }
+    values = {
+        **entry,
+        "metric": metric,
+        "value": entry.get(metric),
+        "value_ci": entry.get(f"{metric}_ci"),
+        "figures": figures,
+    }
     try:
         return Reported.model_validate(values)
     except ValidationError as error:
@@ -149,6 +159,11 @@ def _reported(entry: object, where: str) -> Reported:
             describe_faults(where, error),
             "only what `autoprune measure --json` printed of an export can be read",
         ) from None
+
+
+def _figures(entry: dict[str, Any], prefix: str) -> dict[str, Any]:
+    names = (*RUN_FIGURES, "throughput_batch", "energy_source")
+    return {name: entry[prefix + name] for name in names if prefix + name in entry}
 
 
 def _measurement(record: TrialRecord, reported: Reported) -> Measurement:
@@ -175,7 +190,7 @@ def _measurement(record: TrialRecord, reported: Reported) -> Measurement:
             "latency": latency,
             "size_bytes": reported.size_bytes,
             "size_ratio": reported.size_ratio,
-            "memory_bytes": reported.memory_bytes,
+            "figures": reported.figures,
             "elsewhere": {},
         }
     )
@@ -194,4 +209,5 @@ def _dense(record: TrialRecord, reported: Reported) -> Measurement:
         samples=reported.samples,
         noisy=reported.latency_noisy,
     )
-    return own.model_copy(update={"latency": latency, "memory_bytes": None, "elsewhere": {}})
+    figures = reported.figures.dense or RunFigures()
+    return own.model_copy(update={"latency": latency, "figures": figures, "elsewhere": {}})

@@ -106,8 +106,8 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
             protocol=FINAL_PROTOCOL,
         )
         further = [
-            assemble(bench, network.model, artifact, latency, memory, search=search, report=report)
-            for (network, artifact, search, report), (latency, memory) in zip(made, timed, strict=True)
+            assemble(bench, network.model, artifact, latency, figures, search=search, report=report)
+            for (network, artifact, search, report), (latency, figures) in zip(made, timed, strict=True)
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -102,12 +102,12 @@ def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
             {
                 "version": name,
                 "latency": latency.model_dump(mode="json"),
-                "memory_bytes": memory,
+                "figures": figures.model_dump(mode="json"),
                 "size_bytes": made[name].path.stat().st_size,
                 "dense_size_bytes": made["dense"].path.stat().st_size,
                 "executed": made[name].executed.model_dump(mode="json"),
             }
-            for name, (latency, memory) in zip(others, timed, strict=True)
+            for name, (latency, figures) in zip(others, timed, strict=True)
         ]
     return {
         "model": model,

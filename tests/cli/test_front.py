@@ -10,17 +10,21 @@ from typing import Any
 
 import pytest
 
+from autoprune.api import open_study
 from autoprune.cli.main import main
 from autoprune.config import Limits, StudyConfig, make_config
-from autoprune.measure.record import Capability, Executed, Latency, Measurement
+from autoprune.measure.record import Capability, Executed, Latency, Measurement, RunFigures
 from autoprune.naming import StudyPaths
+from autoprune.report.table import print_front
 from autoprune.space.recipe import GroupChoice, Recipe
 from autoprune.study.decode import Plan
+from autoprune.study.front import dense_record
 from autoprune.study.store import StudyStore
 
 POINT_NAMES = {
     "trial", "accuracy", "accuracy_search", "latency_ms", "latency_ratio", "latency_ratio_ci", "size_bytes",
-    "size_ratio", "params", "macs", "recipe", "artifact",
+    "size_ratio", "params", "macs", "recipe", "artifact", "memory_bytes", "cold_start_ms", "throughput_per_s",
+    "throughput_batch", "energy_mj",
 }  # fmt: skip
 
 
@@ -43,9 +47,16 @@ def measured(accuracy: float, ratio: float, size: float) -> Measurement:
         size_ratio=size,
         params=1000,
         macs=2000,
-        memory_bytes=None,
         executed=Executed(layers=4, int8_layers=1, asked_int8=1, operators={"Conv": 3}),
         parity_error=0.0,
+        figures=RunFigures(
+            memory_bytes=int(30_000_000 * size),
+            cold_start_ms=200 * size,
+            throughput_per_s=100 / ratio,
+            throughput_batch=16,
+            missing={"energy_mj": "no counter"},
+            dense=RunFigures(memory_bytes=30_000_000, cold_start_ms=200.0, throughput_per_s=100.0),
+        ),
     )
 
 
@@ -92,6 +103,10 @@ def test_json_is_one_object_with_the_names_of_the_contract(
     assert (best["accuracy"], best["accuracy_search"]) == (0.89, pytest.approx(0.94))
     assert (best["latency_ms"], best["latency_ratio"], best["latency_ratio_ci"]) == (6.0, 0.6, [0.58, 0.62])
     assert (best["size_bytes"], best["size_ratio"]) == (2_400_000, 0.6)
+    assert (best["memory_bytes"], best["cold_start_ms"]) == (18_000_000, 120.0)
+    assert (best["dense_memory_bytes"], best["dense_cold_start_ms"]) == (30_000_000, 200.0)
+    assert (best["throughput_batch"], best["energy_mj"], best["energy_source"]) == (16, None, None)
+    assert best["not_measured"] == {"energy_mj": "no counter"}
     assert best["recipe"]["groups"] == {"a": {"ratio": 0.5, "bits": 32, "criterion": ""}}
 
 
@@ -140,6 +155,23 @@ def test_the_table_shows_every_point_and_marks_baselines(
     assert [row[0] for row in rows] == ["0", "2", "3"]
     assert "dense (baseline)" in next(line for line in lines if "dense (" in line)
     assert {"0.8900", "0.600", "2.400", "1/4"} <= set(rows[1])
+    # Memory, cold start, throughput; there is no column for what nobody measured, but a line that says why.
+    assert rows[1][-3:] == ["18.0", "120.0", "166.7"]
+    assert lines[-1] == "Not measured: energy (no counter)."
+
+
+def test_a_narrow_terminal_shows_no_further_figures(study: str) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    found = open_study(study)
+    for columns, shown in ((100, False), (240, True)):
+        stream = Terminal()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", str(columns))
+            print_front(found.points(), dense_record(found.records()), stream)
+        assert ("start ms" in stream.getvalue()) == shown
 
 
 def test_csv_has_one_row_for_each_point(study: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +179,8 @@ def test_csv_has_one_row_for_each_point(study: str, capsys: pytest.CaptureFixtur
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["trial"] for row in rows] == ["0", "2", "3"]
     assert float(rows[1]["size_ratio"]) == 0.6
+    assert (rows[1]["cold_start_ms"], rows[1]["energy_mj"]) == ("120.0", "")
+    assert rows[1]["not_measured"] == "energy_mj: no counter"
 
 
 def test_studies_are_listed(study: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from autoprune.errors import TrialError
-from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency, run_worker
+from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency
 from autoprune.measure.lock import is_locked, lock_machine
+from autoprune.measure.process import run_worker
 from autoprune.target import Target
 
 QUICK = LatencyProtocol(
@@ -35,13 +36,13 @@ def network(path: Path, width: int) -> Path:
 
 def test_candidate_and_dense_are_measured_together(tmp_path: Path) -> None:
     one, dense = network(tmp_path / "a.onnx", 8), network(tmp_path / "b.onnx", 8)
-    latency, memory_bytes = measure_latency(one, dense, Target(), (8,), protocol=QUICK)
+    latency, figures = measure_latency(one, dense, Target(), (8,), protocol=QUICK)
     assert latency.ratio > 0
     assert latency.ratio_ci[0] <= latency.ratio <= latency.ratio_ci[1]
     assert latency.latency_ms > 0
     assert latency.dense_ms > 0
     assert latency.samples >= QUICK.rounds
-    assert memory_bytes is None or memory_bytes >= 0
+    assert figures.memory_bytes is None or figures.memory_bytes >= 0
 
 
 def test_a_front_is_measured_in_one_session(tmp_path: Path) -> None:

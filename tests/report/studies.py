@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from autoprune.measure.record import Capability, Executed, Latency, Measurement
+from autoprune.measure.record import Capability, Executed, Latency, Measurement, RunFigures
 from autoprune.naming import StudyPaths
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import GroupChoice, Recipe
@@ -41,6 +41,21 @@ class FakeStore:
         return {"model": self.model, "data": "cifar10", "target": target, "seed": 7, "study": self.paths.name}
 
 
+def run_figures(ratio: float, size: float) -> RunFigures:
+    """Figures of a final measurement on a machine without an energy counter."""
+
+    def one(ratio: float, size: float) -> RunFigures:
+        return RunFigures(
+            memory_bytes=int(44e6 * size),
+            cold_start_ms=55 * size,
+            throughput_per_s=250 / ratio,
+            throughput_batch=8,
+            missing={"energy_mj": "there is no counter"},
+        )
+
+    return one(ratio, size).model_copy(update={"dense": one(1.0, 1.0)})
+
+
 def measured(
     value: float, ratio: float, size: float, *, report: bool, lost: tuple[str, ...] = ()
 ) -> Measurement:
@@ -54,8 +69,9 @@ def measured(
     return Measurement(
         search=score(value + 0.005 if report else value, 2000), report=score(value, 10_000) if report else None,
         latency=latency, size_bytes=int(1_100_000 * size), size_ratio=size, params=int(272_474 * size), macs=40_800_000,
-        memory_bytes=None, parity_error=1e-6, executed=Executed(
+        parity_error=1e-6, executed=Executed(
             layers=20, int8_layers=18, asked_int8=20, operators={"Conv": 20}, not_as_asked=lost),
+        figures=run_figures(ratio, size) if report else RunFigures(),
     )  # fmt: skip
 
 

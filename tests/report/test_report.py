@@ -44,6 +44,17 @@ def test_the_page_holds_every_point_and_what_to_make_of_it(tmp_path: Path) -> No
     assert "Test CPU" in text
 
 
+def test_the_page_shows_what_else_was_measured_and_why_the_rest_was_not(tmp_path: Path) -> None:
+    text = without_plotly(report_page(make_study(tmp_path / "study")))
+    assert all(f">{name}</button>" in text for name in ("memory MB", "start ms", "per s"))
+    assert ">mJ</button>" not in text
+    assert '<td data-key="250.0">250.0</td>' in text  # the dense network's examples per second
+    assert "Not measured: energy (there is no counter)." in text
+    early = without_plotly(report_page(make_study(tmp_path / "early", final=False)))
+    assert ">start ms</button>" not in early
+    assert "Of trials peak memory alone is measured" in early
+
+
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:
     text = without_plotly(report_page(make_study(tmp_path / "study", evil=True)))
     assert "<script>alert" not in text
@@ -105,6 +116,12 @@ def test_the_card_holds_the_figures_and_the_commands(tmp_path: Path) -> None:
     assert f"{record.measurement.latency.ratio:.3f}" in text
     assert "autoprune measure" in text
     assert "layer1.0.conv1" in text
+    figures = record.measurement.figures
+    assert f"| cold start, median | {figures.cold_start_ms:.1f} ms |  | 55.0 ms |" in text
+    assert "examples/s (batch 8) |  | 250.0 examples/s (batch 8) |" in text
+    assert "energy of one example" not in text
+    assert "Not measured: energy (there is no counter)." in text
+    assert "from opening the file to the first result" in text
 
 
 def test_the_card_of_a_mixed_file_says_how_its_session_is_opened(tmp_path: Path) -> None:

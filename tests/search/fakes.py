@@ -74,7 +74,6 @@ def make_measurement(recipe: Recipe, groups: Groups, *, report: bool = False) ->
         size_ratio=size / 1_000_000,
         params=1000,
         macs=1000,
-        memory_bytes=None,
         executed=Executed(layers=4, int8_layers=0, asked_int8=0, operators={}),
         parity_error=0.0,
     )

@@ -6,6 +6,7 @@ import pytest
 
 from autoprune.clock import FakeClock
 from autoprune.config import Budget
+from autoprune.measure.figures import FULL_RUN
 from autoprune.search.budget import CLOSING_S, Timekeeper, expected_s
 
 
@@ -79,3 +80,10 @@ def test_the_final_phase_bears_its_part_of_the_preparations() -> None:
     early = Timekeeper(Budget(seconds=100.0), 0.6, FakeClock())
     assert early.wanted_s(0.3) == 0.0
     assert Timekeeper(Budget(trials=5), 0.6, FakeClock()).wanted_s(0.3) == 0.0
+
+
+def test_what_is_measured_besides_latency_takes_a_small_share_of_the_budget() -> None:
+    keeper = Timekeeper(Budget(seconds=100.0), 0.6, FakeClock())
+    assert keeper.figures_s(4) == pytest.approx(1.5)
+    assert Timekeeper(Budget(seconds=1e5), 0.6, FakeClock()).figures_s(4) == FULL_RUN.limit_s
+    assert Timekeeper(Budget(trials=5), 0.6, FakeClock()).figures_s(4) == FULL_RUN.limit_s

@@ -147,6 +147,20 @@ def test_nothing_failed_and_the_front_has_final_points(study: autoprune.Study) -
     )
 
 
+def test_final_points_are_measured_whole_in_one_session_and_trials_briefly(study: autoprune.Study) -> None:
+    measured = [(r.fidelity, r.measurement.figures) for r in study.records() if r.measurement is not None]
+    finals = [figures for fidelity, figures in measured if fidelity == "final"]
+    for figures in finals:
+        assert figures.dense is not None
+        for each in (figures, figures.dense):
+            assert each.cold_start_ms is not None and each.throughput_per_s is not None
+    assert len({figures.dense.cold_start_ms for figures in finals if figures.dense}) == 1
+    brief = [figures for fidelity, figures in measured if fidelity == "search"]
+    assert {figures.cold_start_ms for figures in brief} == {None}
+    assert all("trials measure latency" in figures.why("throughput_per_s") for figures in brief)
+    assert {"cold_start_ms", "throughput_batch", "energy_mj"} <= set(study.front().columns)
+
+
 def test_the_front_is_a_table_and_its_points_are_not_dominated(study: autoprune.Study) -> None:
     frame = study.front()
     assert frame["artifact"].notna().all()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
 
+from autoprune.clock import FakeClock
 from autoprune.compress.pipeline import Compressed
 from autoprune.config import Budget, StudyConfig
+from autoprune.measure.figures import FULL_RUN
+from autoprune.search.budget import CLOSING_S
 from autoprune.search.final import FinalPhase, Networks, choose_number
 from autoprune.search.jobs import Job
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
@@ -112,3 +116,22 @@ def test_what_lost_more_trains_longer_and_eight_times_the_loss_twice_as_long(pha
     assert needs == sorted(needs)
     lost = [0.9 - r.measurement.search.value for r in phase.driver.records[1:] if r.measurement]
     assert needs[-1] / needs[1] == pytest.approx((lost[-1] / lost[1]) ** (1 / 3))
+
+
+def test_measuring_more_than_latency_fits_into_the_time_that_is_left(phase: FinalPhase) -> None:
+    assert phase.points._run_protocol(4, 1) == FULL_RUN
+    phase.bench.workload = SimpleNamespace(  # type: ignore[assignment]
+        data=SimpleNamespace(search=range(10), report=SimpleNamespace(examples=10))
+    )
+    before = phase.reserve_s(4)
+    phase.keeper._budget = Budget(seconds=60.0)
+    assert before - phase.reserve_s(4) == pytest.approx(4 * (FULL_RUN.limit_s - 0.06 * 60.0 / 4))
+    phase.keeper._budget = Budget(seconds=600.0)
+    clock = phase.driver.clock
+    assert isinstance(clock, FakeClock)
+    # The dense network is timed with the four, each for five seconds where no trial has told better.
+    left_s = CLOSING_S + 5 * (5.0 + 2.0)
+    clock.advance(600.0 - phase.keeper.spent_s - left_s)
+    assert phase.points._run_protocol(4, 1).limit_s == pytest.approx(2.0)
+    clock.advance(10.0)
+    assert phase.points._run_protocol(4, 1).why_not == "the budget left no time for it"

@@ -93,4 +93,5 @@ def test_one_slow_artifact_does_not_stand_for_all() -> None:
     one, four = timings.artifacts_s(1, 1000), timings.artifacts_s(4, 1000)
     assert one == pytest.approx(6.0 + 1.0 + 10.0)
     assert four == pytest.approx(4 * (6.0 + 1.0) + 10.0 + 3 * 1.0)
+    assert timings.artifacts_s(4, 1000, figures_s=2.5) == pytest.approx(four + 4 * 2.5)
     assert Timings().artifacts_s(2, 1000) > 0

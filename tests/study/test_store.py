@@ -13,6 +13,7 @@ import pytest
 
 from autoprune.config import StudyConfig
 from autoprune.errors import StorageError, UsageError
+from autoprune.measure.record import Measurement, RunFigures
 from autoprune.naming import StudyPaths, studies_root
 from autoprune.space.recipe import uniform_recipe
 from autoprune.study.decode import Plan
@@ -49,6 +50,15 @@ def test_a_finished_trial_comes_back_as_it_was() -> None:
     assert record.recipe == recipe
     assert record.measurement == make_measurement(recipe, GROUPS)
     assert (record.label, record.train_steps, record.duration_s, record.state) == ("half", 7, 1.5, "complete")
+
+
+def test_peak_memory_of_an_earlier_version_is_read() -> None:
+    recorded = make_measurement(uniform_recipe(GROUPS, 0.5, 8), GROUPS).model_dump(mode="json")
+    del recorded["figures"]
+    for memory_bytes in (5_000_000, None):
+        earlier = Measurement.model_validate({**recorded, "memory_bytes": memory_bytes})
+        assert earlier.figures == RunFigures(memory_bytes=memory_bytes)
+        assert Measurement.model_validate_json(earlier.model_dump_json()) == earlier
 
 
 def test_what_a_killed_run_left_running_is_lost_and_told_so() -> None:
