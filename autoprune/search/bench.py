@@ -38,7 +38,6 @@ from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
 from autoprune.workloads.workload import Workload
 
-MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 RECIPE_FILE = "recipe.json"
 
@@ -185,6 +184,15 @@ class Bench:
             by_gradient=by_gradient,
         )
 
+    @property
+    def model_file(self) -> str:
+        """Name of the files that networks are deployed in."""
+        return self.config.target.facts.model_file
+
+    def int8_layers(self, model: nn.Module, recipe: Recipe) -> list[str]:
+        """Return the layers of a network that are to run in int8: those that a recipe asks it of and the target can."""
+        return with_factors(model, int8_layers(recipe, self.groups, self.config.target.facts.int8))
+
     def compressed(
         self, recipe: Recipe, deadline: Callable[[], bool] | None = None, start: Path | None = None
     ) -> Compressed:
@@ -267,8 +275,8 @@ class Bench:
         outputs, targets = [], []
         # Fewer examples than for a file: many recipes are screened.
         few = [self.calibration[0][0]]
-        network, stored = stored_weights(network, recipe, self.groups, few)
-        eight = with_factors(network, int8_layers(recipe, self.groups))
+        eight = self.int8_layers(network, recipe)
+        network, stored = stored_weights(network, recipe, self.groups, few, eight)
         model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
@@ -279,15 +287,12 @@ class Bench:
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""
         calibration = [inputs for inputs, _ in self.calibration]
-        model, weights = stored_weights(model, recipe, self.groups, calibration)
+        int8 = self.int8_layers(model, recipe)
+        model, weights = stored_weights(model, recipe, self.groups, calibration, int8)
         return self.runtime.build(
             model,
-            folder / MODEL_FILE,
-            Formats(
-                int8=with_factors(model, int8_layers(recipe, self.groups)),
-                packed=recipe.masks,
-                weights=weights,
-            ),
+            folder / self.model_file,
+            Formats(int8=int8, packed=recipe.masks, weights=weights),
             calibration,
         )
 
@@ -315,7 +320,7 @@ class Bench:
 
     def adopt_dense(self, folder: Path, record: TrialRecord) -> None:
         """Take the dense trial's artifact as the reference of latency and size; rebuild it if it is gone."""
-        path = folder / MODEL_FILE
+        path = folder / self.model_file
         if record.measurement is not None and path.is_file():
             self.dense = Artifact(path, record.measurement.executed, record.measurement.parity_error)
             return
