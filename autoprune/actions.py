@@ -23,7 +23,7 @@ from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
 from autoprune.report.card import write_card
 from autoprune.report.robustness_view import robustness_json
-from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, WEIGHTS_FILE, Bench, check_features, discover
+from autoprune.search.bench import RECIPE_FILE, WEIGHTS_FILE, Bench, check_features, discover
 from autoprune.search.cost_model import CostModel
 from autoprune.search.events import Listener, Progress, ignore
 from autoprune.search.options import Options
@@ -50,11 +50,10 @@ from autoprune.study.elsewhere import seen_on
 from autoprune.study.front import dense_number, dense_record
 from autoprune.study.robustness import content_of
 from autoprune.study.store import StudyStore
+from autoprune.target import recorded_target
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
 from autoprune.workloads.workload import TOP1, Workload, load_workload
-
-DENSE_FILE = "dense.onnx"
 
 
 def export_point(study: str, trial: int, to: Path, target: str | None = None) -> Path:
@@ -93,13 +92,14 @@ def export_point(study: str, trial: int, to: Path, target: str | None = None) ->
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         folder = temporary_folder(to.parent)
-        shutil.copy2(place / MODEL_FILE, folder / MODEL_FILE)
+        facts = recorded_target(store.settings()).facts
+        shutil.copy2(place / facts.model_file, folder / facts.model_file)
         shutil.copy2(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
         content = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
         content |= {"study": study, "trial": trial}
         content["settings"] = {**content["settings"], "target": store.settings()["target"], "also": []}
         (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        shutil.copy2(_dense_folder(own, store) / MODEL_FILE, folder / DENSE_FILE)
+        shutil.copy2(_dense_folder(own, store) / facts.model_file, folder / facts.dense_file)
         write_card(store, record, folder / "card.md")
         if to.exists():
             to.rmdir()
@@ -146,9 +146,11 @@ def measure_artifact(
     if content.get("metric", TOP1.name) != TOP1.name or settings["data"] == "given":
         raise UsageError(
             f"{str(folder)!r} was searched with data or a metric given as Python objects, which no name stands for",
-            "run its model.onnx in onnxruntime on that data; card.md holds the figures to compare with",
+            f"run its {model_path.name} in {recorded_target(settings).runtime} on that data; "
+            "card.md holds the figures to compare with",
         )
     config = make_config({**settings, "data": data or settings["data"], "trust_code": trust_code})
+    config.check_installed()
     loaded = load_data(config)
     runtime = make_runtime(config.target)
     with _trial_errors_as_export_errors():
@@ -205,7 +207,18 @@ def _trial_errors_as_export_errors() -> Iterator[None]:
 def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
     if folder.is_file():
         folder = folder.parent
-    paths = [folder / name for name in (RECIPE_FILE, MODEL_FILE, DENSE_FILE)]
+    recipe = folder / RECIPE_FILE
+    content: dict[str, Any] = {"settings": {}}
+    if recipe.is_file():
+        try:
+            content = json.loads(recipe.read_text(encoding="utf-8"))
+            content["settings"]["data"], content["data_fingerprint"]
+            facts = recorded_target(content["settings"]).facts
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{str(recipe)!r} cannot be read: {error}") from error
+    else:
+        facts = recorded_target({}).facts
+    paths = [recipe, folder / facts.model_file, folder / facts.dense_file]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise UsageError(
@@ -213,11 +226,6 @@ def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
             "`autoprune export STUDY --trial N --to DIR` writes one",
         )
     verify(folder)
-    try:
-        content = json.loads(paths[0].read_text(encoding="utf-8"))
-        content["settings"], content["data_fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{str(paths[0])!r} cannot be read: {error}") from error
     return content, paths[1], paths[2]
 
 
@@ -235,6 +243,7 @@ def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[P
         listener: Gets progress.
     """
     space = load_space(config.space)
+    config.check_installed()
     listener(Progress("load", f"loading {config.model} and {config.data or 'its usual data'}"))
     workload = load_workload(config)
     listener(Progress("groups", f"finding the groups of {config.model}"))
@@ -314,6 +323,7 @@ def compress_once(
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    config.check_installed()
     recovery = _checked_recovery(ratio, steps, rank_ratio, feature_distill)
     check_sparsity(sparsity)
     (mask or Mask()).check([sparsity], recovery.finetune_steps)
@@ -384,9 +394,10 @@ def _compress_into(
         dense_folder = folder / "dense"
         dense_folder.mkdir()
         built = bench.deploy(bench.workload.model, Recipe(), dense_folder)
-        (dense_folder / MODEL_FILE).replace(folder / DENSE_FILE)
+        facts = bench.config.target.facts
+        (dense_folder / facts.model_file).replace(folder / facts.dense_file)
         dense_folder.rmdir()
-        bench.dense = Artifact(folder / DENSE_FILE, built.executed, built.parity_error)
+        bench.dense = Artifact(folder / facts.dense_file, built.executed, built.parity_error)
         compressed = bench.compressed(recipe)
         artifact = bench.deploy(compressed.model, recipe, folder)
         bench.save(compressed, recipe, folder)

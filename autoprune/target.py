@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -16,6 +18,7 @@ from autoprune.naming import unknown_name
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16", "float16"]
+WeightKind = Literal["conv", "depthwise", "linear"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _SHORT = {"f32": "float32", "fp32": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16"}
 _LATER = ("precision", "compile", "input_size")
@@ -32,7 +35,10 @@ class RuntimeFacts:
         model_file: Name of the file that it deploys.
         devices: Where it runs.
         precisions: Formats that its float layers can be told to compute in.
+        cuda_precisions: The same on a GPU.
         compiles: Whether it can be told to compile.
+        int8: Kinds of layers that it can run in int8. The weights of others are stored in the bits that a recipe says,
+            and their arithmetic is left in float.
     """
 
     module: str
@@ -40,18 +46,48 @@ class RuntimeFacts:
     model_file: str
     devices: tuple[Device, ...] = ("cpu",)
     precisions: tuple[Precision, ...] = ("float32",)
+    cuda_precisions: tuple[Precision, ...] = ()
     compiles: bool = False
+    int8: tuple[WeightKind, ...] = ("conv", "depthwise", "linear")
 
     @property
     def installed(self) -> bool:
         """Whether it can be loaded here."""
         return find_spec(self.module) is not None
 
+    @property
+    def dense_file(self) -> str:
+        """Name of the dense network's file beside an exported one."""
+        return f"dense{PurePath(self.model_file).suffix}"
+
+    def precisions_on(self, device: Device) -> tuple[Precision, ...]:
+        """Formats that its float layers can be told to compute in on a device."""
+        return self.precisions if device == "cpu" else self.cuda_precisions
+
 
 RUNTIMES: dict[str, RuntimeFacts] = {
     "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx"),
     "openvino": RuntimeFacts(
         "openvino", "pip install 'autoprune[openvino]'", "model.onnx", precisions=("float32", "bfloat16")
+    ),
+    "torch": RuntimeFacts(
+        "torch",
+        "pip install torch",
+        "model.pt2",
+        devices=("cpu", "cuda"),
+        precisions=("float32", "bfloat16"),
+        cuda_precisions=PRECISIONS,
+        compiles=True,
+        int8=("linear",),
+    ),
+    "executorch": RuntimeFacts("executorch", "pip install 'autoprune[executorch]'", "model.pte"),
+    "tensorrt": RuntimeFacts(
+        "tensorrt",
+        "pip install 'autoprune[tensorrt]'",
+        "model.engine",
+        devices=("cuda",),
+        precisions=(),
+        cuda_precisions=PRECISIONS,
     ),
 }
 
@@ -61,7 +97,7 @@ class Target(BaseModel):
 
     Attributes:
         runtime: Name of the runtime.
-        device: Device of the runtime.
+        device: Device of the runtime; the first one that it runs on if not given.
         precision: What layers that no recipe makes integers of compute in, the dense network's too.
         compile: Whether the runtime compiles the network first; for ``torch``.
         threads: Threads that one inference uses.
@@ -91,6 +127,13 @@ class Target(BaseModel):
             )
         return name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_device(cls, values: object) -> object:
+        if isinstance(values, dict) and "device" not in values and values.get("runtime") in RUNTIMES:
+            return {**values, "device": RUNTIMES[values["runtime"]].devices[0]}
+        return values
+
     @field_validator("precision", mode="before")
     @classmethod
     def _short(cls, name: object) -> object:
@@ -115,10 +158,11 @@ class Target(BaseModel):
                 f"target {self.runtime!r} does not run on device {self.device!r}; "
                 f"allowed: {', '.join(facts.devices)}"
             )
-        if self.precision not in facts.precisions:
+        allowed = facts.precisions_on(self.device)
+        if self.precision not in allowed:
             raise UsageError(
-                f"target {self.runtime!r} does not compute in {self.precision}; "
-                f"allowed: {', '.join(facts.precisions)}",
+                f"target {self.runtime!r} does not compute in {self.precision} on {self.device}; "
+                f"allowed: {', '.join(allowed)}",
                 "16 bits for weights alone are a choice of recipes: bits 16",
             )
         if self.compile and not facts.compiles:
@@ -144,14 +188,22 @@ class Target(BaseModel):
         return {n: value for n, value in values.items() if n not in _LATER or value != _DEFAULTS[n]}
 
     def check_installed(self) -> None:
-        """Refuse a runtime that is not here, before any work is done.
+        """Refuse a runtime or a device that is not here, before any work is done.
 
         Raises:
-            UsageError: With the line that installs it.
+            UsageError: With the line that installs the runtime, or what is said of the device.
         """
         if not self.facts.installed:
             raise UsageError(
                 f"target {self.runtime!r} is not installed here", f"install it: {self.facts.install}"
+            )
+        if self.device == "cuda" and not gpus():
+            others = [device for device in self.facts.devices if device != "cuda"]
+            raise UsageError(
+                f"target {self.spec!r} runs on a GPU, and no NVIDIA GPU can be used here",
+                f"run it on a machine with one and its driver, or take --target {self.runtime} on the processor"
+                if others
+                else "run it on a machine with one and its driver; `autoprune doctor` lists what runs here",
             )
 
 
@@ -187,9 +239,11 @@ def parse_target(text: str) -> dict[str, Any]:
 
 def target_word(settings: Mapping[str, Any]) -> str:
     """Return a target as one word, with what is not the default; the settings may be of a machine with other cores."""
-    parts = [str(settings.get("runtime", _DEFAULTS["runtime"]))]
-    words = ("device", "precision")
-    parts += [str(settings[n]) for n in words if settings.get(n, _DEFAULTS[n]) != _DEFAULTS[n]]
+    runtime = str(settings.get("runtime", _DEFAULTS["runtime"]))
+    parts = [runtime]
+    devices: tuple[str, ...] = RUNTIMES[runtime].devices if runtime in RUNTIMES else ("cpu",)
+    for name, usual in (("device", devices[0]), ("precision", _DEFAULTS["precision"])):
+        parts += [str(settings[name])] if settings.get(name, usual) != usual else []
     if settings.get("compile"):
         parts.append("compile")
     numbers = ("threads", "batch", "input_size")
@@ -206,6 +260,30 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a further target: threads, batch and size of the first where it says nothing of them."""
     shared = {name: base[name] for name in ("threads", "batch", "input_size") if name in base}
     return {**shared, **own}
+
+
+def recorded_target(settings: Mapping[str, Any]) -> Target:
+    """Return the target of recorded settings, which need not fit this machine."""
+    given = settings.get("target", {})
+    return Target.model_construct(**{**Target().model_dump(), **(given if isinstance(given, dict) else {})})
+
+
+def gpus() -> int:
+    """Return the number of NVIDIA GPUs that the driver's management library tells of and the environment leaves us.
+
+    It loads no CUDA context, which processes that are forked later could not use.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return 0
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:  # no driver
+        return 0
+    count = ctypes.c_uint(0)
+    if library.nvmlInit_v2() != 0 or library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def usable_cores() -> int:

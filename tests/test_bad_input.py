@@ -167,7 +167,7 @@ CASES = [
     ),
     Case("objective", SEARCH + "--objectives accuracy,speed", ["'speed'", "'accuracy', 'latency' or 'size'"]),
     Case("objectives", SEARCH + "--objectives accuracy", ["objectives 'accuracy'", "allowed: accuracy with"]),
-    Case("target", SEARCH + "--target tensorrt", ["unknown target 'tensorrt'", "onnxruntime", "autoprune doctor"]),
+    Case("target", SEARCH + "--target tensorflow", ["unknown target 'tensorflow'; did you mean", "onnxruntime", "autoprune doctor"]),
     Case("target threads", SEARCH + "target.threads=0", ["target.threads = 0", "greater than or equal to 1"]),
     Case("engine", SEARCH + "--engine spark", ["unknown engine 'spark'", "local"]),
     Case("ray", SEARCH + "--engine ray", ["not in this version", "local"]),

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from autoprune.config import make_config
 from autoprune.errors import UsageError
-from autoprune.target import RUNTIMES, RuntimeFacts, Target, parse_target, target_word
+from autoprune.target import (
+    RUNTIMES,
+    RuntimeFacts,
+    Target,
+    gpus,
+    parse_target,
+    recorded_target,
+    target_word,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +31,12 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     ("word", "settings"),
     [
         ("onnxruntime", {}),
+        (
+            "torch:cuda:float16:compile",
+            {"runtime": "torch", "device": "cuda", "precision": "float16", "compile": True},
+        ),
+        ("executorch", {"runtime": "executorch"}),
+        ("tensorrt:float16", {"runtime": "tensorrt", "device": "cuda", "precision": "float16"}),
         ("onnxruntime:threads=2:batch=8", {"threads": 2, "batch": 8}),
         ("openvino:bfloat16", {"runtime": "openvino", "precision": "bfloat16"}),
         (
@@ -52,10 +71,12 @@ def test_parts_that_mean_nothing_are_refused(word: str) -> None:
         ({"runtime": "openvin"}, "did you mean 'openvino'"),
         (
             {"runtime": "onnxruntime", "precision": "bfloat16"},
-            "does not compute in bfloat16; allowed: float32",
+            "does not compute in bfloat16 on cpu; allowed: float32",
         ),
         ({"runtime": "onnxruntime", "device": "cuda"}, "does not run on device 'cuda'; allowed: cpu"),
-        ({"runtime": "openvino", "compile": True}, "cannot be told to compile"),
+        ({"runtime": "openvino", "compile": True}, "targets that can: torch"),
+        ({"runtime": "torch", "precision": "float16"}, "float16 on cpu; allowed: float32, bfloat16"),
+        ({"runtime": "tensorrt", "device": "cpu"}, "does not run on device 'cpu'; allowed: cuda"),
         ({"threads": 65}, "allowed: 1 to 64"),
     ],
 )
@@ -108,3 +129,48 @@ def test_targets_that_do_not_go_together(values: dict[str, object], message: str
 def test_the_size_of_inputs_is_that_of_the_images() -> None:
     assert make_config({"model": "a", "target": "onnxruntime:input_size=64"}).pixels == 64
     assert make_config({"model": "a", "image_size": 32}).pixels == 32
+
+
+def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus() == 0
+    with pytest.raises(UsageError, match="'torch:cuda' runs on a GPU, and no NVIDIA GPU") as error:
+        Target(runtime="torch", device="cuda").check_installed()
+    assert "--target torch on the processor" in error.value.hint
+    monkeypatch.setattr("autoprune.target.gpus", lambda: 1)
+    Target(runtime="torch", device="cuda").check_installed()
+
+
+def test_a_gpu_that_is_not_here_ends_a_search_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path))
+    command = [sys.executable, "-m", "autoprune", "search", "--model", "cifar_resnet20", "--data", "digits"]
+    done = subprocess.run([*command, "--target", "torch:cuda"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no NVIDIA GPU can be used here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_of_a_runtime_share_an_ending() -> None:
+    assert [facts.dense_file for facts in RUNTIMES.values()] == [
+        "dense.onnx",
+        "dense.onnx",
+        "dense.pt2",
+        "dense.pte",
+        "dense.engine",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "file"),
+    [
+        ({}, "model.onnx"),
+        ({"target": "onnxruntime"}, "model.onnx"),  # as earlier versions wrote it
+        ({"target": {"runtime": "torch", "threads": 9999}}, "model.pt2"),
+    ],
+)
+def test_a_recorded_target_need_not_fit_this_machine(settings: dict[str, Any], file: str) -> None:
+    assert recorded_target(settings).facts.model_file == file

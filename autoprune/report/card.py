@@ -27,6 +27,7 @@ from autoprune.space.schedule import SETTINGS_OF
 from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
+from autoprune.target import recorded_target
 
 
 def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
@@ -155,9 +156,8 @@ def _method(view: StudyView, record: TrialRecord) -> str:
 def _session_lines(settings: Mapping[str, Any], mixed: bool) -> list[str]:
     """Say how a session has to be opened; for onnxruntime where float layers are among int8 ones."""
     from autoprune.deploy.session import opening  # loads the runtime
-    from autoprune.target import Target
 
-    target = Target.model_construct(**{**Target().model_dump(), **settings.get("target", {})})
+    target = recorded_target(settings)
     if not target.facts.installed or (target.runtime == "onnxruntime" and not mixed):
         return []
     entries = ", ".join(f"`{key}` = `{value}`" for key, value in opening(target).items())

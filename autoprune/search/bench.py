@@ -40,7 +40,6 @@ from autoprune.study.records import TrialRecord
 from autoprune.target import Target
 from autoprune.workloads.workload import Workload
 
-MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.safetensors"
 RECIPE_FILE = "recipe.json"
 
@@ -193,6 +192,22 @@ class Bench:
             by_gradient=by_gradient,
         )
 
+    @property
+    def model_file(self) -> str:
+        """Name of the files that networks are deployed in."""
+        return self.config.target.facts.model_file
+
+    def int8_layers(self, model: nn.Module, recipe: Recipe, target: Target | None = None) -> list[str]:
+        """Return the layers of a network that are to run in int8: those that a recipe asks it of and the target can.
+
+        Args:
+            model: The network.
+            recipe: What made it.
+            target: The study's first target if not given.
+        """
+        kinds = (target or self.config.target).facts.int8
+        return with_factors(model, int8_layers(recipe, self.groups, kinds))
+
     def compressed(
         self, recipe: Recipe, deadline: Callable[[], bool] | None = None, start: Path | None = None
     ) -> Compressed:
@@ -275,8 +290,8 @@ class Bench:
         outputs, targets = [], []
         # Fewer examples than for a file: many recipes are screened.
         few = [self.calibration[0][0]]
-        network, stored = stored_weights(network, recipe, self.groups, few)
-        eight = with_factors(network, int8_layers(recipe, self.groups))
+        eight = self.int8_layers(network, recipe)
+        network, stored = stored_weights(network, recipe, self.groups, few, eight)
         model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
@@ -286,7 +301,7 @@ class Bench:
 
     def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""
-        return self._deploy(self.runtime, model, recipe, folder / MODEL_FILE)
+        return self._deploy(self.runtime, model, recipe, folder / self.model_file)
 
     def deploy_on(self, target: Target, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
         """Quantize and export ``model`` for a further target into its own folder inside of ``folder``."""
@@ -304,15 +319,12 @@ class Bench:
 
     def _deploy(self, runtime: Runtime, model: nn.Module, recipe: Recipe, path: Path) -> Artifact:
         calibration = [inputs for inputs, _ in self.calibration]
-        model, weights = stored_weights(model, recipe, self.groups, calibration)
+        int8 = self.int8_layers(model, recipe, runtime.target)
+        model, weights = stored_weights(model, recipe, self.groups, calibration, int8)
         return runtime.build(
             model,
             path,
-            Formats(
-                int8=with_factors(model, int8_layers(recipe, self.groups)),
-                packed=recipe.masks,
-                weights=weights,
-            ),
+            Formats(int8=int8, packed=recipe.masks, weights=weights),
             calibration,
         )
 
@@ -340,7 +352,7 @@ class Bench:
 
     def adopt_dense(self, folder: Path, record: TrialRecord) -> None:
         """Take the dense trial's artifact as the reference of latency and size; rebuild it if it is gone."""
-        path = folder / MODEL_FILE
+        path = folder / self.model_file
         if record.measurement is not None and path.is_file():
             self.dense = Artifact(path, record.measurement.executed, record.measurement.parity_error)
             return

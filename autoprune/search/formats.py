@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -16,7 +16,11 @@ from autoprune.space.recipe import Recipe
 
 
 def stored_weights(
-    model: nn.Module, recipe: Recipe, groups: Groups, calibration: Sequence[Tensor]
+    model: nn.Module,
+    recipe: Recipe,
+    groups: Groups,
+    calibration: Sequence[Tensor],
+    int8: Collection[str] | None = None,
 ) -> tuple[nn.Module, dict[str, StoredWeight]]:
     """Put the weights of a network on the grids that a recipe asks for.
 
@@ -28,6 +32,7 @@ def stored_weights(
         recipe: What made it.
         groups: Groups of the dense network.
         calibration: Batches of inputs.
+        int8: Layers that are to run in int8; all that the recipe asks it of if not given.
 
     Returns:
         The network with these weights, and how the layers whose weights are not left to the runtime are stored.
@@ -36,11 +41,9 @@ def stored_weights(
         CompressionError: If a layer cannot be quantized; names it.
     """
     bits = layer_bits(model, recipe, groups)
-    usual = (
-        set(with_factors(model, int8_layers(recipe, groups)))
-        if recipe.quantization == Quantization()
-        else set()
-    )
+    if int8 is None:
+        int8 = with_factors(model, int8_layers(recipe, groups))
+    usual = set(int8) if recipe.quantization == Quantization() else set()
     own = {
         name: width
         for name, width in bits.items()

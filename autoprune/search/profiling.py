@@ -22,7 +22,7 @@ from autoprune.measure.host import describe_host
 from autoprune.measure.latency import PROFILE_PROTOCOL, measure_front
 from autoprune.measure.node_times import layer_seconds
 from autoprune.naming import cache_root
-from autoprune.search.bench import MODEL_FILE, Bench
+from autoprune.search.bench import Bench
 from autoprune.search.designs import design_recipes
 from autoprune.search.profile import CutLoss, Design, Profile, read_profile
 from autoprune.search.trial import failures_as_trial_errors
@@ -290,7 +290,7 @@ def _export(bench: Bench, recipe: Recipe, folder: Path) -> Path:
     model = prune(bench.workload.model, bench.groups, plan).eval()
     with failures_as_trial_errors():
         bench.deploy(model, recipe, folder)
-    return folder / MODEL_FILE
+    return folder / bench.model_file
 
 
 def _bits(recipe: Recipe, bench: Bench) -> dict[str, int]:

@@ -12,13 +12,13 @@ from autoprune.deploy.registry import make_runtime
 from autoprune.errors import UsageError
 from autoprune.measure.record import Robustness
 from autoprune.measure.robustness import measure_robustness
-from autoprune.search.bench import MODEL_FILE
 from autoprune.search.events import Listener, Progress
 from autoprune.study.artifacts import artifact_folder, verify
 from autoprune.study.front import dense_number
 from autoprune.study.records import TrialRecord
 from autoprune.study.robustness import RobustnessCache, content_of
 from autoprune.study.store import StudyStore
+from autoprune.target import recorded_target
 from autoprune.workloads.data import load_data
 from autoprune.workloads.splits import Data
 from autoprune.workloads.workload import TOP1
@@ -77,7 +77,8 @@ def study_robustness(
         )
     cache, fingerprint = RobustnessCache(store.paths), store.notes().get("data_content", "")
     folders = {r.number: _folder(store, r) for r in records}
-    keys = {n: content_of(folder, MODEL_FILE) for n, folder in folders.items() if folder is not None}
+    model_file = recorded_target(settings).facts.model_file
+    keys = {n: content_of(folder, model_file) for n, folder in folders.items() if folder is not None}
     missing = [n for n, key in keys.items() if cache.get(key, fingerprint) is None]
     if missing:
         config = make_config({**settings, "trust_code": trust_code})
@@ -92,7 +93,7 @@ def study_robustness(
             folder = folders[number]
             if folder is not None and cache.get(keys[number], fingerprint) is None:
                 verify(folder)
-                result = file_robustness(folder / MODEL_FILE, data, config, listener)
+                result = file_robustness(folder / model_file, data, config, listener)
                 cache.put(keys[number], fingerprint, result)
     found = {number: cache.get(key, fingerprint) for number, key in keys.items()}
     return {number: result for number, result in found.items() if result is not None}

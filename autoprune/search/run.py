@@ -77,6 +77,7 @@ def run_study(
     config.check_installed()
     space = load_space(config.space)
     check_sampler(config.sampler, space)
+    config.check_installed()
     paths = StudyPaths.of(config.study_name)
     store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
     if store is not None and store.phase == "done" and not _extends(config, store):

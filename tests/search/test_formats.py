@@ -11,7 +11,7 @@ from torch import nn
 import autoprune
 from autoprune import api
 from autoprune.config import make_config
-from autoprune.search.bench import MODEL_FILE, Bench, discover
+from autoprune.search.bench import Bench, discover
 from autoprune.search.formats import stored_weights
 from autoprune.search.profile import Profile
 from autoprune.space.quantization import Quantization
@@ -60,7 +60,7 @@ def test_fewer_bits_make_smaller_files_that_run_in_int8(bench: Bench, tmp_path: 
         folder.mkdir()
         artifact = bench.deploy(bench.workload.model, at(bench, bits, rounding="gptq", scale="mse"), folder)
         assert artifact.executed.int8_layers == artifact.executed.layers == 3
-        sizes[bits] = (folder / MODEL_FILE).stat().st_size
+        sizes[bits] = (folder / "model.onnx").stat().st_size
     assert sizes[2] < sizes[4] < sizes[8]
 
 

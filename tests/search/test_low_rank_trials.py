@@ -16,7 +16,7 @@ from autoprune.compress.lowrank import LowRank
 from autoprune.config import make_config
 from autoprune.errors import CompressionError, UsageError
 from autoprune.search import bench as module
-from autoprune.search.bench import MODEL_FILE, RECIPE_FILE, Bench, check_features, discover
+from autoprune.search.bench import RECIPE_FILE, Bench, check_features, discover
 from autoprune.search.lineage import find_parent
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.records import TrialRecord
@@ -174,7 +174,7 @@ def test_a_plain_sampler_searches_ranks_features_and_orders(tmp_path: Path) -> N
             assert record.train_steps == 2
     parameters = {r.recipe.factorises: r.measurement.params for r in records if r.recipe and r.measurement}
     assert parameters[True] < parameters[False]
-    folders = [path for path in (study.path / "artifacts").glob("trial-*") if (path / MODEL_FILE).is_file()]
+    folders = [path for path in (study.path / "artifacts").glob("trial-*") if (path / "model.onnx").is_file()]
     assert any(json.loads((path / RECIPE_FILE).read_text())["ranks"] for path in folders)
 
 

@@ -17,7 +17,7 @@ from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.config import make_config
 from autoprune.measure.node_times import layer_seconds
 from autoprune.report.profile_view import heat_map, profile_json, profile_rows, write_heat_map
-from autoprune.search.bench import MODEL_FILE, Bench, discover
+from autoprune.search.bench import Bench, discover
 from autoprune.search.cost_model import CostModel
 from autoprune.search.designs import design_recipes
 from autoprune.search.options import Options
@@ -222,7 +222,7 @@ def test_the_profiler_s_seconds_are_told_by_layer(bench: Bench, bits: int, tmp_p
     recipe = uniform_recipe(bench.groups, 0.0, 8 if bits == 8 else 32)
     bench.deploy(bench.workload.model, recipe, tmp_path)
     layers = [layer for g in bench.groups.groups for layer in g.producers]
-    [seconds] = layer_seconds([tmp_path / MODEL_FILE], layers, bench.config.target, (1, 12, 12))
+    [seconds] = layer_seconds([tmp_path / "model.onnx"], layers, bench.config.target, (1, 12, 12))
     assert set(seconds) - {""} == set(layers)
     assert all(value >= 0 for value in seconds.values())
     assert seconds["3.conv2"] > seconds["7"]
