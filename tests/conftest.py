@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,16 @@ def make_groups() -> Callable[..., Groups]:
         return Groups(groups=tuple(made), input_shape=(3, 32, 32))
 
     return make
+
+
+def measure_briefly(patch: pytest.MonkeyPatch) -> None:
+    """Let whole searches measure as briefly as a trial does: their tests are about what is measured, not how well."""
+    from autoprune.measure.figures import FULL_RUN
+    from autoprune.measure.latency import SEARCH_PROTOCOL, measure_front
+
+    brief = replace(FULL_RUN, starts=1, passes=1, energy_rounds=1, limit_s=1.0, block_s=0.01, most_batch=4)
+    timed = partial(measure_front, protocol=SEARCH_PROTOCOL)
+    patch.setattr("autoprune.search.points.measure_front", timed)
+    patch.setattr("autoprune.search.points.within", lambda _: brief)
+    patch.setattr("autoprune.actions.FINAL_PROTOCOL", SEARCH_PROTOCOL)
+    patch.setattr("autoprune.actions.FULL_RUN", brief)

@@ -28,6 +28,7 @@ from autoprune.study.artifacts import verify
 from autoprune.study.front import point_json
 from autoprune.study.store import StudyStore
 from autoprune.workloads.workload import Workload, workload_from_objects
+from tests.conftest import measure_briefly
 
 
 class Guarded(Dataset[tuple[Tensor, Tensor]]):
@@ -97,6 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Progr
     patch = pytest.MonkeyPatch()
     patch.setenv("AUTOPRUNE_STUDIES", str(root / "studies"))
     patch.setenv("AUTOPRUNE_CACHE", str(root / "cache"))
+    measure_briefly(patch)
     train, test = guarded()
     events: list[Progress] = []
 
@@ -246,6 +248,7 @@ def test_a_larger_budget_continues_a_finished_study(
     shutil.copytree(finished[0], tmp_path / "studies" / "own")
     monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(finished[0].parent.parent / "cache"))
+    measure_briefly(monkeypatch)
     before = autoprune.open_study("own").records()
     study = autoprune.search(
         trained(), guarded(), budget="5trials", study="own", space="quick", front_points=2, final_share=0.2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,11 @@ from autoprune.api import Study
 from autoprune.cli.main import main
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, UsageError
-from autoprune.measure.latency import SEARCH_PROTOCOL, measure_front
 from autoprune.naming import file_name_of
 from autoprune.search.bench import Bench
 from autoprune.space.recipe import Recipe
 from autoprune.target import RUNTIMES, Target
+from tests.conftest import measure_briefly
 
 SECOND = "openvino" if RUNTIMES["openvino"].installed else "onnxruntime:batch=2"
 THIRD = "onnxruntime:batch=3"
@@ -49,8 +48,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     patch = pytest.MonkeyPatch()
     for name in ("AUTOPRUNE_STUDIES", "AUTOPRUNE_CACHE"):
         patch.setenv(name, str(tmp_path_factory.mktemp("folder")))
-    quick = partial(measure_front, protocol=SEARCH_PROTOCOL)
-    patch.setattr("autoprune.search.points.measure_front", quick)
+    measure_briefly(patch)
     patch.setattr(Bench, "deploy_on", picky)
     yield autoprune.search(
         model, data, budget="1trials", study="two", target=f"onnxruntime,{SECOND},{THIRD}", sampler="random",
