@@ -32,6 +32,7 @@ class RuntimeFacts:
         devices: Where it runs.
         precisions: Formats that its float layers can be told to compute in.
         compiles: Whether it can be told to compile.
+        dynamic: Whether single linear layers can find the range of their 8 bit inputs at each inference.
     """
 
     module: str
@@ -40,6 +41,7 @@ class RuntimeFacts:
     devices: tuple[Device, ...] = ("cpu",)
     precisions: tuple[Precision, ...] = ("float32",)
     compiles: bool = False
+    dynamic: bool = False
 
     @property
     def installed(self) -> bool:
@@ -48,7 +50,7 @@ class RuntimeFacts:
 
 
 RUNTIMES: dict[str, RuntimeFacts] = {
-    "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx"),
+    "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx", dynamic=True),
     "openvino": RuntimeFacts(
         "openvino", "pip install 'autoprune[openvino]'", "model.onnx", precisions=("float32", "bfloat16")
     ),

@@ -21,18 +21,19 @@ from autoprune.compress.formats import int8_layers
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.lowrank import Factorised, shape_factors, with_factors
 from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.quantization import in_halves
 from autoprune.compress.ranking import kept_counts
 from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
 from autoprune.deploy.registry import make_runtime
-from autoprune.deploy.runtime import Artifact, Formats, Runtime
+from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.search.baselines import architecture_key
-from autoprune.search.formats import stored_weights
+from autoprune.search.formats import formats_of, stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
@@ -268,6 +269,9 @@ class Bench:
         # Fewer examples than for a file: many recipes are screened.
         few = [self.calibration[0][0]]
         network, stored = stored_weights(network, recipe, self.groups, few)
+        halves = [name for name, stored_as in stored.items() if stored_as.codes is None]
+        if halves:
+            network = in_halves(network, halves, recipe.quantization.half)
         eight = with_factors(network, int8_layers(recipe, self.groups))
         model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
         with torch.no_grad():
@@ -280,16 +284,8 @@ class Bench:
         """Quantize and export ``model`` into ``folder`` as the recipe says."""
         calibration = [inputs for inputs, _ in self.calibration]
         model, weights = stored_weights(model, recipe, self.groups, calibration)
-        return self.runtime.build(
-            model,
-            folder / MODEL_FILE,
-            Formats(
-                int8=with_factors(model, int8_layers(recipe, self.groups)),
-                packed=recipe.masks,
-                weights=weights,
-            ),
-            calibration,
-        )
+        formats = formats_of(model, recipe, self.groups, weights)
+        return self.runtime.build(model, folder / MODEL_FILE, formats, calibration)
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""

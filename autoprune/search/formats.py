@@ -1,4 +1,4 @@
-"""How the weights of a recipe's network are stored."""
+"""The formats of a recipe's network: weights on their grids, and what each layer is asked to run in."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from autoprune.compress.formats import int8_layers, layer_bits
+from autoprune.compress.equalisation import equalised
+from autoprune.compress.formats import dynamic_layers, int8_layers, int16_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.quantization import quantized
-from autoprune.deploy.runtime import StoredWeight
+from autoprune.deploy.runtime import Formats, StoredWeight
 from autoprune.space.groups import Groups
-from autoprune.space.quantization import INTEGER_BITS, Quantization
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe
 
 
 def stored_weights(
     model: nn.Module, recipe: Recipe, groups: Groups, calibration: Sequence[Tensor]
 ) -> tuple[nn.Module, dict[str, StoredWeight]]:
-    """Put the weights of a network on the grids that a recipe asks for.
+    """Rescale a network and put its weights on the grids that a recipe asks for.
 
-    Weights of 8 bits that run in int8 and end at their largest magnitudes are left to the runtime's quantizer, which
-    does the same.
+    Weights of 8 bits that run in static int8 and are the nearest on grids up to the largest magnitudes are left to the
+    runtime's quantizer, which makes the same.
 
     Args:
         model: The compressed network on the CPU in evaluation mode; it is not changed.
@@ -35,20 +36,44 @@ def stored_weights(
     Raises:
         CompressionError: If a layer cannot be quantized; names it.
     """
+    how = recipe.quantization
     bits = layer_bits(model, recipe, groups)
-    usual = (
-        set(with_factors(model, int8_layers(recipe, groups)))
-        if recipe.quantization == Quantization()
-        else set()
-    )
+    usual: set[str] = set()
+    if how.usual_integers:
+        usual = set(with_factors(model, int8_layers(recipe, groups)))
+        usual -= set(dynamic_layers(model, recipe, groups))
     own = {
         name: width
         for name, width in bits.items()
         if width < INTEGER_BITS or (width == INTEGER_BITS and name not in usual)
     }
-    codes: dict[str, Tensor] = {}
+    if how.equalize != "none" and any(width <= INTEGER_BITS for width in bits.values()):
+        model = equalised(model, how, calibration)
+    stored = {}
     if own:
-        model, codes = quantized(model, own, recipe.quantization, calibration)
-    stored = {name: StoredWeight(own[name], each.numpy()) for name, each in codes.items()}
-    halves = {name: StoredWeight(width) for name, width in bits.items() if width > INTEGER_BITS}
+        made = quantized(model, own, how, calibration)
+        model = made.model
+        for name, codes in made.codes.items():
+            scales = made.scales[name].float().numpy() if name in made.scales else None
+            stored[name] = StoredWeight(own[name], codes.numpy(), scales)
+    halves = {
+        name: StoredWeight(width, bfloat16=how.half == "bfloat16")
+        for name, width in bits.items()
+        if width > INTEGER_BITS
+    }
     return model, stored | halves
+
+
+def formats_of(model: nn.Module, recipe: Recipe, groups: Groups, weights: dict[str, StoredWeight]) -> Formats:
+    """Return what the layers of a recipe's network are asked to run in.
+
+    Args:
+        model: The compressed network.
+        recipe: What made it.
+        groups: Groups of the dense network.
+        weights: How its weights are stored, from :func:`stored_weights`.
+    """
+    dynamic = dynamic_layers(model, recipe, groups)
+    static = [name for name in with_factors(model, int8_layers(recipe, groups)) if name not in dynamic]
+    int16 = with_factors(model, int16_layers(recipe, groups))
+    return Formats(int8=static, dynamic=dynamic, int16=int16, weights=weights, packed=recipe.masks)
