@@ -26,6 +26,7 @@ from autoprune.report.robustness_view import robustness_json
 from autoprune.search.bench import RECIPE_FILE, WEIGHTS_FILE, Bench, check_features, discover
 from autoprune.search.cost_model import CostModel
 from autoprune.search.events import Listener, Progress, ignore
+from autoprune.search.limits import check_activations
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
@@ -33,10 +34,9 @@ from autoprune.search.robustness import file_robustness
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
-from autoprune.space.quantization import Bits, Quantization
+from autoprune.space.quantization import ActivationBits, Bits, Quantization
 from autoprune.space.recipe import (
     GRADIENT_CRITERIA,
-    ActivationBits,
     Order,
     Ranking,
     Recipe,
@@ -348,6 +348,8 @@ def compress_once(
         quantization=quantization,
     )
     recipe.check(groups)
+    if any(choice.runs_int8 for choice in recipe.groups.values()):
+        check_activations([recipe.quantization.activations], config.target)
     check_features(recipe.recovery.feature_distill > 0, workload)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)

@@ -39,6 +39,7 @@ class RuntimeFacts:
         compiles: Whether it can be told to compile.
         int8: Kinds of layers that it can run in int8. The weights of others are stored in the bits that a recipe says,
             and their arithmetic is left in float.
+        dynamic: Whether single linear layers can find the range of their 8 bit inputs at each inference.
     """
 
     module: str
@@ -49,6 +50,7 @@ class RuntimeFacts:
     cuda_precisions: tuple[Precision, ...] = ()
     compiles: bool = False
     int8: tuple[WeightKind, ...] = ("conv", "depthwise", "linear")
+    dynamic: bool = False
 
     @property
     def installed(self) -> bool:
@@ -66,7 +68,7 @@ class RuntimeFacts:
 
 
 RUNTIMES: dict[str, RuntimeFacts] = {
-    "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx"),
+    "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx", dynamic=True),
     "openvino": RuntimeFacts(
         "openvino", "pip install 'autoprune[openvino]'", "model.onnx", precisions=("float32", "bfloat16")
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,10 +14,14 @@ Bits = Annotated[
     int | None, typer.Option(metavar="B", help="of weights, for every group: 2|3|4|5|6|8|16|32 (8)")
 ]
 ActivationBits = Annotated[
-    int | None, typer.Option(metavar="B", help="of what layers with integer weights read: 8|32 (8)")
+    int | None, typer.Option(metavar="B", help="of what layers with integer weights read: 8|16|32 (8)")
 ]
 Scale = Annotated[
     str | None, typer.Option(metavar="S", help="where integers end: minmax|percentile|mse (minmax)")
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="weights that share a scale: 16|32|64|128|256 (all of an output's)"),
 ]
 Rounding = Annotated[str | None, typer.Option(metavar="R", help="nearest|gptq|adaptive (nearest)")]
 BiasCorrection = Annotated[
@@ -26,38 +31,84 @@ Aware = Annotated[
     float | None,
     typer.Option(metavar="X", help="share of the fine-tuning that knows of integers, 0 to 1 (0)"),
 ]
+Half = Annotated[str | None, typer.Option(metavar="H", help="what 16 bits are: float16|bfloat16 (float16)")]
+Activations = Annotated[
+    str | None,
+    typer.Option(metavar="A", help="ranges of 8 bit inputs: static|dynamic, of linear layers (static)"),
+]
+Equalize = Annotated[
+    str | None,
+    typer.Option(metavar="E", help="channels rescaled first: none|cross_layer|smooth|both (none)"),
+]
+SmoothAlpha = Annotated[
+    float | None, typer.Option(metavar="X", help="share of inputs' ranges that smooth moves, 0 to 1 (0.5)")
+]
 
 
 def gathered(
     bits: int | None,
     activation_bits: int | None,
     scale: str | None,
+    block_size: int | None,
     rounding: str | None,
     bias_correction: bool | None,
     aware: float | None,
+    half: str | None,
+    activations: str | None,
+    equalize: str | None,
+    smooth_alpha: float | None,
 ) -> dict[str, Any]:
     """Return what was given as ``bits``, ``activation_bits`` and ``quantization``; empty where nothing was.
 
     Raises:
         UsageError: If a value is not allowed.
     """
-    from autoprune.space.quantization import BITS, ROUNDINGS, SCALE_METHODS, Quantization
+    from autoprune.space import quantization as known
 
-    if bits is not None and bits not in BITS:
-        raise UsageError(f"bits {bits} cannot be used; allowed: {', '.join(map(str, BITS))} (32 is float)")
-    if activation_bits is not None and activation_bits not in (8, 32):
-        raise UsageError(f"activation bits {activation_bits} cannot be used; allowed: 8, 32 (float)")
-    if scale is not None and scale not in SCALE_METHODS:
-        raise unknown_name("scale", scale, SCALE_METHODS)
-    if rounding is not None and rounding not in ROUNDINGS:
-        raise unknown_name("rounding", rounding, ROUNDINGS)
-    if aware is not None and not 0.0 <= aware <= 1.0:
+    _check_number("bits", bits, known.BITS, "32 is float")
+    _check_number("activation bits", activation_bits, known.ACTIVATION_BITS, "32 is float")
+    _check_number("block size", block_size, known.BLOCK_SIZES, "left out, a scale for each output channel")
+    _check_name("scale", scale, known.SCALE_METHODS)
+    _check_name("rounding", rounding, known.ROUNDINGS)
+    _check_name("half", half, known.HALVES)
+    _check_name("activations", activations, known.ACTIVATIONS)
+    _check_name("equalize", equalize, known.EQUALIZATIONS)
+    _check_share("--aware", aware, "a share of the fine-tuning")
+    _check_share("--smooth-alpha", smooth_alpha, "a share of the range of inputs")
+    if block_size is not None and (bits or 8) <= known.INTEGER_BITS and (activation_bits or 8) == 8:
         raise UsageError(
-            f"--aware {aware:g} cannot be used; allowed: a share of the fine-tuning, from 0 to 1"
+            f"--block-size {block_size} gives blocks of weights scales of their own, and kernels for inputs of 8 bits "
+            "take one scale for each channel; allowed with it: --activation-bits 16, 32",
+            "add --activation-bits 32: weights are stored in few bits and computed with in float",
         )
     found: dict[str, Any] = {"bits": bits, "activation_bits": activation_bits}
-    how = {"scale": scale, "rounding": rounding, "bias_correction": bias_correction or None, "aware": aware}
+    how = {
+        "scale": scale,
+        "block_size": block_size,
+        "rounding": rounding,
+        "bias_correction": bias_correction or None,
+        "aware": aware,
+        "half": half,
+        "activations": activations,
+        "equalize": equalize,
+        "smooth_alpha": smooth_alpha,
+    }
     given = {name: value for name, value in how.items() if value is not None}
     if given:
-        found["quantization"] = Quantization.model_validate(given)
+        found["quantization"] = known.Quantization.model_validate(given)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_number(name: str, value: int | None, allowed: Sequence[int], remark: str) -> None:
+    if value is not None and value not in allowed:
+        raise UsageError(f"{name} {value} cannot be used; allowed: {', '.join(map(str, allowed))} ({remark})")
+
+
+def _check_name(name: str, value: str | None, allowed: Sequence[str]) -> None:
+    if value is not None and value not in allowed:
+        raise unknown_name(name, value, allowed)
+
+
+def _check_share(option: str, value: float | None, what: str) -> None:
+    if value is not None and not 0.0 <= value <= 1.0:
+        raise UsageError(f"{option} {value:g} cannot be used; allowed: {what}, from 0 to 1")

@@ -64,12 +64,12 @@ def search(
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     settings = gather(config, flags, overrides or (), limits=limits)
     # Faults that need no torch are told before it is loaded.
-    from autoprune.search.limits import check_sampler
+    from autoprune.search.limits import check_space
     from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
     check_engine(engine, workers, storage, settings.study_name)
-    check_sampler(settings.sampler, load_space(settings.space))
+    check_space(settings, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
         _dry_run(settings, json, quiet)
@@ -101,11 +101,11 @@ def _check_limits(study: Study, settings: StudyConfig) -> None:
 def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     """Load the network, find its groups and tell what a search would do."""
     from autoprune.actions import list_groups
-    from autoprune.search.limits import check_sampler
+    from autoprune.search.limits import check_space
     from autoprune.space.space_files import load_space
 
     space = load_space(settings.space)
-    check_sampler(settings.sampler, space)
+    check_space(settings, space)
     with live_view("autoprune search --dry-run", quiet) as listener:
         groups = list_groups(settings, listener)
     space.check(groups)
@@ -136,9 +136,14 @@ def compress(
     bits: bit_options.Bits = None,
     activation_bits: bit_options.ActivationBits = None,
     scale: bit_options.Scale = None,
+    block_size: bit_options.BlockSize = None,
     rounding: bit_options.Rounding = None,
     bias_correction: bit_options.BiasCorrection = None,
     aware: bit_options.Aware = None,
+    half: bit_options.Half = None,
+    activations: bit_options.Activations = None,
+    equalize: bit_options.Equalize = None,
+    smooth_alpha: bit_options.SmoothAlpha = None,
     ranking: Annotated[
         str | None, typer.Option(metavar="W", help="units compared: of a group, global or alike (group)")
     ] = None,
@@ -185,7 +190,10 @@ def compress(
         }.items()  # fmt: skip
         if value is not None
     }
-    uniform |= bit_options.gathered(bits, activation_bits, scale, rounding, bias_correction, aware)
+    uniform |= bit_options.gathered(
+        bits, activation_bits, scale, block_size, rounding, bias_correction, aware,
+        half, activations, equalize, smooth_alpha,
+    )  # fmt: skip
     uniform |= mask_options.gathered(sparsity, pattern, allocation, mask_criterion)
     chosen = (
         None

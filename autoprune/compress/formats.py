@@ -1,4 +1,4 @@
-"""Number formats of a recipe: which layers run in int8, and in how many bits each layer's weights are."""
+"""Number formats of a recipe: which layers run in integers, and in how many bits each layer's weights are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from autoprune.compress.lowrank import with_factors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, groups_left
 
+LAYER_KINDS = ("conv", "depthwise", "linear")
 
-def int8_layers(
-    recipe: Recipe, groups: Groups, kinds: Collection[str] = ("conv", "depthwise", "linear")
-) -> list[str]:
+
+def int8_layers(recipe: Recipe, groups: Groups, kinds: Collection[str] = LAYER_KINDS) -> list[str]:
     """Return the layers that the recipe asks to run in int8: the producers of its groups of integers.
 
     Args:
@@ -24,6 +24,31 @@ def int8_layers(
     left = [g for g in groups_left(recipe, groups).groups if recipe.choice(g.name).runs_int8]
     able = {m.layer for g in left for m in g.members if m.own and m.axis == "out" and m.kind in kinds}
     return [layer for g in left for layer in g.producers if layer in able]
+
+
+def int16_layers(recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the layers whose weights are integers and whose inputs the recipe asks to become 16 bits."""
+    return [
+        layer
+        for g in groups_left(recipe, groups).groups
+        if (choice := recipe.choice(g.name)).has_integers and choice.activation_bits == 16
+        for layer in g.producers
+    ]
+
+
+def dynamic_layers(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the linear layers that find the range of their 8 bit inputs at each inference.
+
+    Args:
+        model: The compressed network.
+        recipe: What made it.
+        groups: Groups of the dense network.
+    """
+    if recipe.quantization.activations != "dynamic":
+        return []
+    asked = with_factors(model, int8_layers(recipe, groups))
+    modules = dict(model.named_modules())
+    return [name for name in asked if isinstance(modules.get(name), nn.Linear)]
 
 
 def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:

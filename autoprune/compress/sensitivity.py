@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from autoprune.compress.criteria import score_group
 from autoprune.compress.distillation import distillation_loss
+from autoprune.compress.equalisation import equalised
 from autoprune.compress.finetune import Loss
 from autoprune.compress.importance import pool_units
 from autoprune.compress.layers import split_name, submodule
@@ -141,23 +143,30 @@ class SensitivityMeter:
             bits: Bit-width of the layers' weights, 2 to 8.
         """
         layers = self.groups.by_name[group].producers
-        if bits == INTEGER_BITS and self.quantization == Quantization():
+        if bits == INTEGER_BITS and self.quantization.usual_integers and self.quantization.equalize == "none":
             model = self._placed(rounded(self.dense, layers))
         else:
             source = self._of_integers(bits)
-            copy = deepcopy(self.dense)
+            copy = deepcopy(self._rescaled)
             for layer in layers:
                 owner, own = split_name(layer)
                 setattr(submodule(copy, owner), own, deepcopy(source.get_submodule(layer)))
             model = self._placed(rounded(copy, layers, dict.fromkeys(layers, 32)))
         return self._growth(model, self._dense)  # in float32: bfloat16 would round away what 8 bits change
 
+    @cached_property
+    def _rescaled(self) -> nn.Module:
+        """The dense network as it is before its weights become integers."""
+        if self.quantization.equalize == "none":
+            return self.dense
+        return equalised(self.dense, self.quantization, [inputs for inputs, _ in self.batches])
+
     def _of_integers(self, bits: int) -> nn.Module:
         """Return the dense network with the weights of all its layers on grids of ``bits``, made once."""
         if bits not in self._integers:
             layers = dict.fromkeys((layer for g in self.groups.groups for layer in g.producers), bits)
             batches = [inputs for inputs, _ in self.batches]
-            self._integers[bits], _ = quantized(self.dense, layers, self.quantization, batches)
+            self._integers[bits] = quantized(self._rescaled, layers, self.quantization, batches).model
         return self._integers[bits]
 
     def estimate(self, group: str, kept: int, criterion: str) -> float:

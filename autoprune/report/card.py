@@ -193,11 +193,22 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
 
 def _integers(recipe: Recipe) -> str:
     """Say how weights became integers, where that is not as by default."""
-    how = recipe.quantization
-    if how == Quantization() or not any(c.bits <= INTEGER_BITS for c in recipe.groups.values()):
+    widths = {choice.bits for choice in recipe.groups.values()}
+    integers = min(widths, default=32) <= INTEGER_BITS
+    how = recipe.quantization.of_weights(integers=integers, halves=16 in widths)
+    if how == Quantization():
         return ""
+    halves = [f"16 bits are {how.half}"] if how.half != "float16" else []
+    if not integers:
+        return f"\n\nWeights: {', '.join(halves)}."
     parts = [f"scales by {how.scale}", f"rounding {how.rounding}"]
+    parts += [f"blocks of {how.block_size} weights"] if how.block_size is not None else []
     parts += ["biases corrected"] if how.bias_correction else []
+    parts += [f"channels rescaled first ({_cell(how.equalize)})"] if how.equalize != "none" else []
+    parts += (
+        ["ranges of linear layers' inputs found at each inference"] if how.activations == "dynamic" else []
+    )
+    parts += halves
     parts += (
         [f"the last {how.aware:.0%} of the steps trained with integers"] if recipe.trains_integers else []
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from autoprune.space.groups import Groups, kept_count
 from autoprune.space.mask import Mask
-from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
+from autoprune.space.quantization import INTEGER_BITS, ActivationBits, Bits, Quantization
 from autoprune.space.recipe import Order, Ranking, Recipe, Recovery, groups_left, uniform_recipe
 from autoprune.space.schedule import Schedule
 from autoprune.space.search_space import SearchSpace
@@ -41,6 +41,7 @@ def baselines(
     schedule: Schedule | None = None,
     order: Order = "prune-tune-quantize",
     quantization: Quantization | None = None,
+    activation_bits: ActivationBits = 8,
 ) -> list[Baseline]:
     """Return integers alone and the uniform ratios, with and without int8 as far as the space allows.
 
@@ -58,11 +59,18 @@ def baselines(
         schedule: When they remove channels; at once if not given.
         order: Order of the stages of the uniform recipes.
         quantization: How integers are made; the nearest of a grid up to the largest magnitude if not given.
+        activation_bits: Bit-width of the inputs of layers with integer weights.
     """
     # What needs no training is not to get any.
     free = None if quantization is None else quantization.model_copy(update={"aware": 0.0})
     alike = partial(
-        uniform_recipe, groups, criterion=criterion, width=width, recovery=recovery, quantization=quantization
+        uniform_recipe,
+        groups,
+        criterion=criterion,
+        width=width,
+        recovery=recovery,
+        quantization=quantization,
+        activation_bits=activation_bits,
     )
     integers = sorted({b for b in bits if b <= INTEGER_BITS}, reverse=True)
     found = [Baseline(f"int{b}", alike(0.0, b, quantization=free)) for b in integers]
@@ -126,7 +134,7 @@ def grid_recipes(space: SearchSpace, groups: Groups, seed: int) -> list[Recipe]:
         for ranking in (space.rankings if ratio > 0 else space.rankings[:1])
         for bits in space.bits
         for inputs in (space.activation_bits if bits <= INTEGER_BITS else space.activation_bits[:1])
-        for quantization in (space.quantization.every() if bits <= INTEGER_BITS else [Quantization()])
+        for quantization in space.quantization.of_bits(bits)
         for sparsity in space.sparsities
         for schedule in (list(space.schedules.each()) if ratio > 0 or sparsity > 0 else [Schedule()])
         for mask in (space.masks.every() if sparsity > 0 else [Mask()])
@@ -149,9 +157,7 @@ def architecture_key(recipe: Recipe, groups: Groups) -> str:
     sparsities = {g.name: s for g in rest.groups if (s := recipe.choice(g.name).sparsity) > 0}
     ranks = {g.name: r for g in rest.groups if (r := recipe.choice(g.name).rank_ratio) > 0}
     integers = {
-        g.name: [c.bits, c.runs_int8]
-        for g in rest.groups
-        if (c := recipe.choice(g.name)).bits <= INTEGER_BITS
+        g.name: [c.bits, c.activation_bits] for g in rest.groups if (c := recipe.choice(g.name)).has_integers
     }
     trained = integers if recipe.trains_integers else {}
     if not kept and not blocks and not sparsities and not ranks and not trained:
@@ -184,11 +190,10 @@ def effective_key(recipe: Recipe, groups: Groups) -> str:
     left = groups_left(recipe, groups)
     chosen = {g.name: recipe.choice(g.name) for g in left.groups if recipe.choice(g.name).bits != 32}
     bits: dict[str, Any] = {name: choice.bits for name, choice in chosen.items()}
-    integers = {name: choice for name, choice in chosen.items() if choice.bits <= INTEGER_BITS}
-    in_float = sorted(name for name, choice in integers.items() if not choice.runs_int8)
-    key = architecture_key(recipe, groups) + "|" + json.dumps(bits, sort_keys=True)
-    if in_float:
-        key += "|" + json.dumps(in_float)
-    if integers and recipe.quantization != Quantization():
-        key += "|" + recipe.quantization.model_dump_json()
-    return key
+    integers = {name: choice for name, choice in chosen.items() if choice.has_integers}
+    inputs = {name: choice.activation_bits for name, choice in integers.items() if not choice.runs_int8}
+    key = architecture_key(recipe, groups) + "|" + json.dumps([bits, inputs], sort_keys=True)
+    made = recipe.quantization.of_weights(integers=bool(integers), halves=16 in bits.values())
+    if integers and len(inputs) == len(integers):  # nothing reads 8 bits
+        made = made.model_copy(update={"activations": "static"})
+    return key + "|" + json.dumps(made.content())

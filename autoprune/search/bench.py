@@ -21,19 +21,20 @@ from autoprune.compress.formats import int8_layers
 from autoprune.compress.lineage import groups_after, in_dense_units
 from autoprune.compress.lowrank import Factorised, shape_factors, with_factors
 from autoprune.compress.pipeline import Compressed, compress
+from autoprune.compress.quantization import in_halves
 from autoprune.compress.ranking import kept_counts
 from autoprune.compress.rounding import rounded
 from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
 from autoprune.deploy.registry import make_runtime
-from autoprune.deploy.runtime import Artifact, Formats, Runtime
+from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
 from autoprune.naming import TARGETS_FOLDER, file_name_of
 from autoprune.search.baselines import architecture_key
-from autoprune.search.formats import stored_weights
+from autoprune.search.formats import formats_of, stored_weights
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
@@ -197,16 +198,9 @@ class Bench:
         """Name of the files that networks are deployed in."""
         return self.config.target.facts.model_file
 
-    def int8_layers(self, model: nn.Module, recipe: Recipe, target: Target | None = None) -> list[str]:
-        """Return the layers of a network that are to run in int8: those that a recipe asks it of and the target can.
-
-        Args:
-            model: The network.
-            recipe: What made it.
-            target: The study's first target if not given.
-        """
-        kinds = (target or self.config.target).facts.int8
-        return with_factors(model, int8_layers(recipe, self.groups, kinds))
+    def int8_layers(self, model: nn.Module, recipe: Recipe) -> list[str]:
+        """Return the layers of a network that are to run in int8: those that a recipe asks it of and the target can."""
+        return with_factors(model, int8_layers(recipe, self.groups, self.config.target.facts.int8))
 
     def compressed(
         self, recipe: Recipe, deadline: Callable[[], bool] | None = None, start: Path | None = None
@@ -291,7 +285,11 @@ class Bench:
         # Fewer examples than for a file: many recipes are screened.
         few = [self.calibration[0][0]]
         eight = self.int8_layers(network, recipe)
-        network, stored = stored_weights(network, recipe, self.groups, few, eight)
+        kinds = self.config.target.facts.int8
+        network, stored = stored_weights(network, recipe, self.groups, few, kinds)
+        halves = [name for name, stored_as in stored.items() if stored_as.codes is None]
+        if halves:
+            network = in_halves(network, halves, recipe.quantization.half)
         model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
@@ -319,14 +317,9 @@ class Bench:
 
     def _deploy(self, runtime: Runtime, model: nn.Module, recipe: Recipe, path: Path) -> Artifact:
         calibration = [inputs for inputs, _ in self.calibration]
-        int8 = self.int8_layers(model, recipe, runtime.target)
-        model, weights = stored_weights(model, recipe, self.groups, calibration, int8)
-        return runtime.build(
-            model,
-            path,
-            Formats(int8=int8, packed=recipe.masks, weights=weights),
-            calibration,
-        )
+        kinds = runtime.target.facts.int8
+        model, weights = stored_weights(model, recipe, self.groups, calibration, kinds)
+        return runtime.build(model, path, formats_of(model, recipe, self.groups, weights, kinds), calibration)
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""

@@ -158,6 +158,7 @@ class Driver:
             self.space.schedules.default(),
             self.space.orders[0],
             self.space.quantization.default(),
+            self.space.activation_bits[0],
         )
         return [baseline for baseline in planned if baseline.label not in done]
 

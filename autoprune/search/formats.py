@@ -1,4 +1,4 @@
-"""How the weights of a recipe's network are stored."""
+"""The formats of a recipe's network: weights on their grids, and what each layer is asked to run in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from autoprune.compress.formats import int8_layers, layer_bits
+from autoprune.compress.equalisation import equalised
+from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, int8_layers, int16_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.quantization import quantized
-from autoprune.deploy.runtime import StoredWeight
+from autoprune.deploy.runtime import Formats, StoredWeight
 from autoprune.space.groups import Groups
-from autoprune.space.quantization import INTEGER_BITS, Quantization
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe
 
 
@@ -20,19 +21,19 @@ def stored_weights(
     recipe: Recipe,
     groups: Groups,
     calibration: Sequence[Tensor],
-    int8: Collection[str] | None = None,
+    kinds: Collection[str] = LAYER_KINDS,
 ) -> tuple[nn.Module, dict[str, StoredWeight]]:
-    """Put the weights of a network on the grids that a recipe asks for.
+    """Rescale a network and put its weights on the grids that a recipe asks for.
 
-    Weights of 8 bits that run in int8 and end at their largest magnitudes are left to the runtime's quantizer, which
-    does the same.
+    Weights of 8 bits that run in static int8 and are the nearest on grids up to the largest magnitudes are left to the
+    runtime's quantizer, which makes the same.
 
     Args:
         model: The compressed network on the CPU in evaluation mode; it is not changed.
         recipe: What made it.
         groups: Groups of the dense network.
         calibration: Batches of inputs.
-        int8: Layers that are to run in int8; all that the recipe asks it of if not given.
+        kinds: Kinds of layers that run in int8 where the network is deployed.
 
     Returns:
         The network with these weights, and how the layers whose weights are not left to the runtime are stored.
@@ -40,18 +41,51 @@ def stored_weights(
     Raises:
         CompressionError: If a layer cannot be quantized; names it.
     """
+    how = recipe.quantization
     bits = layer_bits(model, recipe, groups)
-    if int8 is None:
-        int8 = with_factors(model, int8_layers(recipe, groups))
-    usual = set(int8) if recipe.quantization == Quantization() else set()
+    usual: set[str] = set()
+    if how.usual_integers:
+        usual = set(with_factors(model, int8_layers(recipe, groups, kinds)))
+        usual -= set(dynamic_layers(model, recipe, groups))
     own = {
         name: width
         for name, width in bits.items()
         if width < INTEGER_BITS or (width == INTEGER_BITS and name not in usual)
     }
-    codes: dict[str, Tensor] = {}
+    if how.equalize != "none" and any(width <= INTEGER_BITS for width in bits.values()):
+        model = equalised(model, how, calibration)
+    stored = {}
     if own:
-        model, codes = quantized(model, own, recipe.quantization, calibration)
-    stored = {name: StoredWeight(own[name], each.numpy()) for name, each in codes.items()}
-    halves = {name: StoredWeight(width) for name, width in bits.items() if width > INTEGER_BITS}
+        made = quantized(model, own, how, calibration)
+        model = made.model
+        for name, codes in made.codes.items():
+            scales = made.scales[name].float().numpy() if name in made.scales else None
+            stored[name] = StoredWeight(own[name], codes.numpy(), scales)
+    halves = {
+        name: StoredWeight(width, bfloat16=how.half == "bfloat16")
+        for name, width in bits.items()
+        if width > INTEGER_BITS
+    }
     return model, stored | halves
+
+
+def formats_of(
+    model: nn.Module,
+    recipe: Recipe,
+    groups: Groups,
+    weights: dict[str, StoredWeight],
+    kinds: Collection[str] = LAYER_KINDS,
+) -> Formats:
+    """Return what the layers of a recipe's network are asked to run in.
+
+    Args:
+        model: The compressed network.
+        recipe: What made it.
+        groups: Groups of the dense network.
+        weights: How its weights are stored, from :func:`stored_weights`.
+        kinds: Kinds of layers that run in int8 where the network is deployed.
+    """
+    dynamic = dynamic_layers(model, recipe, groups)
+    static = [n for n in with_factors(model, int8_layers(recipe, groups, kinds)) if n not in dynamic]
+    int16 = with_factors(model, int16_layers(recipe, groups))
+    return Formats(int8=static, dynamic=dynamic, int16=int16, weights=weights, packed=recipe.masks)

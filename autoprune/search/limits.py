@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from autoprune.config import StudyConfig
 from autoprune.errors import UsageError
 from autoprune.space.choices import FloatRange
+from autoprune.space.quantization import Activations
 from autoprune.space.search_space import SearchSpace
+from autoprune.target import Target
 
 
 def auto_cannot(space: SearchSpace) -> list[str]:
@@ -37,6 +42,17 @@ def auto_cannot(space: SearchSpace) -> list[str]:
     return found
 
 
+def check_space(settings: StudyConfig, space: SearchSpace) -> None:
+    """Refuse a space that a study's sampler cannot search or its targets cannot run, before anything runs.
+
+    Raises:
+        UsageError: With what cannot be searched or run.
+    """
+    check_sampler(settings.sampler, space)
+    for target in settings.targets:
+        check_activations(space.quantization.activations, target)
+
+
 def check_sampler(sampler: str, space: SearchSpace) -> None:
     """Refuse a space that the default search cannot search.
 
@@ -59,3 +75,21 @@ def compares_features(space: SearchSpace) -> bool:
     """Return whether any recipe of a space may ask for distillation on features."""
     weights = space.recovery.feature_distill
     return isinstance(weights, FloatRange) or any(weight > 0 for weight in weights)
+
+
+def check_activations(activations: Iterable[Activations], target: Target) -> None:
+    """Refuse ranges of inputs that a target's runtime cannot find at each inference, before anything runs.
+
+    Args:
+        activations: Where recipes may take ranges from.
+        target: Where they are measured.
+
+    Raises:
+        UsageError: If there are dynamic ranges and the runtime has none for single layers.
+    """
+    if "dynamic" in activations and not target.facts.dynamic:
+        raise UsageError(
+            f"target {target.runtime!r} cannot find the ranges of inputs at each inference (activations 'dynamic'); "
+            "allowed there: static",
+            "leave out dynamic activations, or use the target onnxruntime",
+        )

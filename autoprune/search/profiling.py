@@ -98,7 +98,7 @@ def profile_key(bench: Bench, space: SearchSpace) -> str:
         bench.config.calibration_examples,
         bench.config.target.model_dump(mode="json"),
         [recovery.least_squares, recovery.batchnorm, _distils(bench, recovery)],
-        *([] if own == Quantization() else [own.model_dump(mode="json")]),
+        *([] if own == Quantization() else [own.content()]),
         list(bench.workload.data.input_shape),
         [host["processor"], host["flags"], host["versions"]["onnxruntime"]],
     ]

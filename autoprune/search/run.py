@@ -20,7 +20,7 @@ from autoprune.search.events import Listener, Progress
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
-from autoprune.search.limits import check_sampler, compares_features
+from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
@@ -76,7 +76,7 @@ def run_study(
     started_s = clock.monotonic() if started_s is None else started_s
     config.check_installed()
     space = load_space(config.space)
-    check_sampler(config.sampler, space)
+    check_space(config, space)
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
     store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None

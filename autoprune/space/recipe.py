@@ -11,10 +11,9 @@ from autoprune.errors import UsageError
 from autoprune.naming import unknown_name
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask, Sparsity
-from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
+from autoprune.space.quantization import INTEGER_BITS, ActivationBits, Bits, Quantization
 from autoprune.space.schedule import Schedule
 
-ActivationBits = Literal[8, 32]
 GroupType = Literal["conv", "linear"]
 Ranking = Literal["group", "global", "alike"]
 _TYPES: tuple[GroupType, ...] = ("conv", "linear")
@@ -45,7 +44,8 @@ class GroupChoice(BaseModel):
         bits: Bit-width of the weights of the layers that make the group's channels: 2 to 6 and 8 are integers, 16 and
             32 floating-point numbers.
         activation_bits: Bit-width of the inputs of layers whose weights are integers: 8 runs them in int8 where the
-            runtime can, 32 leaves their arithmetic in float, so that the weights are only stored in fewer bytes.
+            runtime can, 16 rounds inputs so, and 32 leaves the arithmetic in float, so that the weights are only
+            stored in fewer bytes.
         criterion: How this group's units are ranked; empty for the criterion of its type.
         sparsity: Share of single weights of the layers that make the group's channels that become zero, in ``[0, 1)``,
             of those left after channels are cut; which ones is the recipe's ``mask``.
@@ -66,7 +66,12 @@ class GroupChoice(BaseModel):
     @property
     def runs_int8(self) -> bool:
         """Whether the layers are to run in int8, whatever their weights are stored in."""
-        return self.bits <= INTEGER_BITS and self.activation_bits <= INTEGER_BITS
+        return self.has_integers and self.activation_bits <= INTEGER_BITS
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether the weights are integers."""
+        return self.bits <= INTEGER_BITS
 
 
 class Recovery(BaseModel):
@@ -157,7 +162,7 @@ class Recipe(BaseModel):
     @property
     def trains_integers(self) -> bool:
         """Whether a part of the fine-tuning knows of integers."""
-        integers = any(choice.bits <= INTEGER_BITS for choice in self.groups.values())
+        integers = any(choice.has_integers for choice in self.groups.values())
         trains = self.order == "prune-tune-quantize" and self.recovery.finetune_steps > 0
         return integers and trains and self.quantization.aware > 0
 
@@ -187,6 +192,8 @@ class Recipe(BaseModel):
             for name in _LATER[type(part)]:
                 if getattr(part, name) == getattr(fresh, name):
                     del values[name]
+        if "quantization" in content:
+            content["quantization"] = self.quantization.content()
         return content
 
     def canonical_json(self) -> str:
@@ -198,9 +205,10 @@ class Recipe(BaseModel):
 
         Raises:
             UsageError: If a group or criterion is unknown, a group that is left alone is to be pruned, or the
-                schedule needs steps that there are none of.
+                schedule needs steps that there are none of, or integers cannot be made as it says.
         """
         self.schedule.check(self.recovery.finetune_steps)
+        self._check_integers()
         for name, choice in self.groups.items():
             if name not in groups.by_name:
                 raise unknown_name("group", name, groups.by_name)
@@ -229,6 +237,23 @@ class Recipe(BaseModel):
         if self.ranking != "group":
             self._check_comparable(groups)
         self._check_order()
+
+    def _check_integers(self) -> None:
+        """Refuse integers that no kernel takes, and weights that would leave the grids that they were trained on."""
+        how = self.quantization
+        in_int8 = next((name for name, choice in self.groups.items() if choice.runs_int8), None)
+        if how.block_size is not None and in_int8 is not None:
+            raise UsageError(
+                f"group {in_int8!r} has blocks of {how.block_size} weights with scales of their own, and inputs of 8 "
+                "bits, whose kernels take one scale for each channel; allowed with blocks: activation bits 16, 32",
+                "set the group's activation_bits to 32, or leave block_size out",
+            )
+        if how.equalize != "none" and self.trains_integers:
+            raise UsageError(
+                f"equalize {how.equalize!r} rescales weights after all training, which aware {how.aware:g} has put on "
+                "grids; allowed with it: aware 0",
+                "leave out one of the two",
+            )
 
     def _check_order(self) -> None:
         """Refuse what has to be trained after the cut where nothing is."""

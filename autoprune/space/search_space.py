@@ -22,12 +22,11 @@ from autoprune.space.choices import IntRange, Parameters, RecoverySpace, choice_
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.mask import Mask
 from autoprune.space.mask_space import MaskSpace
-from autoprune.space.quantization import INTEGER_BITS, Bits, Quantization
+from autoprune.space.quantization import INTEGER_BITS, ActivationBits, Bits
 from autoprune.space.quantization_space import QuantizationSpace
 from autoprune.space.recipe import (
     CRITERIA,
     SHARE_CRITERIA,
-    ActivationBits,
     GroupChoice,
     Ranking,
     Recipe,
@@ -77,7 +76,7 @@ class SearchSpace(BaseModel):
         ratios: Shares of a group that may be removed, each in ``[0, 1]``; 1 takes out the block that a group lies in,
             and is left out for groups that lie in none.
         bits: Bit-widths that the weights of a group may get; 32 is float.
-        activation_bits: Bit-widths of what layers with integer weights read, 8 or 32.
+        activation_bits: Bit-widths of what layers with integer weights read: 8, 16 or 32.
         quantization: How integer weights are made.
         criteria: Importance criteria for each group type.
         sparsities: Shares of single weights of a group that may become zero, each in ``[0, 1)``.
@@ -191,6 +190,17 @@ class SearchSpace(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        widths = {*self.bits, *(b for o in self.overrides for b in o.bits or ())}
+        if self.quantization.blocks and 8 in self.activation_bits and min(widths) <= INTEGER_BITS:
+            raise ValueError(
+                f"quantization.block_size {self.quantization.blocks} gives blocks of weights scales of their own, but "
+                f"activation_bits {list(self.activation_bits)} holds 8, whose kernels take one scale for each channel; "
+                "allowed with blocks: activation_bits 16, 32"
+            )
+        return self
+
     @property
     def every_sparsity(self) -> tuple[float, ...]:
         """All sparsities that some group may get."""
@@ -228,9 +238,11 @@ class SearchSpace(BaseModel):
         bits = next((o.bits for o in reversed(self._overrides_of(group)) if o.bits is not None), self.bits)
         return tuple(sorted(bits))
 
-    def _formats_of(self, group: Group) -> int:
-        """Return how many pairs of bit-widths, of weights and of inputs, ``group`` may get."""
-        return sum(len(self.activation_bits) if b <= INTEGER_BITS else 1 for b in self.bits_of(group))
+    def _formats_of(self, group: Group) -> tuple[int, int, int]:
+        """Return how many pairs of bits ``group`` may get: weights of 32, of 16, and integers, by what reads them."""
+        widths = self.bits_of(group)
+        integers = sum(b <= INTEGER_BITS for b in widths) * len(self.activation_bits)
+        return widths.count(32), widths.count(16), integers
 
     def sparsities_of(self, group: Group) -> tuple[float, ...]:
         """Return the sparsities that ``group`` may get, from the smallest on."""
@@ -297,8 +309,9 @@ class SearchSpace(BaseModel):
         masked = any(choice.sparsity > 0 for choice in chosen.values())
         mask = self.masks.suggest(trial) if masked else Mask()
         cut = bool(pruned) or masked or any(choice.rank_ratio > 0 for choice in chosen.values())
-        integers = any(choice.bits <= INTEGER_BITS for choice in chosen.values())
-        quantization = self.quantization.suggest(trial) if integers else Quantization()
+        integers = any(choice.has_integers for choice in chosen.values())
+        halves = any(choice.bits == 16 for choice in chosen.values())
+        quantization = self.quantization.suggest(trial, integers=integers, halves=halves)
         cut = cut or quantization.aware > 0
         recovery = self.recovery.suggest(trial) if cut else self.default_recovery()
         ranking: Ranking = suggest_choice(trial, "ranking", self.rankings) if pruned else self.rankings[0]
@@ -347,8 +360,11 @@ class SearchSpace(BaseModel):
         ]
         if recipe.masks:
             parts.append(self.masks.params_of(recipe.mask))
-        if any(choice.bits <= INTEGER_BITS for choice in recipe.groups.values()):
-            parts.append(self.quantization.params_of(recipe.quantization))
+        widths = {choice.bits for choice in recipe.groups.values()}
+        made = self.quantization.params_of(
+            recipe.quantization, integers=min(widths, default=32) <= INTEGER_BITS, halves=16 in widths
+        )
+        parts.append(made)
         if recipe.prunes:
             parts.append(self.recovery.params_of(recipe.recovery))
         if pruned:
@@ -365,13 +381,11 @@ class SearchSpace(BaseModel):
 
     def size(self, groups: Groups) -> float:
         """Return the decimal logarithm of the number of recipes that differ; a range counts as 100 choices."""
-        in_float, bit_choices, uncut, any_criterion = 1, 1, 1, 1
+        uncut, any_criterion = 1, 1
         for kind in _TYPES:
             of_kind = [g for g in groups.groups if g.type == kind]
             combinations = math.prod(len(self.ratios_of(g)) for g in of_kind)
             without = int(all(self.ratios_of(g)[0] == 0.0 for g in of_kind))
-            in_float *= math.prod(sum(b > INTEGER_BITS for b in self.bits_of(g)) for g in of_kind)
-            bit_choices *= math.prod(self._formats_of(g) for g in of_kind)
             uncut *= without
             any_criterion *= without + (combinations - without) * len(self.criteria[kind])
         choices = [self.sparsities_of(g) for g in groups.groups]
@@ -385,14 +399,14 @@ class SearchSpace(BaseModel):
         untouched = uncut * unmasked * int(all(0.0 in of_group for of_group in ranks))
         recovered = (cut + uncut * (unmasked + masked * schedules)) * math.prod(map(len, ranks)) - untouched
         recoveries = self.recovery.count(len(self.orders))
-        bit_choices = in_float + (bit_choices - in_float) * self.quantization.count()
+        bit_choices = self.quantization.combinations([self._formats_of(g) for g in groups.groups])
         return math.log10(bit_choices * (untouched + recovered * recoveries))
 
     def content(self) -> str:
         """Return the space as text, by which a study knows it again; newer settings count where they are set."""
         fresh = SearchSpace()
         newer = {name for name in _LATER if getattr(self, name) == getattr(fresh, name)}
-        exclude: dict[str, Any] = dict.fromkeys(newer, True)
+        exclude: dict[str, Any] = {"quantization": self.quantization.unset, **dict.fromkeys(newer, True)}
         if self.recovery.feature_distill == fresh.recovery.feature_distill:
             exclude["recovery"] = {"feature_distill"}
         exclude["overrides"] = {

@@ -82,7 +82,7 @@ def test_weights_end_on_grids_that_quantization_keeps(aware: float, ratio: float
     for module in layers.values():
         assert "forward" not in vars(module)
         assert grid_of(module.weight.detach().flatten(1), 3) is not None
-    stored, codes = quantized(
+    stored, codes, _ = quantized(
         made.model, dict.fromkeys(layers, 3), Quantization(rounding="gptq"), [BATCHES[0][0]]
     )
     for name, module in layers.items():

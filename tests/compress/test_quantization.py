@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune.compress.quantization import quantized
-from autoprune.space.quantization import Quantization
+from autoprune.compress.quantization import blocks_of, in_halves, quantized
+from autoprune.space.quantization import Half, Quantization
 
 IMAGES = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -34,7 +34,7 @@ def test_weights_are_their_integers_times_a_scale_of_each_channel(rounding: str)
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     how = Quantization.model_validate({"rounding": rounding, "scale": "mse"})
-    copy, codes = quantized(model, LAYERS, how, [IMAGES])
+    copy, codes, _ = quantized(model, LAYERS, how, [IMAGES])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert set(codes) == {"0", "3", "4", "7"}
     for name, integers in codes.items():
@@ -63,8 +63,8 @@ def test_a_corrected_bias_keeps_the_mean_of_every_output() -> None:
         return out.mean((0, 2, 3)) if layer == "0" else out.mean(0)
 
     bits = {"0": 2, "3": 2}
-    plain, _ = quantized(model, bits, Quantization(), [bright])
-    corrected, _ = quantized(model, bits, Quantization(bias_correction=True), [bright])
+    plain, _, _ = quantized(model, bits, Quantization(), [bright])
+    corrected, _, _ = quantized(model, bits, Quantization(bias_correction=True), [bright])
     for layer, bound in (("0", 0.2), ("3", 1e-4)):  # of a convolution, places of the images are sampled
         wanted = means(layer, model)
         off = (means(layer, plain) - wanted).abs().max()
@@ -72,7 +72,7 @@ def test_a_corrected_bias_keeps_the_mean_of_every_output() -> None:
 
 
 def test_a_layer_without_bias_gets_one() -> None:
-    copy, _ = quantized(network(), {"0": 2}, Quantization(bias_correction=True), [IMAGES])
+    copy, _, _ = quantized(network(), {"0": 2}, Quantization(bias_correction=True), [IMAGES])
     assert copy.get_submodule("0").get_parameter("bias").shape == (8,)
 
 
@@ -96,7 +96,7 @@ def test_better_rounding_brings_the_outputs_nearer() -> None:
 
 def test_a_layer_that_cannot_be_seen_as_rows_is_left_out() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Conv2d(4, 4, 1))
-    _, codes = quantized(model, {"0": 4, "1": 4}, Quantization(), [])
+    _, codes, _ = quantized(model, {"0": 4, "1": 4}, Quantization(), [])
     assert set(codes) == {"1"}
 
 
@@ -112,7 +112,51 @@ def test_masked_weights_stay_zero(rounding: str, bits: int) -> None:
             masked[name] = torch.rand(weight.shape) < 0.6
             weight.masked_fill_(masked[name], 0.0)
     how = Quantization.model_validate({"rounding": rounding, "scale": "mse"})
-    _, codes = quantized(model, dict.fromkeys(masked, bits), how, [IMAGES + 0.5])
+    _, codes, _ = quantized(model, dict.fromkeys(masked, bits), how, [IMAGES + 0.5])
     for name, mask in masked.items():
         assert int((codes[name][mask] != 0).sum()) == 0
         assert int((codes[name][~mask] != 0).sum()) > 0
+
+
+def test_blocks_are_for_layers_whose_features_divide() -> None:
+    layers = {
+        nn.Linear(64, 4): 2,
+        nn.Linear(32, 4): 1,
+        nn.Linear(48, 4): 1,
+        nn.Conv2d(16, 4, 2): 2,
+        nn.Conv2d(16, 4, 3): 1,
+        nn.Conv2d(32, 32, 1, groups=2): 1,
+        nn.ConvTranspose2d(64, 64, 1): 1,
+        nn.ReLU(): 1,
+    }
+    for layer, blocks in layers.items():
+        assert blocks_of(layer, 32) == blocks, layer
+        assert blocks_of(layer, None) == 1
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaptive"])
+@pytest.mark.parametrize("scale", ["minmax", "percentile", "mse"])
+def test_weights_are_their_integers_times_the_scales_of_blocks(rounding: str, scale: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(800, 10)
+    ).eval()
+    how = Quantization.model_validate({"rounding": rounding, "scale": scale, "block_size": 16})
+    made = quantized(model, {"0": 3, "2": 3, "4": 4}, how, [IMAGES])
+    assert set(made.codes) == {"0", "2", "4"}
+    assert {name: tuple(each.shape) for name, each in made.scales.items()} == {"2": (8, 9), "4": (10, 50)}
+    for name, steps in made.scales.items():
+        weight = made.model.get_submodule(name).get_parameter("weight").detach()
+        codes = made.codes[name].float().flatten(1).reshape(*steps.shape, 16)
+        torch.testing.assert_close(weight.flatten(1), (codes * steps[:, :, None]).flatten(1))
+    assert float((made.model(IMAGES) - model(IMAGES)).norm() / model(IMAGES).norm()) < 0.5
+
+
+@pytest.mark.parametrize(("half", "kind"), [("float16", torch.float16), ("bfloat16", torch.bfloat16)])
+def test_halves_are_what_16_bits_leave(half: Half, kind: torch.dtype) -> None:
+    model = network()
+    made = in_halves(model, ["0", "gone"], half)
+    before, after = (m.get_parameter("0.weight") for m in (model, made))
+    assert torch.equal(after, before.to(kind).float())
+    assert not torch.equal(after, before)
+    assert torch.equal(made.get_parameter("7.weight"), model.get_parameter("7.weight"))

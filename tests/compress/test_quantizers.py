@@ -11,6 +11,7 @@ from torch import Tensor
 from autoprune.compress import quantizers
 from autoprune.compress.quantizers import adaptive, gptq, largest_code, nearest, output_error, scales
 from autoprune.errors import CompressionError
+from autoprune.space.quantization import SCALE_METHODS, ScaleMethod
 
 
 def inputs(features: int, seed: int = 0) -> Tensor:
@@ -135,3 +136,94 @@ def test_a_percentile_of_sparse_rows_is_one_of_what_is_left() -> None:
     rows = torch.zeros(1, 100)
     rows[0, :4] = torch.tensor([1.0, 2.1, 3.3, 4.7])
     assert scales(rows, 4, "percentile", 90.0).item() == pytest.approx(4.28 / 7, rel=1e-4)
+
+
+def test_blocks_have_scales_of_their_own() -> None:
+    rows = torch.tensor([[0.1, -0.7, 1.4, 0.2], [7.0, 0.0, 0.0, 0.0]])
+    found = scales(rows, 4, blocks=2)
+    torch.testing.assert_close(found, torch.tensor([[0.1, 0.2], [1.0, 1e-12]]))
+    assert nearest(rows, found, 4).tolist() == [[1, -7, 7, 1], [7, 0, 0, 0]]
+    with pytest.raises(CompressionError, match="4 features do not divide into 3 blocks"):
+        scales(rows, 4, blocks=3)
+
+
+@pytest.mark.parametrize("method", SCALE_METHODS)
+def test_a_block_s_scale_is_that_of_its_weights_alone(method: ScaleMethod) -> None:
+    rows = weights(5, 64)
+    found = scales(rows, 3, method, 95.0, blocks=4)
+    assert found.shape == (5, 4)
+    own = 0
+    for block, part in enumerate(rows.split(16, 1)):  # type: ignore[no-untyped-call]
+        alone = scales(part, 3, method, 95.0)[:, 0]
+        if method == "mse":  # the whole channel's step may be better still
+            whole = scales(rows, 3, method)[:, 0]
+            same = (found[:, block] - alone).abs() < 1e-7
+            assert bool((same | ((found[:, block] - whole).abs() < 1e-7)).all())
+            own += int(same.sum())
+        else:
+            torch.testing.assert_close(found[:, block], alone)
+            own += len(alone)
+    assert own >= 10  # of 20 blocks
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("blocks", [2, 4, 8])
+def test_blocks_are_never_worse_than_one_scale(bits: int, blocks: int) -> None:
+    rows = weights(16, 128, seed=bits)
+    rows[::2, 5] *= 20.0
+    whole, own = scales(rows, bits, "mse"), scales(rows, bits, "mse", blocks=blocks)
+    errors = [
+        (nearest(rows, step, bits) * quantizers.spread_scales(step, 128) - rows).reshape(16, blocks, -1)
+        for step in (whole, own)
+    ]
+    worst, best = (error.square().sum(2) for error in errors)
+    assert bool((best <= worst * (1 + 1e-6)).all())
+    assert float(best.sum()) < 0.9 * float(worst.sum())
+    # Up to the largest magnitude no weight is off by more than half a step of its block, which is the smaller one.
+    ends = scales(rows, bits, blocks=blocks)
+    assert bool((ends <= scales(rows, bits) * (1 + 1e-6)).all())
+    off = (nearest(rows, ends, bits) * quantizers.spread_scales(ends, 128) - rows).abs()
+    assert bool((off <= 0.5001 * quantizers.spread_scales(ends, 128)).all())
+
+
+def test_gptq_with_independent_inputs_is_rounding_to_the_nearest_in_blocks_too() -> None:
+    rows = weights(5, 32)
+    step = scales(rows, 4, blocks=2)
+    assert torch.equal(gptq(rows, step, 4, torch.eye(32)), nearest(rows, step, 4))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("method", [gptq, adaptive])
+def test_outputs_change_less_than_by_the_nearest_in_blocks_too(method: object, bits: int) -> None:
+    rows, gram = weights(8, 64), gram_of(inputs(64))
+    rows[:, :16] *= 5.0
+    step = scales(rows, bits, "mse", blocks=4)
+    assert callable(method)
+    codes = method(rows, step, bits, gram)
+    assert int(codes.abs().max()) <= largest_code(bits)
+    assert torch.equal(codes, codes.round())
+    wide = quantizers.spread_scales(step, 64)
+    plain, own = (
+        float(output_error((each * wide - rows).double(), gram).sum())
+        for each in (nearest(rows, step, bits), codes)
+    )
+    assert own < 0.8 * plain
+
+
+@pytest.mark.parametrize(("method", "slack"), [(adaptive, 1.5), (gptq, 4.0)])
+def test_roundings_in_blocks_are_near_the_best_of_all(method: object, slack: float) -> None:
+    """Against every rounding up or down of six weights in two blocks; chance would be far off."""
+    rows, gram = weights(6, 6, seed=3), gram_of(inputs(6, seed=1))
+    rows[:, :3] *= 4.0
+    step = scales(rows, 3, blocks=2)
+    wide = quantizers.spread_scales(step, 6)
+    assert callable(method)
+    codes = method(rows, step, 3, gram)
+    hessian = quantizers._damped(gram, rows)
+    every = torch.tensor(list(itertools.product((0.0, 1.0), repeat=6)))
+    for row, below in enumerate((rows / wide).floor()):
+        changes = (below + every).clamp(-3, 3) * wide[row] - rows[row]
+        errors = output_error(changes.double(), hessian)
+        own = float(output_error((codes[row] * wide[row] - rows[row])[None].double(), hessian))
+        assert own <= slack * float(errors.min())
+        assert own < float(errors.median())

@@ -266,5 +266,5 @@ class RuntimeContract:
 
 def few_bits(model: nn.Module, bits: int, inputs: Tensor) -> tuple[nn.Module, dict[str, StoredWeight]]:
     """Return a network with all weights on grids of so many bits, and how they are stored."""
-    made, codes = quantized(model, dict.fromkeys(LAYERS, bits), Quantization(), [inputs])
+    made, codes, _ = quantized(model, dict.fromkeys(LAYERS, bits), Quantization(), [inputs])
     return made, {name: StoredWeight(bits, each.numpy()) for name, each in codes.items()}

@@ -53,7 +53,7 @@ def build(
     if bits == 16:
         weights = {name: StoredWeight(16) for name in LAYERS}
     elif bits < 16:
-        made, codes = quantized(model, dict.fromkeys(LAYERS, bits), how or Quantization(), [IMAGES])
+        made, codes, _ = quantized(model, dict.fromkeys(LAYERS, bits), how or Quantization(), [IMAGES])
         assert isinstance(made, nn.Sequential)
         model = made
         weights = {name: StoredWeight(bits, each.numpy()) for name, each in codes.items()}

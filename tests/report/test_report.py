@@ -18,6 +18,7 @@ from autoprune.report.table import write_csv
 from autoprune.report.view import view_of
 from autoprune.report.writing import write_report
 from autoprune.space.mask import Mask
+from autoprune.space.quantization import Bits, Quantization
 from autoprune.space.recipe import GroupChoice, Recipe
 from tests.report.studies import EVIL, make_study
 
@@ -148,6 +149,29 @@ def test_the_card_says_that_masked_weights_run_dense(tmp_path: Path) -> None:
         ) == (recipe is masked)
         assert ("run dense" in text) == (recipe is masked)
         assert ("1 groups masked, 80% of weights" in text) == (recipe is masked)
+
+
+def test_the_card_says_how_integers_were_made(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    record = next(r for r in store.records() if r.fidelity == "final" and r.recipe is not None)
+
+    def card(bits: Bits, **how: object) -> str:
+        recipe = Recipe(
+            groups={"stem": GroupChoice(bits=bits)}, quantization=Quantization.model_validate(how)
+        )
+        write_card(store, record.model_copy(update={"recipe": recipe}), tmp_path / "card.md")
+        return (tmp_path / "card.md").read_text()
+
+    text = card(
+        4, rounding="gptq", block_size=32, equalize="cross_layer", activations="dynamic", half="bfloat16"
+    )
+    assert (
+        "Integers: scales by minmax, rounding gptq, blocks of 32 weights, channels rescaled first (cross\\_layer), "
+        "ranges of linear layers' inputs found at each inference." in text
+    )
+    assert "Weights: 16 bits are bfloat16." in card(16, half="bfloat16", rounding="gptq")
+    assert "Integers" not in card(8, half="bfloat16")
+    assert "Weights" not in card(32, half="bfloat16")
 
 
 def test_stairs_rise() -> None:

@@ -89,3 +89,45 @@ def test_trained_integers_depend_on_what_their_layers_read() -> None:
         for read in (8, 32)
     }  # fmt: skip
     assert len(keys) == 2
+
+
+def test_every_setting_of_integers_makes_another_artifact_where_it_matters() -> None:
+    four = uniform_recipe(GROUPS, 0.0, 4, "l2", activation_bits=32)
+    differ: list[dict[str, object]] = [
+        {"block_size": 32}, {"block_size": 64}, {"equalize": "cross_layer"}, {"equalize": "smooth"},
+        {"equalize": "smooth", "smooth_alpha": 0.7}, {"scale": "percentile", "percentile": 99.0},
+    ]  # fmt: skip
+    same: list[dict[str, object]] = [
+        {"half": "bfloat16"}, {"smooth_alpha": 0.7}, {"percentile": 99.0}, {"activations": "dynamic"},
+    ]  # fmt: skip
+
+    def key(recipe: Recipe, how: dict[str, object]) -> str:
+        made = recipe.model_copy(update={"quantization": Quantization.model_validate(how)})
+        return effective_key(made, GROUPS)
+
+    assert len({key(four, how) for how in [{}, *differ]}) == 1 + len(differ)
+    assert {key(four, how) for how in same} == {key(four, {})}
+    # Ranges of inputs matter where these have 8 bits, halves where weights have 16.
+    int8, half = uniform_recipe(GROUPS, 0.0, 8, "l2"), uniform_recipe(GROUPS, 0.0, 16, "l2")
+    assert key(int8, {"activations": "dynamic"}) != key(int8, {})
+    assert key(half, {"half": "bfloat16"}) != key(half, {})
+    assert {key(half, how) for how in [*differ, *same[1:]]} == {key(half, {})}
+    assert {key(uniform_recipe(GROUPS, 0.0, 32, "l2"), how) for how in [*differ, *same]} == {
+        key(uniform_recipe(GROUPS, 0.0, 32, "l2"), {})
+    }
+
+
+def test_bits_of_inputs_make_another_artifact() -> None:
+    keys = {
+        effective_key(uniform_recipe(GROUPS, 0.0, 4, "l2", activation_bits=read), GROUPS)
+        for read in (8, 16, 32)
+    }  # fmt: skip
+    assert len(keys) == 3
+
+
+def test_baselines_read_what_the_space_lets_layers_read() -> None:
+    how = Quantization(block_size=32)
+    found = baselines(GROUPS, (0.5,), (4, 8), "l2", 8, Recovery(), quantization=how, activation_bits=32)
+    for baseline in found:
+        baseline.recipe.check(GROUPS)
+        assert {c.activation_bits for c in baseline.recipe.groups.values()} == {32}

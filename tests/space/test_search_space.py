@@ -307,3 +307,70 @@ def test_the_making_of_integers_tells_what_is_wrong() -> None:
         parse_space("quantization: {percentile: 20}")
     with pytest.raises(UsageError, match="a choice is there twice"):
         parse_space("quantization: {rounding: [gptq, gptq]}")
+
+
+EVERY = """
+ratios: [0.0]
+bits: [4, 16, 32]
+activation_bits: [16, 32]
+quantization: {
+  scale: [minmax, percentile], percentile: [99.0, 99.9], block_size: [null, 64], half: [float16, bfloat16],
+  activations: [static, dynamic], equalize: [none, smooth], smooth_alpha: [0.4, 0.5],
+}
+"""
+
+
+def test_every_setting_of_integers_is_searched_where_it_matters(groups: Groups) -> None:
+    space = parse_space(EVERY)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen: dict[str, set[object]] = {}
+    for _ in range(300):
+        trial = study.ask()
+        recipe = space.suggest(trial, groups)
+        study.tell(trial, 0.0)
+        assert space.params_of(recipe, groups) == trial.params
+        assert Recipe.model_validate(recipe.content()) == recipe
+        recipe.check(groups)
+        widths = {choice.bits for choice in recipe.groups.values()}
+        assert ("quantization:half" in trial.params) == (16 in widths)
+        assert ("quantization:block_size" in trial.params) == (4 in widths)
+        assert ("quantization:smooth_alpha" in trial.params) == (recipe.quantization.equalize == "smooth")
+        for name, value in recipe.quantization.model_dump().items():
+            seen.setdefault(name, set()).add(value)
+    assert seen["block_size"] == {None, 64}
+    assert seen["half"] == {"float16", "bfloat16"}
+    assert seen["activations"] == {"static", "dynamic"}
+    assert seen["smooth_alpha"] == {0.4, 0.5}
+
+
+def test_ways_to_make_bits_are_counted_as_they_differ() -> None:
+    space = parse_space(EVERY).quantization
+    assert space.count() == 3 * 2 * 2 * 3
+    # Two groups: 32 or 16 bits, or integers of two formats.
+    kinds = [(1, 1, 2), (1, 0, 2)]
+    found = 0
+    for one in "f" + "h" + "ii":
+        for other in "f" + "ii":
+            chosen = {one, other}
+            found += (space.count() if "i" in chosen else 1) * (2 if "h" in chosen else 1)
+    assert space.combinations(kinds) == found
+    assert [len(space.of_bits(bits)) for bits in (4, 16, 32)] == [36, 2, 1]
+
+
+def test_spaces_refuse_integers_that_no_kernel_takes() -> None:
+    with pytest.raises(UsageError, match=r"block_size \[32\] .* activation_bits \[8\] holds 8"):
+        parse_space("quantization: {block_size: 32}")
+    assert parse_space("activation_bits: [32]\nquantization: {block_size: 32}").quantization.blocks == [32]
+    assert parse_space("bits: [32]\nquantization: {block_size: 32}").quantization.blocks == [32]
+    with pytest.raises(UsageError, match="aware 0 alone, or equalize none alone"):
+        parse_space("quantization: {equalize: [none, both], aware: 0.5}")
+    with pytest.raises(UsageError, match=r"quantization.block_size.0 = 48"):
+        parse_space("quantization: {block_size: 48}")
+
+
+def test_a_space_of_before_is_known_by_the_same_text() -> None:
+    """Studies compare spaces by their text: settings that came later say nothing while they are as by default."""
+    made = parse_space("quantization: {rounding: gptq}").content()
+    assert '"quantization":{"scale":["minmax"],"percentile":[99.9],"rounding":["gptq"]' in made
+    assert "block_size" not in made and "equalize" not in made
+    assert "block_size" in parse_space("bits: [32]\nquantization: {block_size: 32}").content()
