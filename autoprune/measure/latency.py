@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 import autoprune
 from autoprune.errors import TrialError
+from autoprune.measure.gpu import over
 from autoprune.measure.lock import is_locked
-from autoprune.measure.record import Latency
+from autoprune.measure.record import GpuState, Latency
 from autoprune.measure.stats import median_ratio_interval, percentile_or_none
 from autoprune.target import Target
 
@@ -128,6 +129,7 @@ def measure_front(
         return 1e3 * np.concatenate([result["samples_s"][index] for result in results])
 
     dense_ms = samples_ms_of(len(candidates))
+    gpu = over(GpuState.model_validate(result["gpu"]) for result in results if result["gpu"] is not None)
     measured = []
     for index, path in enumerate(candidates):
         samples_ms = samples_ms_of(index)
@@ -141,6 +143,7 @@ def measure_front(
             ratio_ci=interval,
             samples=len(samples_ms),
             noisy=sum(bool(result["noisy"]) for result in results) > len(results) / 2,
+            gpu=gpu,
         )
         peak = run_worker({**job, "kind": "memory", "models": [str(path)]}, timeout_s) if memory else {}
         measured.append((latency, peak.get("memory_bytes")))

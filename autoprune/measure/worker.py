@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.deploy.session import node_times, open_session
+from autoprune.measure.gpu import over, read_gpu
 from autoprune.measure.lock import lock_machine
+from autoprune.measure.record import GpuState
 from autoprune.measure.stats import spread, trimmed_mean
 from autoprune.target import Target
 
@@ -95,7 +97,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         if best["spread"] <= job["noise_limit"]:
             break
         best = min(best, one_pass(job, generator), key=lambda found: float(found["spread"]))
-    return {**best, "noisy": best["spread"] > job["noise_limit"]}
+    return {**best, "noisy": best["spread"] > job["noise_limit"] or is_throttled(best["gpu"])}
+
+
+def is_throttled(state: dict[str, Any] | None) -> bool:
+    """Return whether a GPU ran slower than it can; see :class:`~autoprune.measure.record.GpuState`."""
+    return state is not None and bool(GpuState.model_validate(state).throttled)
 
 
 def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
@@ -105,6 +112,8 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
     the spread inside one session.
     """
     paths = [*job["models"], job["dense"]]
+    on_gpu = target_of(job).device == "cuda"
+    states = [read_gpu()] if on_gpu else []
     samples: list[list[float]] = [[] for _ in paths]
     ratios: list[list[list[float]]] = [[] for _ in job["models"]]
     dense: list[float] = []
@@ -118,7 +127,13 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
         dense += blocks[-1]
         for index, found in enumerate(ratios):
             found.append((np.array(blocks[index]) / np.array(blocks[-1])).tolist())
-    return {"samples_s": samples, "ratios": ratios, "spread": spread(np.array(dense))}
+    state = over([*states, read_gpu()]) if on_gpu else None
+    return {
+        "samples_s": samples,
+        "ratios": ratios,
+        "spread": spread(np.array(dense)),
+        "gpu": None if state is None else state.model_dump(mode="json"),
+    }
 
 
 def one_session(
