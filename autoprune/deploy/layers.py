@@ -126,7 +126,7 @@ def take_layers(graph: fx.Graph, module: fx.GraphModule) -> dict[str, Layer]:
         with graph.inserting_before(node):
             call = graph.call_module(module_name(made[key]), (node.args[0],))
         last = norm or node
-        call.meta = dict(last.meta)
+        call.meta = {"val": last.meta["val"]}
         last.replace_all_uses_with(call)
         for gone in (norm, node):
             if gone is not None:

@@ -18,6 +18,8 @@ _ASSERTIONS = (torch.ops.aten._assert_tensor_metadata.default,)
 _WORTH = 0.9
 # Of every part of the file, so that equal networks make equal files.
 _DATE = (1980, 1, 1, 0, 0, 0)
+# A part by which files are told apart, another one each time.
+_ID = ".data/serialization_id"
 # What the exporter knows of a node and files hold under its own names.
 LAYER_KEY, KERNEL_KEY = "layer", "kernel"
 
@@ -57,6 +59,8 @@ def _smaller(raw: bytes) -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(raw)) as before, zipfile.ZipFile(made, "w") as after:
         for info in before.infolist():
+            if info.filename.endswith(_ID):
+                continue
             content = before.read(info)
             part = zipfile.ZipInfo(info.filename, date_time=_DATE)
             after.writestr(part, content, _method(content), compresslevel=9)

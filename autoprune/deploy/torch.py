@@ -17,7 +17,7 @@ from autoprune.deploy.files import write_file
 from autoprune.deploy.layered import Layered, export, layered
 from autoprune.deploy.pt2 import write_pt2
 from autoprune.deploy.runtime import Artifact, Formats, with_projections
-from autoprune.deploy.session import Floats, NodeTime, open_session, run_all
+from autoprune.deploy.session import Floats, NodeTime, in_pieces, open_session, run_all
 from autoprune.deploy.sessions.pt2 import read_pt2
 from autoprune.deploy.sessions.torch import SPARSE, TorchSession, check_compiler, folded
 from autoprune.deploy.torch_executed import compiled_operators, example_of, read_back
@@ -114,13 +114,14 @@ class Torch:
         asked |= dict.fromkeys(sparse, f"{SPARSE} {self.target.precision}")
         graph = network.with_layers(made)
         deployed = _Deployed(graph, self.dtype).eval()
-        program, _ = export(deployed, inputs[:2], network.batch or self.target.batch)
+        program, bound = export(deployed, inputs[:2], network.batch or self.target.batch)
         small = {name: each for name, each in formats.weights.items() if name in network.layers}
         return _Written(
             raw=write_pt2(program, sparse),
             deployed=deployed,
             inputs=inputs[:_PARITY_EXAMPLES].numpy(),
             wanted=wanted,
+            batch=bound,
             foreign=network.foreign,
             asked=asked,
             stored=dict(sorted(Counter(str(each.bits) for each in small.values()).items())),
@@ -235,6 +236,7 @@ class _Written:
         deployed: What was exported into it.
         inputs: Inputs on which it is checked, ``(n, C, H, W)``.
         wanted: The network's outputs for them.
+        batch: Examples that it is bound to; None where their number is free.
         foreign: Number of products with weights that belong to no layer by name.
         asked: What each layer is to run in, where that is not plain float.
         stored: Count of layers by the bits of their stored weights.
@@ -245,6 +247,7 @@ class _Written:
     deployed: nn.Module
     inputs: Floats
     wanted: Floats
+    batch: int | None
     foreign: int
     asked: Mapping[str, str]
     stored: Mapping[str, int]
@@ -257,11 +260,12 @@ class _Written:
             module.forward = module.described  # type: ignore[method-assign]
         try:
             with torch.no_grad():
-                outputs: Floats = self.deployed(torch.from_numpy(self.inputs)).numpy()
+                return in_pieces(
+                    lambda x: self.deployed(torch.from_numpy(x)).numpy(), self.inputs, self.batch
+                )
         finally:
             for module in quantized:
                 del module.forward
-        return outputs
 
 
 def layers_of_nodes(

@@ -5,9 +5,6 @@ What is exported of them is what runs, and loads wherever torch does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,7 +61,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs, ``(…, out)``, for inputs ``(…, in)``."""
-        rows = inputs.reshape(-1, self.features)
+        rows = _rows(inputs)
         integers, steps = self.rounded(rows)
         if self.more or self.rows:
             integers = F.pad(integers, (0, self.more, 0, self.rows))
@@ -73,7 +70,7 @@ class Int8Linear(nn.Module):
             sums = sums[: -self.rows or None, : self.outputs]
         scales = self.scales if steps is None else self.scales * steps
         outputs = torch.addcmul(self.bias, sums.to(torch.float32), scales)
-        return outputs.to(self.dtype).reshape([*inputs.shape[:-1], self.outputs])
+        return _like(outputs.to(self.dtype), inputs)
 
     def rounded(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return rows as int8, and their steps, ``(rows, 1)``, where each has its own."""
@@ -86,12 +83,12 @@ class Int8Linear(nn.Module):
 
     def described(self, inputs: Tensor) -> Tensor:
         """Return the outputs as the definition has them, in float64 products."""
-        rows = inputs.reshape(-1, self.features)
+        rows = _rows(inputs)
         integers, steps = self.rounded(rows)
         codes = self.codes[: self.outputs, : self.features]
         sums = (integers.double() @ codes.double().t()) * self.scales.double()
         outputs = sums * (1.0 if steps is None else steps.double()) + self.bias.double()
-        return outputs.to(self.dtype).reshape([*inputs.shape[:-1], self.outputs])
+        return _like(outputs.to(self.dtype), inputs)
 
 
 class Fp8Linear(nn.Module):
@@ -115,11 +112,11 @@ class Fp8Linear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the layer's outputs, ``(…, out)``, for inputs ``(…, in)``."""
-        numbers, steps = self.rounded(inputs.reshape(-1, self.features))
+        numbers, steps = self.rounded(_rows(inputs))
         outputs = torch._scaled_mm(
             numbers, self.numbers.t(), scale_a=steps, scale_b=self.scales, out_dtype=torch.bfloat16
         )
-        return self._ended(outputs, inputs.shape)
+        return self._ended(outputs, inputs)
 
     def rounded(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows as fp8, padded, and their scales, ``(rows, 1)``."""
@@ -129,14 +126,14 @@ class Fp8Linear(nn.Module):
 
     def described(self, inputs: Tensor) -> Tensor:
         """Return the outputs as the definition has them, in float64 products."""
-        numbers, steps = self.rounded(inputs.reshape(-1, self.features))
+        numbers, steps = self.rounded(_rows(inputs))
         sums = (numbers.double() * steps.double()) @ (self.numbers.double().t() * self.scales.double())
-        return self._ended(sums.to(torch.bfloat16), inputs.shape)
+        return self._ended(sums.to(torch.bfloat16), inputs)
 
-    def _ended(self, outputs: Tensor, shape: Sequence[Any]) -> Tensor:
+    def _ended(self, outputs: Tensor, inputs: Tensor) -> Tensor:
         outputs = outputs[:, : self.outputs].to(self.dtype)
         outputs = outputs if self.bias is None else outputs + self.bias
-        return outputs.reshape([*shape[:-1], self.outputs])
+        return _like(outputs, inputs)
 
 
 class StoredLayer(nn.Module):
@@ -165,6 +162,16 @@ class StoredLayer(nn.Module):
             weight = put_together(weight.to(torch.float32), self.scales, self.axis)
         outputs: Tensor = self.operator(inputs, weight.to(self.dtype), self.bias, *self.after)
         return outputs
+
+
+def _rows(inputs: Tensor) -> Tensor:
+    """Return inputs ``(…, in)`` as ``(rows, in)``."""
+    return inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
+
+
+def _like(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """Return outputs ``(rows, out)`` as ``(…, out)``, as inputs ``(…, in)`` are."""
+    return outputs if inputs.dim() == 2 else outputs.reshape([*inputs.shape[:-1], outputs.shape[-1]])
 
 
 def has_pattern(weight: Tensor) -> bool:

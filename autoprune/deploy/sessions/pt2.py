@@ -208,7 +208,7 @@ class _Builder:
                 kwargs[given["name"]] = value
             else:
                 args.append(value)
-        made = self.graph.call_function(target, tuple(args), kwargs)
+        made = self.graph.create_node("call_function", target, tuple(args), kwargs, content.get("name"))
         made.meta["custom"] = json.loads(content["metadata"].get("custom", "{}"))
         outputs = content["outputs"]
         listed = outputs[0].get("as_tensors") if outputs else None
