@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import onnx
 
+from autoprune.deploy.executed import layer_of
 from autoprune.deploy.shrink import drop_unused
-from autoprune.deploy.template import Template, is_layer, layer_of
+from autoprune.deploy.template import Template, is_layer
 
 _ACTIVATIONS = ("Relu", "Clip")
 

@@ -1,8 +1,10 @@
-"""The comparison of a written file with its network, the same for every runtime that takes ONNX."""
+"""The comparison of a written file with its network, the same for every runtime."""
 
 from __future__ import annotations
 
-from autoprune.deploy.onnx_file import Written
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
 from autoprune.deploy.parity import (
     BFLOAT16_PARITY,
     FLOAT_PARITY,
@@ -11,19 +13,44 @@ from autoprune.deploy.parity import (
     relative_error,
 )
 from autoprune.deploy.session import Floats
-from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.errors import ExportError
 from autoprune.target import Target
 
 
-def check_outputs(written: Written, raw: bytes, outputs: Floats, target: Target) -> float:
+class Checked(Protocol):
+    """What a file is compared with."""
+
+    @property
+    def wanted(self) -> Floats:
+        """The network's outputs for the inputs that the file is checked on."""
+        ...
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """What each layer is to run in, where that is not plain float."""
+        ...
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """Count of layers by the bits of their stored weights."""
+        ...
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether weights are stored in bfloat16."""
+        ...
+
+
+def check_outputs(
+    written: Checked, outputs: Floats, target: Target, described: Callable[[], Floats]
+) -> float:
     """Compare a runtime's outputs with the arithmetic that the file describes, and with the network.
 
     Args:
         written: The file.
-        raw: Its content as it is deployed.
         outputs: What the runtime makes of the written inputs.
         target: Where it runs.
+        described: Returns what the file's arithmetic gives for them, for files whose layers do not all run in float.
 
     Returns:
         The largest difference from the network, relative to its largest output.
@@ -33,7 +60,7 @@ def check_outputs(written: Written, raw: bytes, outputs: Floats, target: Target)
     """
     error = relative_error(outputs, written.wanted)
     if written.asked:
-        kernels = relative_error(outputs, run_onnx(raw, written.inputs, optimized=False))
+        kernels = relative_error(outputs, described())
         if not kernels <= INT8_KERNEL_PARITY:
             raise ExportError(
                 f"{target.runtime}'s integer kernels differ from the arithmetic of the file by {kernels:.3g} of the "

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Protocol
 
-from autoprune.deploy.onnx_file import Written
-from autoprune.deploy.template import layer_of
 from autoprune.measure.record import Executed
 
 _INTEGERS = ("int8", "dynamic int8")
 
 
+class Asked(Protocol):
+    """What was asked of a file."""
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """What each layer is to run in, where that is not plain float."""
+        ...
+
+    @property
+    def stored(self) -> Mapping[str, int]:
+        """Count of layers by the bits of their stored weights."""
+        ...
+
+    @property
+    def foreign(self) -> int:
+        """Number of products with weights that belong to no layer by name."""
+        ...
+
+
+def layer_of(call: str) -> str:
+    """Return the layer of a call: its second one is named ``layer#2``, and so on."""
+    return call.partition("#")[0]
+
+
 def told(
-    written: Written,
+    written: Asked,
     ran: Mapping[str, str],
     why: Mapping[str, str],
     operators: Mapping[str, int],
@@ -25,7 +48,7 @@ def told(
 
     Args:
         written: The file, with what was asked for.
-        ran: What each call of a layer runs in.
+        ran: What each call of a layer runs in; see :func:`layer_of`.
         why: For each call what became of it, told where it does not run as asked.
         operators: Count of executed nodes by operator.
         precision: What layers are to compute in of which nothing else is asked.

@@ -12,8 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from autoprune.deploy.executed import layer_of
 from autoprune.deploy.runtime import StoredWeight
-from autoprune.deploy.template import is_layer, layer_of
+from autoprune.deploy.template import is_layer
 
 # The fold of a BatchNorm rounds; weights of another layer are far off.
 _SAME = 1e-3

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType
 
+from autoprune.deploy.executed import layer_of
 from autoprune.deploy.grids import Found, on_grid, weights_in
 from autoprune.deploy.runtime import StoredWeight
 from autoprune.deploy.sessions.onnxruntime import OrtSession, session_options
-from autoprune.deploy.template import is_layer, layer_of
+from autoprune.deploy.template import is_layer
 from autoprune.target import usable_cores
 
 _TOP_16 = 65535

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 import torch
@@ -15,13 +13,14 @@ from torch import Tensor, nn
 
 from autoprune.compress.graph.network import sizes_of
 from autoprune.deploy.bypass import without_blocks
+from autoprune.deploy.executed import layer_of
 from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.linear import low_bit_layers, write_dynamic, write_low_bit
 from autoprune.deploy.lowbit import put_on_grids, round_inputs, store_small
 from autoprune.deploy.pack import CODES, Code, pack
 from autoprune.deploy.parity import FLOAT_PARITY, relative_error
 from autoprune.deploy.quantize import quantize
-from autoprune.deploy.runtime import Formats
+from autoprune.deploy.runtime import Formats, with_projections
 from autoprune.deploy.session import Floats
 from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.deploy.shrink import shrink
@@ -32,7 +31,6 @@ from autoprune.deploy.template import (
     foreign_nodes,
     instantiate,
     layer_nodes,
-    layer_of,
 )
 from autoprune.errors import ExportError
 
@@ -73,6 +71,10 @@ class Written:
     stored: Mapping[str, int]
     integers: tuple[str, ...] = ()
     bfloat16: bool = False
+
+    def described(self, raw: bytes) -> Callable[[], Floats]:
+        """Return what gives the outputs by the arithmetic of a deployed file, every operator as ONNX describes it."""
+        return lambda: run_onnx(raw, self.inputs, optimized=False)
 
     def unpacked(self, runtime: str) -> bytes:
         """Return the file as it is, where a runtime makes something else of the packed one."""
@@ -123,8 +125,13 @@ class OnnxFiles:
         layers = sorted({layer_of(node) for node in nodes})
         own = {name for name, _ in model.named_modules()}
         others = [name for name in layers if name not in own]
-        int8 = sorted(_with_projections(set(formats.int8), others))
+        int8 = sorted(with_projections(set(formats.int8), others))
         small = {name: stored for name, stored in formats.weights.items() if name in layers}
+        if formats.fp8:
+            raise ExportError(
+                f"ONNX files hold no fp8 products here; asked for: {', '.join(sorted(formats.fp8)[:3])}",
+                "use the target torch on a GPU, or int8",
+            )
         dynamic = [name for name in formats.dynamic if name in small]
         read_low = low_bit_layers(proto, small, {*int8, *dynamic, *formats.int16})
         asked = dict.fromkeys(int8, "int8") | dict.fromkeys(formats.int16, "int16")
@@ -201,13 +208,6 @@ class OnnxFiles:
             yield smaller
 
 
-def write_file(path: Path, raw: bytes) -> None:
-    """Write a file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(raw)
-    temporary.replace(path)
-
-
 def _filled(template: Template, model: nn.Module, inputs: Tensor, wanted: Floats) -> onnx.ModelProto | None:
     """Return the graph with the network's weights; None where they do not go together."""
     for free_flattening in (False, True) if template.takes_weights else ():
@@ -236,17 +236,6 @@ def _is_identity(model: nn.Module, name: str) -> bool:
         return isinstance(model.get_submodule(name), nn.Identity)
     except AttributeError:  # inside of a module that is gone
         return False
-
-
-def _with_projections(asked: set[str], foreign: Collection[str]) -> set[str]:
-    """Add the input projections of attention, whose weight is no layer's: they go with the output projection.
-
-    Args:
-        asked: Layers that are to run in int8.
-        foreign: Layers of the graph that are none of the network's.
-    """
-    pairs = ((layer, f"{layer.removesuffix('in_proj')}out_proj") for layer in foreign)
-    return asked | {layer for layer, partner in pairs if layer.endswith(".in_proj") and partner in asked}
 
 
 def _calibration_arrays(calibration: Sequence[Tensor], fixed: int | None) -> list[Floats]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.deploy.checking import check_outputs
-from autoprune.deploy.executed import told
-from autoprune.deploy.onnx_file import OnnxFiles, Written, write_file
+from autoprune.deploy.executed import layer_of, told
+from autoprune.deploy.files import write_file
+from autoprune.deploy.onnx_file import OnnxFiles, Written
 from autoprune.deploy.runtime import Artifact, Formats
 from autoprune.deploy.session import NodeTime, open_session, run_all
 from autoprune.deploy.sessions.onnxruntime import run_onnx, session_options
-from autoprune.deploy.template import layer_of
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
 
@@ -60,7 +60,7 @@ class OnnxRuntime:
         written = self.files.write(model, formats, calibration)
         raw = self._smaller(written)
         outputs = run_onnx(raw, written.inputs)
-        error = check_outputs(written, raw, outputs, self.target)
+        error = check_outputs(written, outputs, self.target, written.described(raw))
         executed = self._executed(raw, written)
         write_file(path, raw)
         return Artifact(path, executed, error)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.deploy.checking import check_outputs
-from autoprune.deploy.executed import told
-from autoprune.deploy.onnx_file import OnnxFiles, Written, write_file
+from autoprune.deploy.executed import layer_of, told
+from autoprune.deploy.files import write_file
+from autoprune.deploy.onnx_file import OnnxFiles, Written
 from autoprune.deploy.pack import FOR_OPENVINO
 from autoprune.deploy.runtime import Artifact, Formats
 from autoprune.deploy.session import NodeTime, open_session, run_all
 from autoprune.deploy.sessions.openvino import compile_model
-from autoprune.deploy.template import layer_of
 from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
@@ -70,7 +70,7 @@ class OpenVino:
             raw = written.unpacked("openvino")
             nodes = self._nodes(raw)
         outputs = run_all(open_session(self.target, raw, usable_cores()), written.inputs)
-        error = check_outputs(written, raw, outputs, self.target)
+        error = check_outputs(written, outputs, self.target, written.described(raw))
         executed = self._executed(nodes, written)
         write_file(path, raw)
         return Artifact(path, executed, error)

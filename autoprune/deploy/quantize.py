@@ -19,7 +19,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from autoprune.deploy.template import foreign_nodes, is_layer, layer_of
+from autoprune.deploy.executed import layer_of
+from autoprune.deploy.template import foreign_nodes, is_layer
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

@@ -18,6 +18,10 @@ def make_runtime(target: Target) -> Runtime:
         from autoprune.deploy.openvino import OpenVino
 
         return OpenVino(target)
+    if target.runtime == "torch":
+        from autoprune.deploy.torch import Torch
+
+        return Torch(target)
     from autoprune.deploy.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(target)

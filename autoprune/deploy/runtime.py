@@ -62,18 +62,32 @@ class Formats:
     Attributes:
         int8: Layers whose weights are integers and whose inputs become 8 bits over ranges from calibration.
         dynamic: Linear layers whose inputs become 8 bits over the range of each inference instead.
+        fp8: Linear layers whose weights and inputs become fp8 numbers (e4m3), inputs row by row over their own range.
         int16: Layers whose weights are integers and whose inputs become 16 bits over ranges from calibration.
         weights: How weights are stored that are not left to the runtime's quantizer.
-        packed: Whether weights with many zeros are stored packed, where the runtime executes the same then.
+        packed: Whether weights with many zeros are stored packed, where the runtime executes the same then; and run by
+            kernels for two of four values, where they are so and the runtime has such kernels.
         ranges: Ranges of inputs by layer that are taken instead of calibration's, lowest and highest value.
     """
 
     int8: Collection[str] = ()
     dynamic: Collection[str] = ()
+    fp8: Collection[str] = ()
     int16: Collection[str] = ()
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
     packed: bool = False
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def with_projections(asked: set[str], layers: Collection[str]) -> set[str]:
+    """Add the input projections of attention, whose weight is no module's: they go with the output projection.
+
+    Args:
+        asked: Layers that are to run in a format.
+        layers: Layers of the graph that are none of the network's modules.
+    """
+    pairs = ((layer, f"{layer.removesuffix('in_proj')}out_proj") for layer in layers)
+    return asked | {layer for layer, partner in pairs if layer.endswith(".in_proj") and partner in asked}
 
 
 class Runtime(Protocol):

@@ -94,15 +94,19 @@ def opening(target: Target) -> dict[str, str]:
 
 
 def run_all(session: Session, inputs: Floats) -> Floats:
+    """Run any number of examples; see :func:`in_pieces`."""
+    return in_pieces(session.run, inputs, session.fixed_batch)
+
+
+def in_pieces(run: Callable[[Floats], Floats], inputs: Floats, fixed: int | None) -> Floats:
     """Run any number of examples; a graph with a fixed batch gets them in pieces, the last one filled up."""
-    fixed = session.fixed_batch
     if fixed is None:
-        return session.run(inputs)
+        return run(inputs)
     pieces = []
     for start in range(0, len(inputs), fixed):
         piece = inputs[start : start + fixed]
         filled = np.concatenate([piece, np.repeat(piece[-1:], fixed - len(piece), axis=0)])
-        pieces.append(session.run(filled)[: len(piece)])
+        pieces.append(run(filled)[: len(piece)])
     return np.concatenate(pieces)
 
 

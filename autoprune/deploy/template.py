@@ -136,7 +136,7 @@ def instantiate(template: Template, model: nn.Module, *, free_flattening: bool =
 
 
 def layer_nodes(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Return the nodes of convolution and linear layers by the node's name; see :func:`layer_of`."""
+    """Return the nodes of convolution and linear layers by the node's name, which is that of a call."""
     return {n.name: n for n in proto.graph.node if is_layer(n)}
 
 
@@ -153,11 +153,6 @@ def foreign_nodes(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
         for n in proto.graph.node
         if n.op_type in LAYER_OPERATORS and not is_layer(n) and not constants.isdisjoint(n.input[1:2])
     ]
-
-
-def layer_of(node: str) -> str:
-    """Return the layer of a layer's node: its second call is named ``layer#2``, and so on."""
-    return node.partition("#")[0]
 
 
 def _gives_itself(template: Template, model: nn.Module) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.measure.figures import MEMORY_RUN, RunProtocol, figure_jobs, gather
+from autoprune.measure.gpu import over
 from autoprune.measure.process import TIMEOUT_S, run_session
-from autoprune.measure.record import Latency, RunFigures
+from autoprune.measure.record import GpuState, Latency, RunFigures
 from autoprune.measure.stats import median_ratio_interval, percentile_or_none
 from autoprune.target import Target
 
@@ -142,6 +143,7 @@ def _latencies(results: Sequence[dict[str, Any]], count: int) -> list[Latency]:
 
     dense_ms = samples_ms_of(count)
     noisy = sum(bool(result["noisy"]) for result in results) > len(results) / 2
+    gpu = over(GpuState.model_validate(result["gpu"]) for result in results if result["gpu"] is not None)
     found = []
     for index in range(count):
         samples_ms = samples_ms_of(index)
@@ -156,6 +158,7 @@ def _latencies(results: Sequence[dict[str, Any]], count: int) -> list[Latency]:
                 ratio_ci=interval,
                 samples=len(samples_ms),
                 noisy=noisy,
+                gpu=gpu,
             )
         )
     return found

@@ -11,6 +11,24 @@ EnergySource = Literal["rapl", "nvml"]
 RUN_FIGURES = ("memory_bytes", "cold_start_ms", "throughput_per_s", "energy_mj")
 
 
+class GpuState(BaseModel):
+    """State of a GPU before and after the runs of a measurement.
+
+    Attributes:
+        sm_mhz: Lowest and highest clock of its processors that was read.
+        memory_mhz: The same of its memory.
+        temperature_c: Highest temperature of the chip, degrees Celsius.
+        throttled: Why it ran slower than it can, if it did.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sm_mhz: tuple[int, int]
+    memory_mhz: tuple[int, int]
+    temperature_c: int
+    throttled: tuple[str, ...] = ()
+
+
 class Latency(BaseModel):
     """Latency of a candidate and the dense model, measured interleaved in one process.
 
@@ -21,7 +39,8 @@ class Latency(BaseModel):
         ratio: Median of paired ratios candidate / dense; below 1 is faster.
         ratio_ci: 95 % bootstrap interval of that median.
         samples: Timed runs of the candidate.
-        noisy: Whether the spread was above the protocol's limit after all repeats.
+        noisy: Whether the spread was above the protocol's limit after all repeats, or a GPU was throttled.
+        gpu: State of the GPU; None on the processor, and where ``nvidia-ml-py`` is not there to read it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +52,7 @@ class Latency(BaseModel):
     ratio_ci: Interval
     samples: int
     noisy: bool
+    gpu: GpuState | None = None
 
 
 class RunFigures(BaseModel):

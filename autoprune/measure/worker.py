@@ -19,6 +19,7 @@ import numpy as np
 
 from autoprune.deploy.session import node_times, open_session
 from autoprune.measure.energy import energies
+from autoprune.measure.gpu import over, read_gpu
 from autoprune.measure.inference import (
     Runner,
     inputs_of,
@@ -31,6 +32,7 @@ from autoprune.measure.inference import (
 )
 from autoprune.measure.lock import lock_machine
 from autoprune.measure.process import last_line
+from autoprune.measure.record import GpuState
 from autoprune.measure.starts import cold_starts
 from autoprune.measure.stats import spread, trimmed_mean
 from autoprune.measure.throughput import throughputs
@@ -92,7 +94,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         if best["spread"] <= job["noise_limit"]:
             break
         best = min(best, one_pass(job, generator), key=lambda found: float(found["spread"]))
-    return {**best, "noisy": best["spread"] > job["noise_limit"]}
+    return {**best, "noisy": best["spread"] > job["noise_limit"] or is_throttled(best["gpu"])}
+
+
+def is_throttled(state: dict[str, Any] | None) -> bool:
+    """Return whether a GPU ran slower than it can; see :class:`~autoprune.measure.record.GpuState`."""
+    return state is not None and bool(GpuState.model_validate(state).throttled)
 
 
 def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
@@ -102,6 +109,8 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
     the spread inside one session.
     """
     paths = models_of(job)
+    on_gpu = target_of(job).device == "cuda"
+    states = [read_gpu()] if on_gpu else []
     samples: list[list[float]] = [[] for _ in paths]
     ratios: list[list[list[float]]] = [[] for _ in job["models"]]
     dense: list[float] = []
@@ -115,7 +124,13 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
         dense += blocks[-1]
         for index, found in enumerate(ratios):
             found.append((np.array(blocks[index]) / np.array(blocks[-1])).tolist())
-    return {"samples_s": samples, "ratios": ratios, "spread": spread(np.array(dense))}
+    state = over([*states, read_gpu()]) if on_gpu else None
+    return {
+        "samples_s": samples,
+        "ratios": ratios,
+        "spread": spread(np.array(dense)),
+        "gpu": None if state is None else state.model_dump(mode="json"),
+    }
 
 
 def one_session(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoprune.measure.record import Capability, RunFigures
+from autoprune.measure.record import Capability, GpuState, RunFigures
 from autoprune.report.figures_view import HOW_MEASURED, figure_rows, not_measured
 from autoprune.report.view import (
     RANKED,
@@ -78,6 +78,8 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
     )
     if latency.latency_p95_ms is not None:
         rows.append(("latency, 95th percentile", f"{latency.latency_p95_ms:.3f} ms", "", ""))
+    if latency.gpu is not None:
+        rows.append(("GPU while it was measured", _gpu(latency.gpu), "", ""))
     rows.append(("latency, share of dense", f"{latency.ratio:.3f}", interval(latency.ratio_ci), "1"))
     rows.append(("model file", _size(measured.size_bytes), "", _size(before.size_bytes) if before else ""))
     rows.append(("model file, share of dense", f"{measured.size_ratio:.3f}", "", "1"))
@@ -108,7 +110,9 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
         ("difference from the network's outputs", f"{measured.parity_error:.2g} of the largest", "", "")
     )
     notes = []
-    if latency.noisy:
+    if latency.gpu is not None and latency.gpu.throttled:
+        notes.append(f"The GPU was throttled while latency was measured: {', '.join(latency.gpu.throttled)}.")
+    elif latency.noisy:
         notes.append("The latency was noisy: its spread stayed above the protocol's limit after all repeats.")
     if executed.not_as_asked:
         told = (
@@ -255,6 +259,13 @@ def _commands(view: StudyView, record: TrialRecord) -> str:
 def _table(rows: list[tuple[str, str, str, str]]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---|---|---|---|", *lines[1:]])
+
+
+def _gpu(state: GpuState) -> str:
+    clocks = [
+        f"{low}" if low == high else f"{low} to {high}" for low, high in (state.sm_mhz, state.memory_mhz)
+    ]
+    return f"{clocks[0]} MHz, memory {clocks[1]} MHz, {state.temperature_c} °C"
 
 
 def _size(count: int) -> str:
