@@ -193,7 +193,7 @@ def _stored_only(
     runtime: Runtime, model: nn.Module, asked: Asked, folder: Path, shape: Sequence[int]
 ) -> Built | None:
     """Build integers that a runtime does not compute with as they are deployed then: stored, with float arithmetic."""
-    if asked.variant or asked.activation_bits == 32:
+    if asked.activation_bits == 32:
         return None
     try:
         return _built(runtime, model, replace(asked, activation_bits=32), folder, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -382,8 +383,9 @@ def test_integers_that_are_only_stored_here_are_predicted_to_take_the_time_of_fl
     assert model.latency(kept, {"a": 8}) < model.latency(kept, {})
     options = tuple(group_options(g, SPACE, [], {}, 1e-3) for g in groups.groups)
     problem = make_problem(options, model)
-    for place, of in enumerate(options):
-        eight, whole = (of.bits.index(8), of.bits.index(32))
-        assert of.kept[eight] == of.kept[whole]
-        alike = problem.latency[place][eight] == pytest.approx(problem.latency[place][whole])
-        assert alike == (of.group.name in model.in_float)
+    for widths_of in itertools.product((8, 32), repeat=len(options)):
+        rows = [of.bits.index(b) for of, b in zip(options, widths_of, strict=True)]
+        total = problem.base_latency + sum(t[row] for t, row in zip(problem.latency, rows, strict=True))
+        total += sum(pair.latency[rows[pair.first], rows[pair.second]] for pair in problem.pairs)
+        bits = dict(zip(kept, widths_of, strict=True))
+        assert total == pytest.approx(model.latency(kept, bits))
