@@ -381,11 +381,18 @@ def test_integers_that_are_only_stored_here_are_predicted_to_take_the_time_of_fl
         assert model.latency(kept, one) == model.latency(kept, other) != noisy.latency(kept, one)
         assert model.size(kept, one) < model.size(kept, other)
     assert model.latency(kept, {"a": 8}) < model.latency(kept, {})
+
+
+@pytest.mark.parametrize("in_float", [(), ("b",), ("b", "c")])
+def test_the_solver_s_tables_say_what_the_model_says(in_float: tuple[str, ...]) -> None:
+    noisy, groups = make_model()
+    model = CostModel(noisy.shapes, noisy.designs, in_float=in_float)
+    model._line[-1] = 1e-5  # these designs change types for free
+    kept = {g.name: g.size for g in groups.groups}
     options = tuple(group_options(g, SPACE, [], {}, 1e-3) for g in groups.groups)
     problem = make_problem(options, model)
-    for widths_of in itertools.product((8, 32), repeat=len(options)):
-        rows = [of.bits.index(b) for of, b in zip(options, widths_of, strict=True)]
+    for chosen in itertools.product((8, 32), repeat=len(options)):
+        rows = [of.bits.index(b) for of, b in zip(options, chosen, strict=True)]
         total = problem.base_latency + sum(t[row] for t, row in zip(problem.latency, rows, strict=True))
         total += sum(pair.latency[rows[pair.first], rows[pair.second]] for pair in problem.pairs)
-        bits = dict(zip(kept, widths_of, strict=True))
-        assert total == pytest.approx(model.latency(kept, bits))
+        assert total == pytest.approx(model.latency(kept, dict(zip(kept, chosen, strict=True))))
