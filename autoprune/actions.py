@@ -31,6 +31,7 @@ from autoprune.search.options import Options
 from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.robustness import file_robustness
+from autoprune.search.space_cut import settled
 from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
@@ -249,6 +250,7 @@ def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[P
     listener(Progress("groups", f"finding the groups of {config.model}"))
     workload, groups = discover(workload)
     space.check(groups)
+    space = settled(space, config.target)
     if not workload.dense_trained:
         workload = _with_dense(workload, config, listener)
     bench = Bench.build(config, workload, groups, gradients=True)

@@ -5,21 +5,53 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from autoprune.cli import options
 from autoprune.cli.output import print_json, print_pairs, print_table, print_text
+from autoprune.cli.truth import measure_tables, show_tables, table_json, tables_here, write_tables
+from autoprune.errors import UsageError
+from autoprune.target import Target
+
+if TYPE_CHECKING:
+    from autoprune.measure.truth_table import TruthTable
 
 _REQUIRED = (
     "torch", "torchvision", "optuna", "ray", "pandas", "matplotlib", "onnx", "onnxscript",
     "onnxruntime", "scikit-learn", "scipy", "safetensors", "pydantic", "typer", "rich", "ruamel.yaml", "plotly",
 )  # fmt: skip
-_OPTIONAL = ("openvino", "timm", "huggingface-hub", "psycopg", "optuna-dashboard")
+_OPTIONAL = ("openvino", "timm", "huggingface-hub", "nvidia-ml-py", "psycopg", "optuna-dashboard")
 _KERNEL_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
-def doctor(json: options.Json = False) -> None:
-    """Show packages, kernels and what each runtime really executes here at each bit-width."""
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="time every operator in every format; about two minutes a target"),
+    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="with --measure: longer, narrower intervals")] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="T", help="only this target, such as openvino:threads=2")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="folder that gets tables and pictures")
+    ] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show packages, kernels, what each runtime really executes here, and what of it was measured to be faster."""
+    if full and not measure:
+        raise UsageError("--full goes with --measure", "autoprune doctor --measure --full")
+    if to is not None and to.exists() and not to.is_dir():
+        raise UsageError(f"--to {str(to)!r} is no folder", "name a folder; it is made if it is not there")
+    asked = None if target is None else _target(target)
+    if to is not None and not measure and not _tables(asked):
+        raise UsageError(
+            "nothing was measured here that --to could write",
+            "autoprune doctor --measure" + (f" --target {target}" if target else ""),
+        )
     found: dict[str, Any] = {
         "machine": _machine(),
         "packages": {name: _version(name) for name in _REQUIRED},
@@ -27,9 +59,48 @@ def doctor(json: options.Json = False) -> None:
         "folders": _folders(),
         "targets": _probe_targets(),
     }
+    is_done = True
+    if measure:
+        usable = [Target(runtime=t["name"]) for t in found["targets"] if t["usable"]]
+        is_done = measure_tables(usable if asked is None else [asked], full=full, quiet=quiet or json)
+    tables = _tables(asked)
+    files = [] if to is None else write_tables(tables, to)
     if json:
-        print_json(found)
-        return
+        truth = [table_json(table) for table in tables]
+        print_json({**found, "truth": truth, "files": [str(path) for path in files]})
+    else:
+        _print(found)
+        show_tables(tables)
+        print_text("\n".join(str(path) for path in files)) if files else None
+    if not is_done:
+        raise KeyboardInterrupt
+
+
+def _tables(asked: Target | None) -> list[TruthTable]:
+    """Return what was measured of this machine, of one target if that is asked for."""
+    return [table for table in tables_here() if asked is None or table.target == asked.spec]
+
+
+def _target(text: str) -> Target:
+    """Return the target that a word names.
+
+    Raises:
+        UsageError: If the word is not understood, or the target is not here.
+    """
+    from pydantic import ValidationError
+
+    from autoprune.config import describe_faults
+    from autoprune.target import parse_target
+
+    try:
+        found = Target.model_validate(parse_target(text))
+    except ValidationError as error:
+        raise UsageError(describe_faults("--target", error)) from None
+    found.check_installed()
+    return found
+
+
+def _print(found: dict[str, Any]) -> None:
     print_pairs(found["machine"])
     print_text("")
     versions = {**found["packages"], **found["extras"]}
@@ -52,6 +123,7 @@ def _version(package: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
+    from autoprune.measure.energy import find_meter
     from autoprune.target import usable_cores
 
     flags: set[str] = set()
@@ -71,6 +143,7 @@ def _machine() -> dict[str, Any]:
         "processor": model,
         "cores": usable_cores(),
         "kernels": [flag for flag in _KERNEL_FLAGS if flag in flags],
+        "energy": meter if isinstance(meter := find_meter("cpu"), str) else meter.source,
     }
 
 

@@ -101,7 +101,9 @@ def _check_limits(study: Study, settings: StudyConfig) -> None:
 def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     """Load the network, find its groups and tell what a search would do."""
     from autoprune.actions import list_groups
+    from autoprune.measure.truth_table import read_table
     from autoprune.search.limits import check_space
+    from autoprune.search.space_cut import cut_space
     from autoprune.space.space_files import load_space
 
     space = load_space(settings.space)
@@ -109,13 +111,17 @@ def _dry_run(settings: StudyConfig, json: bool, quiet: bool) -> None:
     with live_view("autoprune search --dry-run", quiet) as listener:
         groups = list_groups(settings, listener)
     space.check(groups)
+    cut = cut_space(space, groups, settings.target, settings.objectives, read_table(settings.target))
+    space = cut.applied(space, groups)
     plan = {
         "study": settings.study_name,
         "folder": str(StudyPaths.of(settings.study_name).root),
         "settings": settings.model_dump(mode="json"),
         "groups": len(groups.groups),
         "prunable_groups": len(groups.prunable),
+        "width": space.width,
         "log10_recipes": space.size(groups),
+        "brings_no_time": list(cut.lines),
         "baseline_ratios": list(space.baselines.ratios),
     }
     print_json(plan) if json else print_pairs(plan)

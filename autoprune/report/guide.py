@@ -6,6 +6,7 @@ from html import escape
 
 from autoprune.report.figures_view import HOW_MEASURED, not_measured
 from autoprune.report.view import Shown, StudyView, duration, host_text, target_text
+from autoprune.search.space_cut import cut_lines
 
 # What counts as hardly any loss of capability.
 _CLOSE = 0.01
@@ -59,6 +60,7 @@ def how_to_read(view: StudyView) -> str:
             f"{host_text(view.host)}. Target: {target_text(view.settings)}. Latency on other machines differs.",
         ),
         ("Memory, cold start, throughput, energy", _figures(view)),
+        *((("Search space", f"{'; '.join(lines)}."),) if (lines := cut_lines(view.notes)) else ()),
         ("Failures", _failures(view)),
         (
             "Budget",

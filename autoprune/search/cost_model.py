@@ -8,7 +8,7 @@ model states the error of its predictions for networks that it has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,6 +76,7 @@ def _features(outputs: Array, inputs: Array) -> Array:
 
 # Places in the line: a constant, seconds of int8 layers, of float layers, elements that change their type.
 _SLOPE = {8: 1, 32: 2}
+_FLOAT = 32
 _CROSSING = 3
 
 
@@ -87,6 +88,8 @@ class CostModel:
         designs: Networks that were built and timed, the dense one first.
         results: Trials that came since, of which the whole was timed, not the layers. They are used if that predicts
             those among them better that were left out.
+        in_float: Groups whose integers are only stored as such on the target: they take the time of float, whatever
+            the noise of the profile says.
 
     Attributes:
         dense_bytes: Bytes of the dense file.
@@ -95,11 +98,16 @@ class CostModel:
     """
 
     def __init__(
-        self, shapes: Sequence[LayerShape], designs: Sequence[Design], results: Sequence[Timed] = ()
+        self,
+        shapes: Sequence[LayerShape],
+        designs: Sequence[Design],
+        results: Sequence[Timed] = (),
+        in_float: Collection[str] = (),
     ) -> None:
         self.shapes = tuple(shapes)
         self.designs = tuple(designs)
         self.results = tuple(results)
+        self.in_float = frozenset(in_float)
         self.dense_bytes = designs[0].size_bytes
         self._overhead = self._fit_overhead()
         self._times = self._fit_times(self.designs)
@@ -165,6 +173,14 @@ class CostModel:
 
     # -- latency -----------------------------------------------------------------------------
 
+    def timed_as(self, group: str, width: int) -> int:
+        """Return the bit-width of the arithmetic of a group's layers: 8, or 32 for float."""
+        return _FLOAT if group in self.in_float else computed_in(width)
+
+    def timed_bits(self, bits: Mapping[str, int]) -> dict[str, int]:
+        """Return what layers are timed as, by group."""
+        return {group: self.timed_as(group, width) for group, width in bits.items()}
+
     def latency(self, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
         """Return the predicted latency as a share of the dense network's; see :meth:`size`."""
         return float(self._parts(kept, bits, self._times) @ self._line)
@@ -183,7 +199,7 @@ class CostModel:
         """
         seconds = self._layer_s(shape, outputs, inputs, width, self._times)
         share: Array = (
-            self._line[_SLOPE[computed_in(width)]] * seconds
+            self._line[_SLOPE[self.timed_as(shape.group, width)]] * seconds
             + self._line[_CROSSING] * shape.read_elements * converted
         )
         return share
@@ -200,7 +216,7 @@ class CostModel:
                 seen = [
                     d
                     for d in designs
-                    if computed_in(d.bits.get(shape.group, 32)) == width
+                    if self.timed_as(shape.group, d.bits.get(shape.group, _FLOAT)) == width
                     and shape.name in d.layer_s
                     and not shape.is_gone(d.kept)
                 ]
@@ -212,19 +228,22 @@ class CostModel:
         return _Times(by_layer, float(np.median(before)))
 
     def _layer_s(self, shape: LayerShape, outputs: Array, inputs: Array, width: int, times: _Times) -> Array:
-        own = computed_in(width)
+        own = self.timed_as(shape.group, width)
         known = times.by_layer.get((shape.name, own)) or times.by_layer.get((shape.name, 40 - own))
         return known(outputs, inputs) if known is not None else np.zeros(len(outputs))
 
     def _parts(self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times) -> Array:
         """Return 1, the seconds of int8 and of float layers, and the elements that change their type, ``(4,)``."""
         parts = np.array([1.0, 0.0, times.before_s, 0.0])
+        bits = self.timed_bits(bits)
         for shape in self.shapes:
             if shape.is_gone(kept):
                 continue
             width = bits.get(shape.group, 32)
             outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
-            parts[_SLOPE[computed_in(width)]] += float(self._layer_s(shape, outputs, inputs, width, times)[0])
+            parts[_SLOPE[self.timed_as(shape.group, width)]] += float(
+                self._layer_s(shape, outputs, inputs, width, times)[0]
+            )
             parts[_CROSSING] += shape.read_elements * shape.converted_share(kept, bits, width)
         return parts
 

@@ -11,7 +11,8 @@ class Progress:
     """The state of a search at one moment.
 
     Attributes:
-        phase: ``load``, ``dense``, ``groups``, ``baselines``, ``search``, ``final``, ``measure`` or ``done``.
+        phase: ``load``, ``dense``, ``groups``, ``space``, ``baselines``, ``search``, ``final``, ``measure`` or
+            ``done``.
         message: One line on what just happened or begins.
         trials: Finished trials so far, failed ones included.
         front: Points on the front so far.

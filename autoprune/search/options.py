@@ -83,7 +83,7 @@ class Options:
 
     def corrected(self, results: Sequence[Timed]) -> Options:
         """Return the options with costs that are corrected by trials."""
-        costs = CostModel(self.costs.shapes, self.costs.designs, results)
+        costs = CostModel(self.costs.shapes, self.costs.designs, results, self.costs.in_float)
         return Options(self.profile, self.groups, self.space, costs)
 
     @cached_property
@@ -307,7 +307,8 @@ def _layer_tables(
     size = np.zeros((len(own.kept), count))
     latency = np.zeros((len(own.kept), count))
     for i, (kept, bits) in enumerate(zip(own.kept, own.bits, strict=True)):
-        same = {use.group: bits for use in shape.reads}
+        own_type = costs.timed_as(name, bits)
+        same = {use.group: own_type for use in shape.reads}
         states = (
             [({name: kept}, bits)]
             if other is None
@@ -318,9 +319,13 @@ def _layer_tables(
         outputs = np.array([shape.output_share(counts) for counts, _ in states])
         inputs = np.array([shape.input_share(counts) for counts, _ in states])
         # What changes its type between this group and the other alone; other readers have tables of their own.
-        widths = [{**same, **({} if other is None else {other.group.name: width})} for _, width in states]
+        widths = [
+            {**same, **({} if other is None else {other.group.name: costs.timed_as(other.group.name, width)})}
+            for _, width in states
+        ]
         converted = [
-            shape.converted_share(kept_by, by, bits) for (kept_by, _), by in zip(states, widths, strict=True)
+            shape.converted_share(kept_by, by, own_type)
+            for (kept_by, _), by in zip(states, widths, strict=True)
         ]
         latency[i] = costs.layer_share(shape, outputs, inputs, bits, np.array(converted))
         latency[i, gone] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
@@ -24,6 +24,7 @@ from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile
 from autoprune.search.profiling import measure_profile
+from autoprune.search.space_cut import study_cut
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
@@ -147,6 +148,10 @@ def _search(
     listener(Progress("groups", "finding groups", left_s=keeper.left_s))
     workload, groups = _groups(store, workload)
     space.check(groups)
+    cut = study_cut(store, space, groups, config)
+    for line in cut.lines:
+        listener(Progress("space", line, left_s=keeper.left_s, last=line))
+    space = cut.applied(space, groups)
     workload = with_trained_dense(store, workload, config, keeper, interrupt, listener)
     if interrupt():
         return
@@ -166,7 +171,8 @@ def _search(
     store.phase = "search"
     # A run that goes on after a kill has timed nothing itself.
     bench.timings.take(store.notes().get("timings", "{}"))
-    driver.search(final.reserve_s, default_strategy(driver, bench, config, clock) if auto else None)
+    strategy = default_strategy(driver, bench, config, clock, cut.in_float) if auto else None
+    driver.search(final.reserve_s, strategy)
     if interrupt():
         return
     keeper.begin_final()
@@ -176,7 +182,9 @@ def _search(
         store.end_round(keeper.spent_s, config.budget)
 
 
-def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: Clock) -> Strategy:
+def default_strategy(
+    driver: Driver, bench: Bench, config: StudyConfig, clock: Clock, in_float: Collection[str] = ()
+) -> Strategy:
     """Return the default search, which begins with the profile once the dense network is measured."""
 
     def strategy(baselines: Sequence[Baseline]) -> None:
@@ -195,7 +203,8 @@ def default_strategy(driver: Driver, bench: Bench, config: StudyConfig, clock: C
         if driver.interrupt():
             return
         _share_preparations(driver)
-        options = Options(profile, bench.groups, driver.space, CostModel(profile.shapes, profile.designs))
+        costs = CostModel(profile.shapes, profile.designs, in_float=in_float)
+        options = Options(profile, bench.groups, driver.space, costs)
         examples = driver.space.rungs[0].examples
         dense = bench.screened(Recipe(), examples).value
 

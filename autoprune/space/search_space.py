@@ -11,7 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    StrictInt,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     field_validator,
     model_validator,
 )
@@ -35,6 +36,7 @@ from autoprune.space.recipe import (
 from autoprune.space.schedule import Schedule
 from autoprune.space.schedule_space import ScheduleSpace
 from autoprune.space.space_parts import (
+    AUTO,
     BaselineSpace,
     BitChoices,
     CriterionChoices,
@@ -45,6 +47,7 @@ from autoprune.space.space_parts import (
     Ratios,
     Rung,
     Shares,
+    Width,
     each_once,
 )
 
@@ -72,7 +75,7 @@ class SearchSpace(BaseModel):
 
     Attributes:
         description: For people.
-        width: Step of kept channel counts.
+        width: Step of kept channel counts; ``auto`` is what was measured of the target, 8 where nothing was.
         ratios: Shares of a group that may be removed, each in ``[0, 1]``; 1 takes out the block that a group lies in,
             and is left out for groups that lie in none.
         bits: Bit-widths that the weights of a group may get; 32 is float.
@@ -96,7 +99,7 @@ class SearchSpace(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     description: Annotated[str, Field(max_length=1000)] = ""
-    width: Annotated[StrictInt, Field(ge=1, le=1024)] = 8
+    width: Width = 8
     ratios: Ratios = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8)
     bits: BitChoices = (8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Field(min_length=1)] = (8,)
@@ -116,10 +119,18 @@ class SearchSpace(BaseModel):
         Rung(steps=200),
     )
     rankings: RankingChoices = ("group",)
+    _automatic_width: bool = PrivateAttr(default=False)
 
     _once = field_validator(
         "ratios", "bits", "activation_bits", "sparsities", "rankings", "rank_ratios", "orders"
     )(each_once)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_auto(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        space = handler(values)
+        space._automatic_width = isinstance(values, dict) and values.get("width") == AUTO
+        return space
 
     @field_validator("criteria")
     @classmethod
@@ -200,6 +211,17 @@ class SearchSpace(BaseModel):
                 "allowed with blocks: activation_bits 16, 32"
             )
         return self
+
+    @property
+    def has_automatic_width(self) -> bool:
+        """Whether the width is to be what was measured of the target; until then it is the usual one."""
+        return self._automatic_width
+
+    def with_width(self, width: int) -> Self:
+        """Return the space with a width that is settled."""
+        space = self.model_copy(update={"width": width})
+        space._automatic_width = False
+        return space
 
     @property
     def every_sparsity(self) -> tuple[float, ...]:
@@ -413,7 +435,7 @@ class SearchSpace(BaseModel):
             place: {name for name in ("sparsities", "rank_ratios") if getattr(override, name) is None}
             for place, override in enumerate(self.overrides)
         }
-        return self.model_dump_json(exclude=exclude)
+        return self.model_dump_json(exclude=exclude) + (" width: auto" if self._automatic_width else "")
 
     def _overrides_of(self, group: Group) -> list[Override]:
         return [override for override in self.overrides if fnmatch.fnmatchcase(group.name, override.groups)]

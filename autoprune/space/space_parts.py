@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictFloat,
     StrictInt,
+    WithJsonSchema,
     field_validator,
 )
 
@@ -29,7 +31,26 @@ CriterionChoices = Annotated[tuple[str, ...], Field(min_length=1)]
 RankingChoices = Annotated[tuple[Ranking, ...], Field(min_length=1)]
 
 
-# Settings that spaces of earlier versions do not have.
+AUTO = "auto"
+_USUAL_WIDTH = 8
+
+
+def _width(value: object) -> object:
+    if value == AUTO:
+        return _USUAL_WIDTH
+    if isinstance(value, str):
+        raise ValueError(f"allowed: a whole number from 1 to 1024, or {AUTO}")
+    return value
+
+
+Width = Annotated[
+    StrictInt,
+    Field(ge=1, le=1024),
+    BeforeValidator(_width),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1024}, {"const": AUTO}]}),
+]
+
+
 def each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     if values is not None and len(set(values)) != len(values):
         raise ValueError(f"a choice is there twice: {list(values)}")

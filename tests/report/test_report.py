@@ -17,6 +17,7 @@ from autoprune.report.plot import staircase
 from autoprune.report.table import write_csv
 from autoprune.report.view import view_of
 from autoprune.report.writing import write_report
+from autoprune.search.space_cut import SpaceCut
 from autoprune.space.mask import Mask
 from autoprune.space.quantization import Bits, Quantization
 from autoprune.space.recipe import GroupChoice, Recipe
@@ -54,6 +55,18 @@ def test_the_page_shows_what_else_was_measured_and_why_the_rest_was_not(tmp_path
     early = without_plotly(report_page(make_study(tmp_path / "early", final=False)))
     assert ">start ms</button>" not in early
     assert "Of trials peak memory alone is measured" in early
+
+
+def test_the_page_says_which_choices_bring_no_time(tmp_path: Path) -> None:
+    store = make_study(tmp_path / "study")
+    assert "Search space" not in without_plotly(report_page(store))
+    cut = SpaceCut(lines=("left out: bits 4 of conv layers: they run in int8", "width 16: measured"))
+    store.notes()["space_cut"] = cut.model_dump_json()
+    text = without_plotly(report_page(store))
+    assert (
+        "<dt>Search space</dt><dd>left out: bits 4 of conv layers: they run in int8; width 16: measured.</dd>"
+        in text
+    )
 
 
 def test_markup_in_names_stays_text(tmp_path: Path) -> None:
