@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[Laye
         groups: Its groups.
         inputs: A few examples, ``(n, ...)``, run once to see how large the layers' inputs are.
     """
-    read = _read_elements(model, [layer for g in groups.groups for layer in g.producers], inputs)
+    read, made = _elements(model, [layer for g in groups.groups for layer in g.producers], inputs)
     uses = _uses(model, groups)
     owners = _block_owners(groups)
     found = []
@@ -37,6 +39,7 @@ def layer_shapes(model: nn.Module, groups: Groups, inputs: Tensor) -> tuple[Laye
                     makes=tuple(uses.get((layer, "out"), ())),
                     reads=tuple(uses.get((layer, "in"), ())),
                     read_elements=read.get(layer, 0),
+                    places=made.get(layer, 0) // channel_count(module, "out"),
                     block=next(
                         (owner for block, owner in owners.items() if layer.startswith(f"{block}.")), ""
                     ),
@@ -74,20 +77,21 @@ def _block_owners(groups: Groups) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _read_elements(model: nn.Module, layers: list[str], inputs: Tensor) -> dict[str, int]:
-    """Run ``inputs`` once and return the elements of each layer's input for one example."""
-    seen: dict[str, int] = {}
+def _elements(model: nn.Module, layers: list[str], inputs: Tensor) -> tuple[dict[str, int], dict[str, int]]:
+    """Run ``inputs`` once and return the elements of each layer's input and output for one example."""
+    read: dict[str, int] = {}
+    made: dict[str, int] = {}
 
-    def note(name: str) -> object:
-        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen[name] = arguments[0].numel() // len(inputs)
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            read[name], made[name] = (each.numel() // len(inputs) for each in (arguments[0], output))
 
         return hook
 
-    handles = [submodule(model, name).register_forward_pre_hook(note(name)) for name in layers]  # type: ignore[arg-type]
+    handles = [submodule(model, name).register_forward_hook(note(name)) for name in layers]
     try:
         model(inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return read, made

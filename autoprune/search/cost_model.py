@@ -4,6 +4,10 @@ Bytes follow from the layers' shapes; the few that a file format adds for each l
 the sum of the layers' times inside of exported networks, as the runtime's own profiler tells them (conversions between
 float and int8 and the steps of kernel widths are in them), corrected by whole networks timed without the profiler. The
 model states the error of its predictions for networks that it has not seen.
+
+Where a runtime tells no times of layers, as compiled programs do not, the whole networks' times are shared out among
+their layers by multiply-accumulates, at one speed for float and one for int8: what is known then is what whole networks
+took, not which of their layers took it.
 """
 
 from __future__ import annotations
@@ -105,7 +109,7 @@ class CostModel:
         in_float: Collection[str] = (),
     ) -> None:
         self.shapes = tuple(shapes)
-        self.designs = tuple(designs)
+        self.designs = _with_times(designs, self.shapes)
         self.results = tuple(results)
         self.in_float = frozenset(in_float)
         self.dense_bytes = designs[0].size_bytes
@@ -284,6 +288,24 @@ class CostModel:
             predicted = float(self._parts(left_out.kept, left_out.bits, times) @ line)
             errors.append(predicted - left_out.latency_ratio)
         return float(np.sqrt(np.mean(np.square(errors))))
+
+
+def _with_times(designs: Sequence[Design], shapes: Sequence[LayerShape]) -> tuple[Design, ...]:
+    """Return the designs, with multiply-accumulates in the place of times where none has any times of layers.
+
+    The line through whole networks makes time of them; see :func:`_fit_line`.
+    """
+    if any(design.layer_s for design in designs):
+        return tuple(designs)
+    dense = max(sum(shape.macs({}) for shape in shapes), 1.0)
+    return tuple(
+        design.model_copy(
+            update={
+                "layer_s": {s.name: s.macs(design.kept) / dense for s in shapes if s.macs(design.kept) > 0}
+            }
+        )
+        for design in designs
+    )
 
 
 @dataclass(frozen=True)

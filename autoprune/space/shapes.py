@@ -43,6 +43,7 @@ class LayerShape(BaseModel):
         reads: Groups that own its inputs.
         read_elements: Elements of its input for one example.
         block: The group with which the whole layer goes when all its units are removed; empty for none.
+        places: Places of one example at which the layer's weights are used; 0 where that was not recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,19 @@ class LayerShape(BaseModel):
     reads: tuple[AxisUse, ...]
     read_elements: int
     block: str = ""
+    places: int = 0
+
+    def macs(self, counts: Mapping[str, int]) -> float:
+        """Return the multiply-accumulates of one example; see :meth:`output_share`.
+
+        Where places were not recorded, as many as its inputs have are taken.
+        """
+        if self.is_gone(counts):
+            return 0.0
+        inputs = self.input_share(counts) if self.reads else 1.0
+        return (self.places or max(1, self.read_elements // self.inputs)) * (
+            self.weights * self.output_share(counts) * inputs
+        )
 
     def output_share(self, counts: Mapping[str, int]) -> float:
         """Return the share of its outputs that stays.

@@ -6,7 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from autoprune.compress.discovery import find_groups
+from autoprune.compress.shapes import layer_shapes
+from autoprune.compress.surgery import prune
+from autoprune.measure.cost import count_macs
 from autoprune.search.cost_model import CostModel, LayerTimes
 from autoprune.search.options import Options, group_options
 from autoprune.search.profile import CutLoss, Design, Profile, Timed
@@ -128,6 +134,42 @@ def test_latency_of_networks_that_were_not_built_is_within_the_stated_error() ->
         errors.append(model.latency(design.kept, design.bits) - design.latency_ratio)
     assert float(np.sqrt(np.mean(np.square(errors)))) < 1.5 * model.latency_error
     assert model.latency_error < 0.08
+
+
+def test_without_times_of_layers_whole_networks_are_shared_out_by_their_products() -> None:
+    """What a compiled program leaves: the latency of whole networks alone."""
+    model, groups = make_model(24)
+    silent = CostModel(make_shapes(), [d.model_copy(update={"layer_s": {}}) for d in model.designs])
+    dense = silent.designs[0]
+    macs = {s.name: s.macs({}) for s in make_shapes()}
+    assert dense.layer_s == {name: pytest.approx(count / sum(macs.values())) for name, count in macs.items()}
+    rng = np.random.default_rng(2)
+    errors, blind = [], []
+    for _ in range(40):
+        design = true_design(random_recipe(groups, rng), groups)
+        errors.append(silent.latency(design.kept, design.bits) - design.latency_ratio)
+        blind.append(float(np.mean([d.latency_ratio for d in silent.designs])) - design.latency_ratio)
+    assert float(np.square(errors).mean()) < 0.3 * float(np.square(blind).mean())
+    # Fewer channels and int8 are both faster, as the networks were.
+    whole = dict(SIZES)
+    half = {**whole, "b": 32}
+    assert silent.latency(half, {}) < silent.latency(whole, {}) - 0.1
+    assert silent.latency(whole, dict.fromkeys(SIZES, 8)) < silent.latency(whole, {}) - 0.2
+    assert silent.latency_error < 0.2
+
+
+def test_products_of_the_layers_are_those_of_the_network() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8), nn.ReLU(),
+        nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, 10),
+    ).eval()  # fmt: skip
+    groups = find_groups(model, torch.zeros(2, 3, 8, 8))
+    shapes = layer_shapes(model, groups, torch.zeros(2, 3, 8, 8))
+    assert sum(s.macs({}) for s in shapes) == count_macs(model, (3, 8, 8))
+    counts = {g.name: g.size // 2 if g.prunable else g.size for g in groups.groups}
+    cut = prune(model, groups, {g.name: tuple(range(counts[g.name])) for g in groups.prunable})
+    assert sum(s.macs(counts) for s in shapes) == pytest.approx(count_macs(cut, (3, 8, 8)))
 
 
 def test_steps_of_kernel_widths_are_seen() -> None:
