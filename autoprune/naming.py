@@ -147,9 +147,12 @@ class StudyPaths:
         """Return the artifact folder of trial ``number``."""
         return self.artifacts / f"trial-{number:05d}"
 
-    def final_artifact(self, number: int, round: int) -> Path:
-        """Return the artifact folder of the final trial that continued trial ``number`` in final phase ``round``."""
-        return self.artifacts / f"trial-{number:05d}-final{round}"
+    def final_artifact(self, number: int, round: int, variant: str = "") -> Path:
+        """Return the artifact folder of the final trial that continued trial ``number`` in final phase ``round``.
+
+        ``variant`` tells several of one network apart.
+        """
+        return self.artifacts / f"trial-{number:05d}-final{round}{f'-{variant}' if variant else ''}"
 
     def recovered(self, number: int, round: int) -> Path:
         """Return the folder of the weights that the recovery of trial ``number`` gave in final phase ``round``."""

@@ -19,6 +19,7 @@ from autoprune.search.jobs import with_steps
 from autoprune.search.lineage import prunes_further
 from autoprune.search.points import Points
 from autoprune.search.trial import failures_as_trial_errors
+from autoprune.search.variants import Variants, narrower
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.front import front_numbers
@@ -70,9 +71,9 @@ class FinalPhase:
         self.points = Points(driver, bench)
         self.round = driver.store.round
         finals = [r for r in driver.records if r.fidelity == "final"]
-        self.done = {r.parent for r in finals if r.round == self.round}
+        self.done = {r.parent for r in finals if r.round == self.round and not r.variant}
         # What earlier rounds left of a trial: the weights that this round continues.
-        self._earlier = {r.parent: r for r in finals if r.round < self.round}
+        self._earlier = {r.parent: r for r in finals if r.round < self.round and not r.variant}
         # Networks that this phase recovered, by trial, and the one that each was cut from.
         self._lines: dict[int, Compressed] = {}
         # Trials whose networks of this phase know of integers.
@@ -113,6 +114,8 @@ class FinalPhase:
         chosen = [r for r in self.driver.records if r.number in wanted]
         made = [self.points.make(r, trained.get(r.number) or self._untrained(r)) for r in chosen]
         points = [point for point in made if point is not None]
+        networks_made = [p for p in points if p.parent.number in trained]
+        points += Variants(self.bench, self.points, self.driver.space, self._fits_variant).of(networks_made)
         if points:
             self.points.measure(points, self.started_from)
         for record in chosen:
@@ -212,7 +215,28 @@ class FinalPhase:
     def _artifacts(self, networks: list[list[TrialRecord]]) -> int:
         """Return how many artifacts are to be measured with these networks."""
         trained = {r.number for members in networks for r in members}
-        return len(self._free()) + len(trained | {r.number for r in self._kept_from_earlier()})
+        variants = sum(self._has_variants(members[0]) for members in networks)
+        return len(self._free()) + len(trained | {r.number for r in self._kept_from_earlier()}) + variants
+
+    def _has_variants(self, record: TrialRecord) -> bool:
+        """Whether a network may be deployed in fewer bits too."""
+        recipe = record.recipe
+        if recipe is None:
+            return False
+        return next(narrower(recipe, self.bench.groups, self.driver.space), None) is not None
+
+    def _fits_variant(self, artifacts: int) -> bool:
+        """Return whether one more variant can be tried, made and measured beside so many artifacts."""
+        if self.driver.interrupt() or self.keeper.left_s is None:
+            return not self.driver.interrupt()
+        timings, data = self.bench.timings, self.bench.workload.data
+        examples = 2 * len(data.search) + data.report.examples
+        targets = len(self.bench.config.targets)
+        figures_s = self.keeper.figures_s((artifacts + 1) * targets)
+        measuring_s = (artifacts + 2) * (timings.timing_s() + figures_s)
+        # It is built twice: to be tried, and in its place.
+        making_s = timings.artifacts_s(1, examples) + timings.artifacts_s(1, 0) - 2 * timings.timing_s()
+        return self.keeper.training_left_s(targets * (measuring_s + making_s)) > 0
 
     @staticmethod
     def _trial_steps(record: TrialRecord) -> int:

@@ -52,6 +52,7 @@ class FinalPoint:
         search: Capability on the search split.
         report: Capability on the report split.
         elsewhere: The same network for further targets of the study, by the target's word.
+        variant: What tells it from the point of the parent's own recipe; empty for that one.
     """
 
     parent: TrialRecord
@@ -61,6 +62,13 @@ class FinalPoint:
     search: Capability
     report: Capability
     elsewhere: Mapping[str, Deployed] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        own = self.parent.label or f"{self.parent.origin} #{self.parent.number}"
+        return f"{own}, {self.variant.removeprefix('bits')} bits" if self.variant else own
 
 
 class Points:
@@ -75,12 +83,22 @@ class Points:
         self.driver = driver
         self.bench = bench
 
-    def make(self, record: TrialRecord, compressed: Compressed) -> FinalPoint | None:
-        """Export one point into its final place and score it on both splits."""
-        if record.recipe is None:
+    def make(
+        self, record: TrialRecord, compressed: Compressed, own: Recipe | None = None, variant: str = ""
+    ) -> FinalPoint | None:
+        """Export one point into its final place and score it on both splits.
+
+        Args:
+            record: The trial that it continues.
+            compressed: The recovered network.
+            own: Its recipe; the trial's if not given.
+            variant: What tells it from the point of the trial's recipe.
+        """
+        recipe = own or record.recipe
+        if recipe is None:
             return None
         steps = compressed.train_steps
-        recipe = record.recipe.model_copy(update={"recovery": with_steps(record.recipe.recovery, steps)})
+        recipe = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, steps)})
         self.driver.listener(self.driver.progress(f"final measurement of trial {record.number}", "measure"))
         folder = temporary_folder(self.driver.paths.artifacts)
         bench = self.bench
@@ -88,13 +106,13 @@ class Points:
             with failures_as_trial_errors():
                 artifact = bench.deploy(compressed.model, recipe, folder)
                 bench.save(compressed, recipe, folder)
-                own = self._scored(bench.runtime, artifact)
+                scored = self._scored(bench.runtime, artifact)
                 elsewhere = {
                     target.spec: found
                     for target in bench.config.also
                     if (found := self._elsewhere(target, record, compressed, recipe, folder)) is not None
                 }
-                place = self.driver.paths.final_artifact(record.number, self.driver.store.round)
+                place = self.driver.paths.final_artifact(record.number, self.driver.store.round, variant)
                 commit_folder(folder, place)
         except TrialError as error:
             self.driver.note_final_failure(record, error)
@@ -102,8 +120,10 @@ class Points:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         moved = {spec: _moved(each, folder, place) for spec, each in elsewhere.items()}
-        own = _moved(own, folder, place)
-        return FinalPoint(record, recipe, compressed, own.artifact, own.search, own.report, moved)
+        scored = _moved(scored, folder, place)
+        return FinalPoint(
+            record, recipe, compressed, scored.artifact, scored.search, scored.report, moved, variant
+        )
 
     def _scored(self, runtime: Runtime, artifact: Artifact) -> Deployed:
         data, metric = self.bench.workload.data, self.bench.workload.metric
@@ -178,7 +198,7 @@ class Points:
                 search=point.search,
                 report=point.report,
             )
-            others = elsewhere.get(point.parent.number, {})
+            others = elsewhere.get((point.parent.number, point.variant), {})
             measurement = measurement.model_copy(update={"elsewhere": others})
             number = self.driver.store.add_final(
                 point.parent,
@@ -186,7 +206,8 @@ class Points:
                 recipe=point.recipe,
                 train_steps=point.compressed.train_steps,
                 duration_s=each_s,
-                label=point.parent.label or f"{point.parent.origin} #{point.parent.number}",
+                label=point.label,
+                variant=point.variant,
                 started_from=started_from.get(point.parent.number),
                 ended_s=self.driver.keeper.spent_s,
             )
@@ -195,9 +216,9 @@ class Points:
                 self.driver.progress(f"final point {number}", "measure", describe(number, measurement))
             )
 
-    def _measured_elsewhere(self, points: list[FinalPoint]) -> dict[int, dict[str, Measurement]]:
-        """Time the points on each further target, and return what was measured there by trial and target."""
-        found: dict[int, dict[str, Measurement]] = {}
+    def _measured_elsewhere(self, points: list[FinalPoint]) -> dict[tuple[int, str], dict[str, Measurement]]:
+        """Time the points on each further target; return what was measured by trial and variant, and by target."""
+        found: dict[tuple[int, str], dict[str, Measurement]] = {}
         for number, target in enumerate(self.bench.config.also):
             there = [
                 (point, point.elsewhere[target.spec]) for point in points if target.spec in point.elsewhere
@@ -216,7 +237,7 @@ class Points:
                 self.driver.say(f"timing on {target.spec} failed: {error.kind}: {error.reason}")
                 continue
             for (point, deployed), (latency, figures) in zip(there, timed, strict=True):
-                found.setdefault(point.parent.number, {})[target.spec] = assemble(
+                found.setdefault((point.parent.number, point.variant), {})[target.spec] = assemble(
                     self.bench,
                     point.compressed.model,
                     deployed.artifact,

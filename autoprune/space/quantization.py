@@ -48,6 +48,7 @@ class Quantization(BaseModel):
         aware: Share of the fine-tuning steps, the last ones, that are taken with rounded weights and inputs and learned
             scales [Esser2020]_; 0: the network is quantized after training, 1: quantized, then fine-tuned. Under a
             schedule, of the steps after the last cut; nothing in the order ``tune-prune-quantize``.
+        aware_bits: Largest bit-width that calls for it: a network all of whose integers have more is trained in float.
         block_size: Features of an output channel, one after another, that share a scale; None: all of them do. For
             layers whose inputs are not of 8 bits: int8 kernels take one scale for each channel. Layers whose features
             are no multiple of it, grouped and transposed ones keep one scale for each channel.
@@ -75,6 +76,7 @@ class Quantization(BaseModel):
     rounding: Rounding = "nearest"
     bias_correction: bool = False
     aware: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    aware_bits: Annotated[int, Field(ge=2, le=INTEGER_BITS)] = INTEGER_BITS
     block_size: BlockSize | None = None
     half: Half = "float16"
     activations: Activations = "static"
@@ -102,6 +104,7 @@ class Quantization(BaseModel):
             halves: Whether there are weights of 16 bits.
         """
         silent = set() if integers else set(Quantization.model_fields) - {"half"}
+        silent |= set() if self.aware else {"aware_bits"}
         silent |= {"percentile"} if self.scale != "percentile" else set()
         silent |= {"smooth_alpha"} if self.equalize not in SMOOTHING else set()
         silent |= set() if halves else {"half"}
@@ -112,4 +115,4 @@ class Quantization(BaseModel):
 # Forms of equalisation that use `smooth_alpha`.
 SMOOTHING: tuple[Equalize, ...] = ("smooth", "both")
 # Settings that came after the first studies were recorded, which compare recipes by their text.
-_LATER = ("block_size", "half", "activations", "equalize", "smooth_alpha")
+_LATER = ("aware_bits", "block_size", "half", "activations", "equalize", "smooth_alpha")

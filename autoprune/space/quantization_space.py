@@ -36,6 +36,7 @@ _Scales = Annotated[tuple[ScaleMethod, ...], Field(min_length=1)]
 _Roundings = Annotated[tuple[Rounding, ...], Field(min_length=1)]
 _Switches = Annotated[tuple[bool, ...], Field(min_length=1)]
 _Floats = Annotated[tuple[float, ...], Field(min_length=1)]
+_Widths = Annotated[tuple[int, ...], Field(min_length=1)]
 _Blocks = Annotated[tuple[BlockSize | None, ...], Field(min_length=1)]
 _Halves = Annotated[tuple[Half, ...], Field(min_length=1)]
 _Inputs = Annotated[tuple[Activations, ...], Field(min_length=1)]
@@ -52,6 +53,7 @@ class QuantizationSpace(BaseModel):
         rounding: ``nearest``, ``gptq``, ``adaptive``.
         bias_correction: Whether biases are corrected.
         aware: Shares of the fine-tuning that know of integers.
+        aware_bits: Largest bit-widths that call for it.
         block_size: ``null`` for one scale for each channel, or 16, 32, 64, 128, 256 weights for each scale.
         half: ``float16``, ``bfloat16``; for weights of 16 bits.
         activations: ``static``, ``dynamic``.
@@ -66,6 +68,7 @@ class QuantizationSpace(BaseModel):
     rounding: Annotated[_Roundings, _one_or_list(Rounding, _Roundings)] = ("nearest",)
     bias_correction: Annotated[_Switches, _one_or_list(bool, _Switches)] = (False,)
     aware: Annotated[_Floats, _one_or_list(float, _Floats)] = (0.0,)
+    aware_bits: Annotated[_Widths, _one_or_list(int, _Widths)] = (INTEGER_BITS,)
     block_size: Annotated[_Blocks, _one_or_list(BlockSize | None, _Blocks)] = (None,)
     half: Annotated[_Halves, _one_or_list(Half, _Halves)] = ("float16",)
     activations: Annotated[_Inputs, _one_or_list(Activations, _Inputs)] = ("static",)
@@ -165,7 +168,7 @@ class QuantizationSpace(BaseModel):
 
 # The order of choices: what decides whether another one matters comes before it.
 _NAMES = tuple(QuantizationSpace.model_fields)
-_LATER = ("block_size", "half", "activations", "equalize", "smooth_alpha")
+_LATER = ("aware_bits", "block_size", "half", "activations", "equalize", "smooth_alpha")
 
 
 def _matters(name: str, chosen: dict[str, Any], integers: bool, halves: bool) -> bool:
@@ -173,6 +176,8 @@ def _matters(name: str, chosen: dict[str, Any], integers: bool, halves: bool) ->
         return halves
     if name == "percentile":
         return integers and chosen["scale"] == "percentile"
+    if name == "aware_bits":
+        return integers and chosen["aware"] > 0
     if name == "smooth_alpha":
         return integers and chosen["equalize"] in SMOOTHING
     return integers

@@ -162,7 +162,8 @@ class Recipe(BaseModel):
     @property
     def trains_integers(self) -> bool:
         """Whether a part of the fine-tuning knows of integers."""
-        integers = any(choice.has_integers for choice in self.groups.values())
+        few = self.quantization.aware_bits
+        integers = any(choice.has_integers and choice.bits <= few for choice in self.groups.values())
         trains = self.order == "prune-tune-quantize" and self.recovery.finetune_steps > 0
         return integers and trains and self.quantization.aware > 0
 

@@ -57,7 +57,7 @@ def artifact_folder(paths: StudyPaths, record: TrialRecord) -> Path:
     """Return the folder that holds a trial's artifact for the target that the paths name, if it was kept."""
     whole = paths.artifact(record.number)
     if record.fidelity == "final" and record.parent is not None:
-        whole = paths.final_artifact(record.parent, record.round)
+        whole = paths.final_artifact(record.parent, record.round, record.variant)
     return paths.in_artifact(whole)
 
 

@@ -30,6 +30,7 @@ class Plan:
     parent: int | None = None
     started_from: int | None = None
     round: int = 0
+    variant: str = ""
     screened: float | None = None
 
     def text(self) -> str:

@@ -28,6 +28,8 @@ class TrialRecord(BaseModel):
         parent: Trial whose recipe a final trial continued; None otherwise.
         started_from: Trial whose recovered network was trained on or cut further; None where it was the dense one.
         round: Final phase that a final trial belongs to, from 1: a larger budget adds one; 0 otherwise.
+        variant: What tells a final trial from the one of its parent's own recipe: ``bits4`` for the same network in
+            fewer bits; empty for that one, and for all others.
         repeat_of: Earlier trial with the same artifact, whose measurement this one has; None otherwise.
         screened: Capability after closed-form recovery alone, lost against the dense network on the same examples
             (see :mod:`autoprune.study.screens`); None where it was not screened.
@@ -51,6 +53,7 @@ class TrialRecord(BaseModel):
     parent: int | None = None
     started_from: int | None = None
     round: int = 0
+    variant: str = ""
     repeat_of: int | None = None
     screened: float | None = None
     recipe: Recipe | None = None

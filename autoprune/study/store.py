@@ -170,10 +170,11 @@ class StudyStore:
         label: str,
         started_from: int | None = None,
         ended_s: float = 0.0,
+        variant: str = "",
     ) -> int:
         """Record a final trial of the current round in one step and return its number; none is doubled."""
         for record in self.records():
-            if record.parent == parent.number and record.round == self.round:
+            if (record.parent, record.round, record.variant) == (parent.number, self.round, variant):
                 return record.number
         plan = Plan(
             recipe,
@@ -184,6 +185,7 @@ class StudyStore:
             parent=parent.number,
             started_from=started_from,
             round=self.round,
+            variant=variant,
             screened=parent.screened,
         )
         with storage_faults(self.paths):
