@@ -25,6 +25,16 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPRUNE_DATA", str(tmp_path / "data"))
 
 
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of shared data, or skip."""
+    default = Path(__file__).parents[2] / "shared"
+    root = Path(os.environ.get("AUTOPRUNE_SHARED", default))
+    if not (root / "data" / "cifar_resnet20.safetensors").is_file():
+        pytest.skip("no shared data: set AUTOPRUNE_SHARED")
+    return root / "data"
+
+
 @pytest.fixture
 def repository() -> Path:
     """The checkout that the tests lie in."""

@@ -81,6 +81,16 @@ def gathered(
             "take one scale for each channel; allowed with it: --activation-bits 16, 32",
             "add --activation-bits 32: weights are stored in few bits and computed with in float",
         )
+    if half is not None and bits != 16:
+        raise UsageError(f"--half {half} is for weights of 16 bits; add --bits 16")
+    if smooth_alpha is not None and equalize not in known.SMOOTHING:
+        raise UsageError(
+            f"--smooth-alpha {smooth_alpha:g} is for --equalize smooth or both; got --equalize {equalize or 'none'}"
+        )
+    if activations == "dynamic" and ((bits or 8) > known.INTEGER_BITS or (activation_bits or 8) > 8):
+        raise UsageError(
+            "--activations dynamic is for inputs of 8 bits; allowed with it: --bits 2 to 8 and --activation-bits 8"
+        )
     found: dict[str, Any] = {"bits": bits, "activation_bits": activation_bits}
     how = {
         "scale": scale,

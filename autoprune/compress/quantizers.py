@@ -19,7 +19,7 @@ from autoprune.errors import CompressionError
 from autoprune.space.quantization import INTEGER_BITS, ScaleMethod
 
 # Shares of the largest magnitude that are tried as the end of a grid.
-_ENDS = tuple(0.2 + 0.01 * step for step in range(81))
+_ENDS = tuple(0.01 * step for step in range(2, 101))
 _TINY = 1e-12
 # How far from whole numbers weights on a grid may be, from the rounding of float32.
 _ON_GRID = 1e-3

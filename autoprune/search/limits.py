@@ -23,7 +23,7 @@ def auto_cannot(space: SearchSpace) -> list[str]:
         found.append(f"rankings = {list(space.rankings)}: which units go has to depend on one group alone")
     if space.activation_bits != (8,):
         found.append(f"activation_bits = {list(space.activation_bits)}; allowed: [8]")
-    if space.quantization.count() > 1:
+    if space.quantization.count() > 1 or len(space.quantization.half) > 1:
         found.append("quantization holds several choices; allowed: one of each setting")
     if space.schedules.kind != ("one_shot",):
         found.append(f"schedules.kind = {list(space.schedules.kind)}: it prunes by one_shot alone")

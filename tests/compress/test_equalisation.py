@@ -285,3 +285,27 @@ def test_a_network_without_such_channels_is_told(caplog: pytest.LogCaptureFixtur
     assert "equalize 'cross_layer': this network has no channels that can be rescaled so" in caplog.text
     assert "equalize 'smooth'" in caplog.text
     assert all(torch.equal(p, model.get_parameter(n)) for n, p in own.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "least"),
+    [
+        ("shufflenet_v2_x0_5", "cross_layer", 30),  # channels that are split, shuffled and put together again
+        ("mobilenet_v3_small", "cross_layer", 5),  # gates, and Hardswish, which fixes channels
+        ("googlenet", "cross_layer", 20),  # branches
+        ("swin_t", "smooth", 20),  # windows
+    ],
+)
+def test_known_networks_compute_the_same(name: str, form: Equalize, least: int) -> None:
+    from torchvision import models
+
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = uneven(lambda: models.get_model(name, num_classes=4, **extra))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    _, found = found_in(model, images, form)
+    assert len(found) >= least
+    own = made(model, images, form)
+    assert outputs_differ(model, own, images) < 1e-4
+    for family in found:
+        weight = family.makers[0].weight
+        assert not torch.equal(own.get_parameter(weight), model.get_parameter(weight))

@@ -160,3 +160,13 @@ def test_halves_are_what_16_bits_leave(half: Half, kind: torch.dtype) -> None:
     assert torch.equal(after, before.to(kind).float())
     assert not torch.equal(after, before)
     assert torch.equal(made.get_parameter("7.weight"), model.get_parameter("7.weight"))
+
+
+def test_weights_that_were_trained_on_grids_of_channels_keep_them_in_blocks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 10)).eval()
+    trained = quantized(model, {"0": 3}, Quantization(scale="mse"), []).model
+    for rounding in ("nearest", "gptq", "adaptive"):
+        how = Quantization.model_validate({"rounding": rounding, "block_size": 16})
+        made = quantized(trained, {"0": 3}, how, [torch.randn(100, 64)]).model
+        torch.testing.assert_close(made.get_parameter("0.weight"), trained.get_parameter("0.weight"))

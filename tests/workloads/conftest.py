@@ -1,8 +1,7 @@
-"""Folders of small images, and where the shared data is."""
+"""Folders of small images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -42,13 +41,3 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """Return the folder of shared data, or skip."""
-    default = Path(__file__).parents[3] / "shared"
-    root = Path(os.environ.get("AUTOPRUNE_SHARED", default))
-    if not (root / "data" / "cifar_resnet20.safetensors").is_file():
-        pytest.skip("no shared data: set AUTOPRUNE_SHARED")
-    return root / "data"
