@@ -22,6 +22,10 @@ def make_runtime(target: Target) -> Runtime:
         from autoprune.deploy.torch import Torch
 
         return Torch(target)
+    if target.runtime == "executorch":
+        from autoprune.deploy.executorch import ExecuTorch
+
+        return ExecuTorch(target)
     from autoprune.deploy.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(target)

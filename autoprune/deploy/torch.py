@@ -201,7 +201,8 @@ class _Deployed(nn.Module):
     def __init__(self, graph: fx.GraphModule, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.graph = graph
+        # Not ``graph``, which is taken in the module that torch makes of a file.
+        self.network = graph
         self.has_images = False
         for module in graph.modules():
             for kind in (module._parameters, module._buffers):
@@ -223,7 +224,7 @@ class _Deployed(nn.Module):
         images = images.to(self.dtype)
         if self.has_images and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = self.graph(images)
+        outputs: Tensor = self.network(images)
         return outputs.to(torch.float32)
 
 

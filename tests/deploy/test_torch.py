@@ -128,6 +128,16 @@ def test_int8_linear_layers_are_small_and_near(inputs: Tensor, tmp_path: Path) -
     assert float((outputs - far).abs().max() / far.abs().max()) < 0.1
 
 
+@pytest.mark.parametrize("target", [CPU, BFLOAT16])
+def test_a_file_opens_in_torch_alone(inputs: Tensor, tmp_path: Path, target: Target) -> None:
+    model, weights = few_bits(residual(64), 4, inputs)
+    asked = Formats(dynamic=["head"], weights=weights)
+    made = Torch(target).build(model, tmp_path / "m.pt2", asked, [inputs])
+    opened = torch.export.load(made.path).module()
+    with torch.no_grad():
+        assert torch.equal(opened(inputs), Torch(target).predict(made.path, [inputs]))
+
+
 def test_int8_layers_keep_grids_of_fewer_bits(inputs: Tensor, tmp_path: Path) -> None:
     model, weights = few_bits(residual(64), 3, inputs)
     asked = Formats(int8=["head"], weights=weights)
