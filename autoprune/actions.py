@@ -259,7 +259,7 @@ def profile_network(config: StudyConfig, listener: Listener = ignore) -> tuple[P
         _trial_errors_as_export_errors(),
         failures_as_trial_errors(),
     ):
-        bench.dense = bench.deploy(workload.model, Recipe(), Path(folder))
+        bench.dense = bench.deploy_dense(Path(folder))
         profile = measure_profile(
             bench, space, math.inf, lambda message: listener(Progress("profile", message))
         )
@@ -397,13 +397,13 @@ def _compress_into(
     with _trial_errors_as_export_errors(), failures_as_trial_errors():
         dense_folder = folder / "dense"
         dense_folder.mkdir()
-        built = bench.deploy(bench.workload.model, Recipe(), dense_folder)
+        built = bench.deploy_dense(dense_folder)
         facts = bench.config.target.facts
         (dense_folder / facts.model_file).replace(folder / facts.dense_file)
         dense_folder.rmdir()
         bench.dense = Artifact(folder / facts.dense_file, built.executed, built.parity_error)
         compressed = bench.compressed(recipe)
-        artifact = bench.deploy(compressed.model, recipe, folder)
+        artifact = bench.deploy(compressed, recipe, folder)
         bench.save(compressed, recipe, folder)
         listener(Progress("measure", "measuring on the report split"))
         search = evaluate(bench, artifact, bench.workload.data.search)

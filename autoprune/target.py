@@ -33,6 +33,7 @@ class RuntimeFacts:
         module: Module whose presence makes it usable.
         install: Line that installs it.
         model_file: Name of the file that it deploys.
+        opens: What opens the file anywhere else, in Python.
         devices: Where it runs.
         precisions: Formats that its float layers can be told to compute in.
         cuda_precisions: The same on a GPU.
@@ -45,6 +46,7 @@ class RuntimeFacts:
     module: str
     install: str
     model_file: str
+    opens: str
     devices: tuple[Device, ...] = ("cpu",)
     precisions: tuple[Precision, ...] = ("float32",)
     cuda_precisions: tuple[Precision, ...] = ()
@@ -68,25 +70,42 @@ class RuntimeFacts:
 
 
 RUNTIMES: dict[str, RuntimeFacts] = {
-    "onnxruntime": RuntimeFacts("onnxruntime", "pip install onnxruntime", "model.onnx", dynamic=True),
+    "onnxruntime": RuntimeFacts(
+        "onnxruntime",
+        "pip install onnxruntime",
+        "model.onnx",
+        'onnxruntime.InferenceSession("model.onnx")',
+        dynamic=True,
+    ),
     "openvino": RuntimeFacts(
-        "openvino", "pip install 'autoprune[openvino]'", "model.onnx", precisions=("float32", "bfloat16")
+        "openvino",
+        "pip install 'autoprune[openvino]'",
+        "model.onnx",
+        'openvino.Core().compile_model("model.onnx", "CPU")',
+        precisions=("float32", "bfloat16"),
     ),
     "torch": RuntimeFacts(
         "torch",
         "pip install torch",
         "model.pt2",
+        'torch.export.load("model.pt2").module()',
         devices=("cpu", "cuda"),
         precisions=("float32", "bfloat16"),
         cuda_precisions=PRECISIONS,
         compiles=True,
         int8=("linear",),
     ),
-    "executorch": RuntimeFacts("executorch", "pip install 'autoprune[executorch]'", "model.pte"),
+    "executorch": RuntimeFacts(
+        "executorch",
+        "pip install 'autoprune[executorch]'",
+        "model.pte",
+        'executorch.runtime.Runtime.get().load_program("model.pte").load_method("forward")',
+    ),
     "tensorrt": RuntimeFacts(
         "tensorrt",
         "pip install 'autoprune[tensorrt]'",
         "model.engine",
+        'tensorrt.Runtime(logger).deserialize_cuda_engine(open("model.engine", "rb").read())',
         devices=("cuda",),
         precisions=(),
         cuda_precisions=PRECISIONS,

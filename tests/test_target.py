@@ -87,7 +87,7 @@ def test_what_a_runtime_cannot_do_is_refused(settings: dict[str, object], messag
 
 def test_an_absent_runtime_is_refused_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        RUNTIMES, "openvino", RuntimeFacts("no_such_module", "pip install this", "model.onnx")
+        RUNTIMES, "openvino", RuntimeFacts("no_such_module", "pip install this", "model.onnx", "")
     )
     config = make_config({"model": "a", "target": "onnxruntime,openvino"})
     with pytest.raises(UsageError, match="'openvino' is not installed here") as caught:

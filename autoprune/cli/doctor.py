@@ -22,7 +22,9 @@ _REQUIRED = (
     "torch", "torchvision", "optuna", "ray", "pandas", "matplotlib", "onnx", "onnxscript",
     "onnxruntime", "scikit-learn", "scipy", "safetensors", "pydantic", "typer", "rich", "ruamel.yaml", "plotly",
 )  # fmt: skip
-_OPTIONAL = ("openvino", "timm", "huggingface-hub", "nvidia-ml-py", "psycopg", "optuna-dashboard")
+_OPTIONAL = (
+    "openvino", "executorch", "tensorrt-cu13", "nvidia-ml-py", "timm", "huggingface-hub", "psycopg", "optuna-dashboard",
+)  # fmt: skip
 _KERNEL_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
@@ -158,18 +160,28 @@ def _folders() -> dict[str, str]:
 
 
 def _probe_targets() -> list[dict[str, Any]]:
-    """Try every runtime that this version knows."""
+    """Try every target that this version knows: each runtime on its devices, in its precisions."""
     from autoprune.target import RUNTIMES, Target
 
     found: list[dict[str, Any]] = []
-    for runtime in RUNTIMES:
-        if _version(runtime) is None:
-            found.append({"name": runtime, "usable": False, "bits": [], "note": f"pip install {runtime}"})
+    for runtime, facts in RUNTIMES.items():
+        if not facts.installed:
+            found.append({"name": runtime, "usable": False, "bits": [], "note": facts.install})
             continue
         from autoprune.deploy.probe import probe
 
-        result = probe(Target(runtime=runtime))
-        found.append(
-            {"name": runtime, "usable": result.usable, "bits": list(result.bits), "note": result.note}
-        )
+        for device in facts.devices:
+            for precision in facts.precisions_on(device):
+                target = Target(runtime=runtime, device=device, precision=precision)
+                result = probe(target)
+                found.append(
+                    {
+                        "name": target.spec,
+                        "usable": result.usable,
+                        "bits": list(result.bits),
+                        "note": result.note,
+                    }
+                )
+                if not result.usable:  # the others fail alike
+                    break
     return found

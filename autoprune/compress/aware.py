@@ -1,7 +1,12 @@
 r"""Training that knows of integers: weights and inputs are rounded in every forward pass, and scales are learned.
 
+What a layer computes then is what the deployed file computes of the same inputs: the same integers of weights, the same
+grid of inputs, whose range the training keeps and the file takes over, and biases on the grid of the products. What the
+training does not know of is the rounding of what lies between layers, such as the terms of a sum.
+
 References:
     [Esser2020] Learned Step Size Quantization, ICLR 2020.
+    [Jacob2018] Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, CVPR 2018.
     [Bengio2013] Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation, 2013.
 """
 
@@ -16,14 +21,17 @@ from torch import Tensor, nn
 
 from autoprune.compress import quantizers
 from autoprune.compress.finetune import Trainer
-from autoprune.compress.formats import int8_layers, layer_bits
+from autoprune.compress.formats import dynamic_layers, int8_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
-from autoprune.compress.rounding import input_grid
+from autoprune.compress.rounding import grid_between, input_grid, on_input_grid
 from autoprune.space.groups import Groups
 from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe
 
 _SCALE = "quantization_log_scale"
+_RANGE = "quantization_range"
+# Weight of a batch in the moving average of input ranges, of which trainings of 50 steps see some.
+_OF_A_BATCH = 0.1
 # Of shares of a training that are equal but for rounding.
 _SAME = 1e-9
 
@@ -61,19 +69,32 @@ class IntegerTraining:
     Args:
         model: The network that will be trained; every layer gets a scale, which :meth:`finish` takes away again.
         bits: Bit-width of weights by layer; names that the network lacks are left out.
-        int8_layers: Layers whose inputs are rounded to 8 bits too, over the range of each batch.
+        int8_layers: Layers whose inputs are rounded to 8 bits too, over a moving average of the batches' ranges
+            [Jacob2018]_.
         share: Share of the training, at its end, that knows of integers, in ``(0, 1]``.
+        dynamic: Those of ``int8_layers`` whose inputs are rounded over the range of each batch instead.
+
+    Attributes:
+        ranges: Ranges of inputs by layer that the training ended with, lowest and highest value; known once it is
+            finished, and empty where it never came to integers.
     """
 
     def __init__(
-        self, model: nn.Module, bits: Mapping[str, int], int8_layers: Collection[str], share: float
+        self,
+        model: nn.Module,
+        bits: Mapping[str, int],
+        int8_layers: Collection[str],
+        share: float,
+        dynamic: Collection[str] = (),
     ) -> None:
         self.share = share
+        self.ranges: dict[str, tuple[float, float]] = {}
         self.layers: dict[str, int] = {}
         for name, module in model.named_modules():
             if name in bits and bits[name] <= INTEGER_BITS and _can_learn(module):
                 self.layers[name] = bits[name]
-                _make_learn(module, bits[name], name in int8_layers)
+                how = "" if name not in int8_layers else "dynamic" if name in dynamic else "static"
+                _make_learn(module, bits[name], how)
 
     @classmethod
     def of(cls, model: nn.Module, recipe: Recipe, groups: Groups) -> IntegerTraining:
@@ -87,7 +108,8 @@ class IntegerTraining:
         if not recipe.trains_integers:
             return cls(model, {}, (), 0.0)
         eight = with_factors(model, int8_layers(recipe, groups))
-        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware)
+        dynamic = dynamic_layers(model, recipe, groups)
+        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware, dynamic)
 
     def watch(self, trainer: Trainer) -> None:
         """Follow a training, and begin with integers where the share says so."""
@@ -124,8 +146,12 @@ class IntegerTraining:
             if module.quantizing:
                 rows = learned(module.weight.flatten(1), getattr(module, _SCALE), bits)
                 module.weight.copy_(rows.view_as(module.weight))
+                low, high = getattr(module, _RANGE).tolist()
+                if low < high:
+                    self.ranges[name] = (low, high)
             del module.forward, module.quantizing
             delattr(module, _SCALE)
+            delattr(module, _RANGE)
         return model
 
 
@@ -135,10 +161,17 @@ def _can_learn(module: nn.Module) -> bool:
     )
 
 
-def _make_learn(module: nn.Module, bits: int, rounds_inputs: bool) -> None:
-    """Give a layer a scale and a forward pass that rounds once it is told to."""
+def _make_learn(module: nn.Module, bits: int, inputs: str) -> None:
+    """Give a layer a scale and a forward pass that rounds once it is told to.
+
+    Args:
+        module: The layer.
+        bits: Of its weights.
+        inputs: ``static`` or ``dynamic`` where its inputs become 8 bits, else empty.
+    """
     weight = module.get_parameter("weight")
     module.register_parameter(_SCALE, nn.Parameter(torch.zeros(len(weight), 1, device=weight.device)))
+    module.register_buffer(_RANGE, torch.zeros(2, device=weight.device), persistent=False)
     plain: Any = module
     plain.quantizing = False
 
@@ -147,19 +180,34 @@ def _make_learn(module: nn.Module, bits: int, rounds_inputs: bool) -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         if not self.quantizing:
             return plain_forward(self, x)
-        weight = self.weight
-        # Found before the parameter of that name, so that the layer's own forward pass reads it.
-        self.__dict__["weight"] = learned(weight.flatten(1), getattr(self, _SCALE), bits).view_as(weight)
+        weight, bias, log_scale = self.weight, self.bias, getattr(self, _SCALE)
+        # Found before the parameters of that name, so that the layer's own forward pass reads them.
+        self.__dict__["weight"] = learned(weight.flatten(1), log_scale, bits).view_as(weight)
         try:
-            return plain_forward(self, _rounded_inputs(x) if rounds_inputs else x)
+            if inputs:
+                grid = input_grid(x.detach()) if inputs == "dynamic" else _kept_grid(self, x.detach())
+                x = _through(x, on_input_grid(x.detach(), *grid))
+                if bias is not None and inputs == "static":
+                    step = grid[0] * log_scale.detach().exp().flatten()
+                    self.__dict__["bias"] = _through(bias, (bias.detach() / step).round() * step)
+            return plain_forward(self, x)
         finally:
             del self.__dict__["weight"]
+            self.__dict__.pop("bias", None)
 
     plain.forward = MethodType(forward, module)
 
 
-def _rounded_inputs(x: Tensor) -> Tensor:
-    """Round inputs to unsigned 8 bits; the gradient passes as it is [Bengio2013]_."""
-    scale, zero = input_grid(x.detach())
-    rounded = (((x.detach() / scale).round() + zero).clamp(0, 255) - zero) * scale
-    return x + (rounded - x.detach())
+@torch.no_grad()
+def _kept_grid(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the grid of a layer's inputs; in training a batch moves its range first."""
+    kept: Tensor = module.get_buffer(_RANGE)
+    if module.training or not kept.any():
+        batch = torch.stack([x.amin().clamp_max(0.0), x.amax().clamp_min(0.0)]).to(kept)
+        kept.lerp_(batch, _OF_A_BATCH if kept.any() else 1.0)
+    return grid_between(kept[0].to(x.dtype), kept[1].to(x.dtype))
+
+
+def _through(values: Tensor, rounded: Tensor) -> Tensor:
+    """Return rounded values whose gradient passes as it is [Bengio2013]_."""
+    return values + (rounded - values.detach())

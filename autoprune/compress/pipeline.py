@@ -34,13 +34,15 @@ class Compressed:
         train_steps: Gradient steps taken.
         solved: Layers whose weights were solved by least squares.
         factorised: Layers that were replaced by two of lower rank, and why others were not.
+        ranges: Ranges of int8 inputs by layer that it was trained with, lowest and highest value.
     """
 
     model: nn.Module
-    plan: Plan
-    train_steps: int
-    solved: list[str]
+    plan: Plan = field(default_factory=dict)
+    train_steps: int = 0
+    solved: list[str] = field(default_factory=list)
     factorised: Factorised = field(default_factory=Factorised)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def kept(self, group: Group) -> int:
         """Return how many units of a group are left."""
@@ -106,7 +108,7 @@ def compress(
     )
     recipe.check(groups)
     if not prunes:
-        return Compressed(model=dense.eval(), plan={}, train_steps=0, solved=[])
+        return Compressed(dense.eval())
     recovery = recipe.recovery
     if batch_size != stream.batch_size:
         raise CompressionError(
@@ -148,6 +150,7 @@ def compress(
         return trained, result.steps
 
     steps = 0
+    ranges: dict[str, tuple[float, float]] = {}
     if recipe.order == "tune-prune-quantize":
         dense, steps = tuned(dense)
         statistics = _statistics_of(dense, groups, recipe, calibration_batches, loss) if steps else statistics
@@ -168,9 +171,8 @@ def compress(
         if masks is not None:
             masks.settle(model)
         model = integers.finish(model)
-    return Compressed(
-        model=model, plan=cut.plan, train_steps=steps, solved=cut.solved, factorised=cut.factorised
-    )
+        ranges = integers.ranges
+    return Compressed(model, cut.plan, steps, cut.solved, cut.factorised, ranges)
 
 
 def _set_masks(

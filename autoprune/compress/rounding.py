@@ -16,6 +16,8 @@ from autoprune.compress.layers import Conv
 from autoprune.compress.quantizers import largest_code
 from autoprune.space.quantization import INTEGER_BITS
 
+INPUT_TOP = 255
+
 
 def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] | None = None) -> nn.Module:
     """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits, or with weights of fewer.
@@ -64,13 +66,21 @@ def round_weight(weight: Tensor, axis: int, bits: int = 8) -> Tensor:
 
 def input_grid(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of unsigned 8 bits over the range of some inputs, and of 0."""
-    low, high = inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0)
-    scale = ((high - low) / 255).clamp_min(torch.finfo(inputs.dtype).tiny)
+    return grid_between(inputs.amin().clamp_max(0.0), inputs.amax().clamp_min(0.0))
+
+
+def grid_between(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of unsigned 8 bits from ``low``, at most 0, to ``high``, at least 0."""
+    scale = ((high - low) / INPUT_TOP).clamp_min(torch.finfo(low.dtype).tiny)
     return scale, (-low / scale).round()  # an integer, so that 0 stays 0
+
+
+def on_input_grid(inputs: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return what inputs are once they were unsigned 8 bits: as ONNX's QuantizeLinear rounds, half to even."""
+    return (((inputs / scale).round() + zero).clamp(0, INPUT_TOP) - zero) * scale
 
 
 def _round_inputs(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Round a layer's inputs to unsigned 8 bits over the range of the batch."""
     inputs = arguments[0]
-    scale, zero = input_grid(inputs)
-    return (((inputs / scale).round() + zero).clamp(0, 255) - zero) * scale, *arguments[1:]
+    return on_input_grid(inputs, *input_grid(inputs)), *arguments[1:]

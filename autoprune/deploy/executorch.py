@@ -19,18 +19,15 @@ from torch import Tensor, fx, nn
 from autoprune.deploy.checking import check_outputs
 from autoprune.deploy.executed import told
 from autoprune.deploy.files import write_file
-from autoprune.deploy.layered import Layered, layered
+from autoprune.deploy.layered import CALIBRATION_EXAMPLES, PARITY_EXAMPLES, Layered, layered
 from autoprune.deploy.layers import Layer, call_in
 from autoprune.deploy.qdq import with_steps
-from autoprune.deploy.runtime import Artifact, Formats, with_projections
+from autoprune.deploy.runtime import Artifact, Formats, some, with_projections
 from autoprune.deploy.session import Floats, open_session, run_all
 from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
 
-_PARITY_EXAMPLES = 8
-_CALIBRATION_EXAMPLES = 256
-_CALIBRATION_BATCH = 64
 _INTEGER_STEPS = ("quantize", "dequantize", "choose_qparams")
 _PRODUCTS = ("aten.convolution", "aten.linear", "aten.addmm", "aten.mm", "aten.bmm")
 _LIBRARIES = ("executorch", "torch.export", "root")
@@ -73,22 +70,21 @@ class ExecuTorch:
 
     def _write(self, model: nn.Module, formats: Formats, calibration: Sequence[Tensor]) -> _Written:
         """Return the file of a candidate."""
-        inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
+        inputs = torch.cat(list(calibration))[:CALIBRATION_EXAMPLES]
         with torch.no_grad():
-            wanted: Floats = model(inputs[:_PARITY_EXAMPLES]).numpy()
+            wanted: Floats = model(inputs[:PARITY_EXAMPLES]).numpy()
         network = layered(model, inputs[:2], self.target.batch)
         own = {name for name, _ in model.named_modules()}
         others = [name for name in network.layers if name not in own]
         int8, dynamic = (with_projections(set(names), others) for names in (formats.int8, formats.dynamic))
         small = {name: each for name, each in formats.weights.items() if name in network.layers}
         self._check(network, formats, int8, dynamic)
-        batches = torch.split(inputs, network.batch or _CALIBRATION_BATCH)
         graph = with_steps(
             network,
             sorted(name for name in int8 if name in network.layers),
             sorted(name for name in dynamic if name in network.layers),
             small,
-            [batch for batch in batches if network.batch in (None, len(batch))],
+            network.batches(inputs),
             formats.ranges,
         )
         deployed = _Deployed(graph).eval()
@@ -97,7 +93,7 @@ class ExecuTorch:
             raw=raw,
             operators=operators,
             deployed=deployed,
-            inputs=inputs[:_PARITY_EXAMPLES].numpy(),
+            inputs=inputs[:PARITY_EXAMPLES].numpy(),
             wanted=wanted,
             foreign=network.foreign,
             asked=dict.fromkeys(int8, "int8") | dict.fromkeys(dynamic, "dynamic int8"),
@@ -110,18 +106,18 @@ class ExecuTorch:
         """Refuse formats that XNNPACK has no kernels for, by the names of the layers."""
         for kind, asked in (("int16", formats.int16), ("fp8", formats.fp8)):
             if asked:
-                raise ExportError(f"executorch has no {kind} here; asked for: {_some(asked)}; allowed: int8")
+                raise ExportError(f"executorch has no {kind} here; asked for: {some(asked)}; allowed: int8")
         unable = [n for n in int8 if n in network.layers and not _has_int8(network.layers[n])]
         if unable:
             raise ExportError(
                 f"executorch runs no three-dimensional or grouped transposed convolution in int8; asked for: "
-                f"{_some(unable)}",
+                f"{some(unable)}",
                 "keep these groups in float (bits: 32)",
             )
         others = [n for n in dynamic if n in network.layers and not network.layers[n].is_linear]
         if others:
             raise ExportError(
-                f"executorch runs no convolution in dynamic int8 here; asked for: {_some(others)}; "
+                f"executorch runs no convolution in dynamic int8 here; asked for: {some(others)}; "
                 "allowed: linear layers"
             )
         integers = {*int8, *dynamic}
@@ -129,14 +125,14 @@ class ExecuTorch:
         if stored:
             bits = ", ".join(str(b) for b in sorted({formats.weights[n].bits for n in stored}))
             raise ExportError(
-                f"executorch stores weights as it computes with them; asked for {bits} bits in: {_some(stored)}; "
+                f"executorch stores weights as it computes with them; asked for {bits} bits in: {some(stored)}; "
                 "allowed: 32, or integers in layers that run in int8",
                 "set the bits of these groups to 32, or their activation bits to 8",
             )
         blocks = [n for n in integers if n in formats.weights and formats.weights[n].blocks > 1]
         if blocks:
             raise ExportError(
-                f"executorch's int8 takes one scale for each output channel, not blocks: {_some(blocks)}"
+                f"executorch's int8 takes one scale for each output channel, not blocks: {some(blocks)}"
             )
 
     def _executed(self, written: _Written) -> Executed:
@@ -282,8 +278,3 @@ def _runs_in(node: Any) -> str:
     # Where inputs are rounded over the range of each inference, other nodes give the range.
     integers = steps[0].all_input_nodes
     return "dynamic int8" if len(integers) > 1 else "int8"
-
-
-def _some(names: Collection[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -45,7 +45,12 @@ def integers_of(layer: Layer, stored: StoredWeight | None) -> tuple[Tensor, Tens
 
 
 def put_together(codes: Tensor, scales: Tensor, axis: int) -> Tensor:
-    """Return the weight that integers and scales stand for; see :func:`integers_of`."""
+    """Return the weight that integers and scales stand for, laid out as the integers are where there are no blocks.
+
+    See :func:`integers_of`.
+    """
+    if scales.shape[1] == 1:
+        return codes * scales.reshape([-1 if dim == axis else 1 for dim in range(codes.dim())])
     rows = _rows(codes, axis, scales.shape[1]) * scales[:, :, None]
     return rows.reshape(codes.movedim(axis, 0).shape).movedim(0, axis)
 

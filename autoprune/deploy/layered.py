@@ -18,6 +18,10 @@ from autoprune.errors import ExportError
 _aten = torch.ops.aten
 _ASSERTIONS = (_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_scalar.default)
 _DROPOUTS = (_aten.dropout.default, _aten.dropout_.default)
+# Examples on which files are checked, and from which ranges of inputs are taken, in batches of so many.
+PARITY_EXAMPLES = 8
+CALIBRATION_EXAMPLES = 256
+_BATCH = 64
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +45,11 @@ class Layered:
         """Return the graph with other modules in the place of some layers; it shares the rest with this one."""
         modules = {module_name(n): replaced.get(n, layer) for n, layer in self.layers.items()}
         return fx.GraphModule({**constants(self.graph, self.graph.graph), **modules}, self.graph.graph)
+
+    def batches(self, inputs: Tensor) -> list[Tensor]:
+        """Return inputs in batches that fit into the graph; what fills none is left out."""
+        pieces = torch.split(inputs, self.batch or _BATCH)
+        return [piece for piece in pieces if self.batch in (None, len(piece))]
 
     def input_ranges(self, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
         """Return the least and the largest value, and 0, of what layers get.

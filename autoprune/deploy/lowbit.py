@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from autoprune.deploy.template import is_layer
 from autoprune.target import usable_cores
 
 _TOP_16 = 65535
+# Operators whose outputs are their inputs in another order or shape.
+_PASSING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
 
 
 def put_on_grids(
@@ -73,6 +76,48 @@ def store_small(
     nodes += proto.graph.node
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+
+
+def given_ranges(
+    proto: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    int8_layers: Collection[str],
+    *,
+    signed: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return grids of inputs that are not left to calibration, as ``TensorQuantOverrides`` by tensor.
+
+    Behind operators that pass values on, the quantizer gives both sides one grid: that of the values before them. What
+    is averaged, cut out or gathered stays with calibration, since a grid of the result would clip what it is made of.
+
+    Args:
+        proto: Float graph whose layer nodes carry the layers' names.
+        ranges: Lowest and highest value of inputs by layer; 0 lies between them.
+        int8_layers: Layers that will run in int8.
+        signed: Whether the grids are signed and symmetric.
+    """
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    overrides: dict[str, list[dict[str, Any]]] = {}
+    for node in proto.graph.node:
+        layer = layer_of(node.name)
+        if is_layer(node) and layer in ranges and layer in int8_layers:
+            tensors = [node.input[0]]
+            while (maker := makers.get(tensors[-1])) is not None and (
+                maker.op_type in _PASSING or (maker.op_type == "MaxPool" and readers[maker.input[0]] == 1)
+            ):
+                tensors.append(maker.input[0])
+            low, high = (np.float32(end) for end in ranges[layer])
+            if signed:
+                kind, scale, zero = QuantType.QInt8, max(-low, high) / np.float32(127), np.array(0, np.int8)
+            else:
+                scale = (high - low) / np.float32(255)
+                kind, zero = QuantType.QUInt8, np.array(np.round(-low / scale), np.uint8)
+            # The quantizer takes arrays without dimensions, not numbers.
+            grid = {"quant_type": kind, "scale": np.array(scale), "zero_point": zero}
+            # Those operators may stay in float, so that only what follows them is rounded.
+            overrides |= {tensor: [grid] for tensor in tensors}
+    return overrides
 
 
 def round_inputs(

@@ -16,7 +16,7 @@ from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.executed import layer_of
 from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.linear import low_bit_layers, write_dynamic, write_low_bit
-from autoprune.deploy.lowbit import put_on_grids, round_inputs, store_small
+from autoprune.deploy.lowbit import given_ranges, put_on_grids, round_inputs, store_small
 from autoprune.deploy.pack import CODES, Code, pack
 from autoprune.deploy.parity import FLOAT_PARITY, relative_error
 from autoprune.deploy.quantize import quantize
@@ -88,11 +88,13 @@ class OnnxFiles:
     Args:
         batch: Examples in one inference, for networks whose graph does not leave them free.
         codes: How weights with zeros may be packed.
+        signed: Whether int8 is signed throughout; see :func:`~autoprune.deploy.quantize.quantize`.
     """
 
-    def __init__(self, batch: int, codes: Sequence[Code] = CODES) -> None:
+    def __init__(self, batch: int, codes: Sequence[Code] = CODES, *, signed: bool = False) -> None:
         self.batch = batch
         self.codes = codes
+        self.signed = signed
         self._template: Template | None = None
         self._templates: dict[str, Template] = {}
         self._modules: dict[str, str] = {}
@@ -140,7 +142,10 @@ class OnnxFiles:
         batches = _calibration_arrays(calibration, fixed_batch(proto)) if int8 or formats.int16 else []
         if int8:
             overrides = put_on_grids(proto, small, int8)
-            proto = quantize(proto, [name for name in int8 if name in layers], batches, overrides)
+            overrides |= given_ranges(proto, formats.ranges, int8, signed=self.signed)
+            proto = quantize(
+                proto, [name for name in int8 if name in layers], batches, overrides, signed=self.signed
+            )
         round_inputs(proto, [name for name in formats.int16 if name in layers], batches)
         write_dynamic(proto, small, dynamic)
         write_low_bit(proto, small, read_low)

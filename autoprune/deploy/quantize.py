@@ -1,4 +1,4 @@
-"""Post-training int8 of an ONNX graph by onnxruntime's quantizer: U8S8, per channel, static QDQ."""
+"""Post-training int8 of an ONNX graph by onnxruntime's quantizer: per channel, static QDQ, U8S8 or signed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from onnxruntime.quantization import (
 from autoprune.deploy.executed import layer_of
 from autoprune.deploy.template import foreign_nodes, is_layer
 
+_SIGNED = {"ActivationSymmetric": True, "QuantizeBias": False, "AddQDQPairToWeight": True}
+
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, name: str, batches: Sequence[NDArray[np.float32]]) -> None:
@@ -38,6 +40,8 @@ def quantize(
     int8_layers: Collection[str],
     batches: Sequence[NDArray[np.float32]],
     overrides: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    signed: bool = False,
 ) -> onnx.ModelProto:
     """Return the graph with the given layers in int8.
 
@@ -50,6 +54,8 @@ def quantize(
         int8_layers: Names of the layers.
         batches: Inputs, ``(n, C, H, W)``, from which ranges are taken by minimum and maximum.
         overrides: Scales of weights by initialiser; the others end at their largest magnitudes.
+        signed: Whether activations are signed and their ranges symmetric, biases stay float, and weights are float with
+            quantizing nodes behind them: what TensorRT's parser knows.
 
     Returns:
         A new graph; its layer nodes keep their names.
@@ -68,10 +74,10 @@ def quantize(
                 _Reader(proto.graph.input[0].name, batches),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"TensorQuantOverrides": overrides or {}},
+                extra_options={"TensorQuantOverrides": overrides or {}, **(_SIGNED if signed else {})},
                 nodes_to_exclude=excluded,
             )
         finally:

@@ -26,6 +26,10 @@ def make_runtime(target: Target) -> Runtime:
         from autoprune.deploy.executorch import ExecuTorch
 
         return ExecuTorch(target)
+    if target.runtime == "tensorrt":
+        from autoprune.deploy.tensorrt import TensorRt
+
+        return TensorRt(target)
     from autoprune.deploy.onnxruntime import OnnxRuntime
 
     return OnnxRuntime(target)

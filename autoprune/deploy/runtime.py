@@ -79,6 +79,12 @@ class Formats:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
+def some(names: Collection[str]) -> str:
+    """Return the first names of layers, for messages."""
+    shown = sorted(names)
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
+
+
 def with_projections(asked: set[str], layers: Collection[str]) -> set[str]:
     """Add the input projections of attention, whose weight is no module's: they go with the output projection.
 

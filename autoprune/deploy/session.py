@@ -53,7 +53,7 @@ class NodeTime:
 
 
 def load_runtime(target: Target) -> None:
-    """Load the library of the target's runtime, and open nothing."""
+    """Load the library of a target's runtime, which every session of it shares."""
     import_module(f"autoprune.deploy.sessions.{target.runtime}")
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from autoprune.deploy.checking import check_outputs
 from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
-from autoprune.deploy.layered import Layered, export, layered
+from autoprune.deploy.layered import CALIBRATION_EXAMPLES, PARITY_EXAMPLES, Layered, export, layered
 from autoprune.deploy.pt2 import write_pt2
-from autoprune.deploy.runtime import Artifact, Formats, with_projections
+from autoprune.deploy.runtime import Artifact, Formats, some, with_projections
 from autoprune.deploy.session import Floats, NodeTime, in_pieces, open_session, run_all
 from autoprune.deploy.sessions.pt2 import read_pt2
 from autoprune.deploy.sessions.torch import SPARSE, TorchSession, check_compiler, folded
@@ -26,9 +26,6 @@ from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
 
-_PARITY_EXAMPLES = 8
-_CALIBRATION_EXAMPLES = 256
-_CALIBRATION_BATCH = 64
 # The first GPUs with fp8 products.
 _FP8_CAPABILITY = (8, 9)
 
@@ -82,9 +79,9 @@ class Torch:
 
     def _write(self, model: nn.Module, formats: Formats, calibration: Sequence[Tensor]) -> _Written:
         """Return the file of a candidate."""
-        inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
+        inputs = torch.cat(list(calibration))[:CALIBRATION_EXAMPLES]
         with torch.no_grad():
-            wanted: Floats = model(inputs[:_PARITY_EXAMPLES]).numpy()
+            wanted: Floats = model(inputs[:PARITY_EXAMPLES]).numpy()
         network = layered(model, inputs[:2], self.target.batch)
         own = {name for name, _ in model.named_modules()}
         others = [name for name in network.layers if name not in own]
@@ -93,9 +90,7 @@ class Torch:
         )
         self._check(network, formats, int8, dynamic, fp8)
         present = sorted(name for name in int8 if name in network.layers)
-        batches = torch.split(inputs, network.batch or _CALIBRATION_BATCH)
-        whole = [batch for batch in batches if network.batch in (None, len(batch))]
-        ranges = {**network.input_ranges(present, whole), **formats.ranges}
+        ranges = {**network.input_ranges(present, network.batches(inputs)), **formats.ranges}
         made: dict[str, nn.Module] = {}
         padded = self.target.device == "cuda"
         for name in network.layers:
@@ -119,7 +114,7 @@ class Torch:
         return _Written(
             raw=write_pt2(program, sparse),
             deployed=deployed,
-            inputs=inputs[:_PARITY_EXAMPLES].numpy(),
+            inputs=inputs[:PARITY_EXAMPLES].numpy(),
             wanted=wanted,
             batch=bound,
             foreign=network.foreign,
@@ -141,22 +136,22 @@ class Torch:
             others = [name for name in asked if name in network.layers and not network.layers[name].is_linear]
             if others:
                 raise ExportError(
-                    f"torch runs no convolution in {kind}; asked for: {_some(others)}; allowed: linear layers",
+                    f"torch runs no convolution in {kind}; asked for: {some(others)}; allowed: linear layers",
                     "keep these groups in float (bits: 32), or use onnxruntime, openvino or tensorrt",
                 )
         if formats.int16:
             raise ExportError(
-                f"torch has no inputs of int16; asked for: {_some(formats.int16)}; allowed: int8 in linear layers"
+                f"torch has no inputs of int16; asked for: {some(formats.int16)}; allowed: int8 in linear layers"
             )
         blocks = [n for n in (*int8, *dynamic) if n in formats.weights and formats.weights[n].blocks > 1]
         if blocks:
             raise ExportError(
-                f"torch's int8 products take one scale for each output channel, not blocks; asked for: {_some(blocks)}"
+                f"torch's int8 products take one scale for each output channel, not blocks; asked for: {some(blocks)}"
             )
         if fp8 and (self.target.device != "cuda" or torch.cuda.get_device_capability() < _FP8_CAPABILITY):
             raise ExportError(
                 f"fp8 runs on GPUs of capability 8.9 and above, not on target {self.target.spec!r} here; "
-                f"asked for: {_some(fp8)}",
+                f"asked for: {some(fp8)}",
                 "use int8, or a newer GPU",
             )
 
@@ -282,8 +277,3 @@ def layers_of_nodes(
         owners[node] = (place, layer) if layer in layers else feeding
         found[node.name] = owners[node][1]
     return [found.get(node.name, "") for node in nodes]
-
-
-def _some(names: Collection[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -149,6 +149,7 @@ def _method(view: StudyView, record: TrialRecord) -> str:
             f"- host: {_cell(host_text(view.host))}",
             "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
             " its interval a bootstrap",
+            f"- to open the file elsewhere: `{recorded_target(view.settings).facts.opens}`; it takes images in float32",
             *([f"- {HOW_MEASURED}"] if measured is not None and measured.figures.dense else []),
             *_session_lines(view.settings, mixed),
             "- capability: the exported file run in the target's runtime, not the network that it was made from",

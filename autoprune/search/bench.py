@@ -249,8 +249,7 @@ class Bench:
         return result
 
     def _dense_ancestor(self) -> Ancestor:
-        dense = Compressed(model=self.workload.model, plan={}, train_steps=0, solved=[])
-        return Ancestor(dense, self.groups, self.statistics)
+        return Ancestor(Compressed(self.workload.model), self.groups, self.statistics)
 
     def ancestor(self, folder: Path) -> Ancestor:
         """Return the recovered network that was saved in ``folder`` with what cutting it further needs."""
@@ -297,29 +296,34 @@ class Bench:
                 targets.append(target)
         return score(torch.cat(outputs), torch.cat(targets), self.workload.metric)
 
-    def deploy(self, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
-        """Quantize and export ``model`` into ``folder`` as the recipe says."""
-        return self._deploy(self.runtime, model, recipe, folder / self.model_file)
+    def deploy(self, network: Compressed, recipe: Recipe, folder: Path) -> Artifact:
+        """Quantize and export a network into ``folder`` as the recipe says."""
+        return self._deploy(self.runtime, network, recipe, folder / self.model_file)
 
-    def deploy_on(self, target: Target, model: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
-        """Quantize and export ``model`` for a further target into its own folder inside of ``folder``."""
+    def deploy_dense(self, folder: Path) -> Artifact:
+        """Export the dense network into ``folder``."""
+        return self.deploy(Compressed(self.workload.model), Recipe(), folder)
+
+    def deploy_on(self, target: Target, network: Compressed, recipe: Recipe, folder: Path) -> Artifact:
+        """Quantize and export a network for a further target into its own folder inside of ``folder``."""
         if target.spec not in self._runtimes:
             runtime = make_runtime(target)
             runtime.prepare(self.workload.model, self.calibration[0][0][:2])
             self._runtimes[target.spec] = runtime
         place = folder / TARGETS_FOLDER / file_name_of(target.spec) / target.facts.model_file
         place.parent.mkdir(parents=True, exist_ok=True)
-        return self._deploy(self._runtimes[target.spec], model, recipe, place)
+        return self._deploy(self._runtimes[target.spec], network, recipe, place)
 
     def runtime_of(self, target: Target) -> Runtime:
         """Return the runtime of one of the study's targets."""
         return self.runtime if target == self.config.target else self._runtimes[target.spec]
 
-    def _deploy(self, runtime: Runtime, model: nn.Module, recipe: Recipe, path: Path) -> Artifact:
+    def _deploy(self, runtime: Runtime, network: Compressed, recipe: Recipe, path: Path) -> Artifact:
         calibration = [inputs for inputs, _ in self.calibration]
         kinds = runtime.target.facts.int8
-        model, weights = stored_weights(model, recipe, self.groups, calibration, kinds)
-        return runtime.build(model, path, formats_of(model, recipe, self.groups, weights, kinds), calibration)
+        model, weights = stored_weights(network.model, recipe, self.groups, calibration, kinds)
+        formats = formats_of(model, recipe, self.groups, weights, kinds, network.ranges)
+        return runtime.build(model, path, formats, calibration)
 
     def save(self, compressed: Compressed, recipe: Recipe, folder: Path) -> None:
         """Write the network's weights, and the recipe with the channels that it kept, into ``folder``."""
@@ -336,6 +340,7 @@ class Bench:
             "kept": {name: list(units) for name, units in compressed.plan.items()},
             "ranks": dict(compressed.factorised.ranks),
             "left_whole": dict(compressed.factorised.left_whole),
+            "ranges": {name: list(ends) for name, ends in compressed.ranges.items()},
             "train_steps": compressed.train_steps,
             "metric": self.workload.metric.name,
             "data_fingerprint": self.workload.data.fingerprint,
@@ -350,19 +355,20 @@ class Bench:
             self.dense = Artifact(path, record.measurement.executed, record.measurement.parity_error)
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self.dense = self.deploy(self.workload.model, Recipe(), folder)
+        self.dense = self.deploy_dense(folder)
 
     def load(self, folder: Path) -> Compressed:
         """Rebuild the network that :meth:`save` wrote into ``folder``."""
         content = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         plan = {name: tuple(units) for name, units in content["kept"].items()}
         model = prune(self.workload.model, self.groups, plan)
-        # Artifacts of earlier versions name no ranks.
+        # Artifacts of earlier versions name no ranks and no ranges.
         factorised = Factorised(content.get("ranks", {}), content.get("left_whole", {}))
         shape_factors(model, factorised.ranks)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         steps = int(content["train_steps"])
-        return Compressed(model=model.eval(), plan=plan, train_steps=steps, solved=[], factorised=factorised)
+        ranges = {name: (float(low), float(high)) for name, (low, high) in content.get("ranges", {}).items()}
+        return Compressed(model.eval(), plan, steps, [], factorised, ranges)
 
 
 def training_device() -> torch.device:

@@ -329,6 +329,7 @@ class FinalPhase:
             train_steps=compressed.train_steps + steps,
             solved=[],
             factorised=compressed.factorised,
+            ranges=integers.ranges,
         )
         if not self.driver.interrupt():
             folder = temporary_folder(self.paths.artifacts)
@@ -373,6 +374,6 @@ class FinalPhase:
 
     def _untrained(self, record: TrialRecord) -> Compressed:
         if record.recipe is None or not record.recipe.prunes:
-            return Compressed(model=self.bench.workload.model, plan={}, train_steps=0, solved=[])
+            return Compressed(self.bench.workload.model)
         earlier = self._earlier.get(record.number)
         return self.bench.load(artifact_folder(self.paths, earlier or record))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -75,6 +75,7 @@ def formats_of(
     groups: Groups,
     weights: dict[str, StoredWeight],
     kinds: Collection[str] = LAYER_KINDS,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Formats:
     """Return what the layers of a recipe's network are asked to run in.
 
@@ -84,8 +85,11 @@ def formats_of(
         groups: Groups of the dense network.
         weights: How its weights are stored, from :func:`stored_weights`.
         kinds: Kinds of layers that run in int8 where the network is deployed.
+        ranges: Ranges of inputs by layer that it was trained with; the others are calibration's.
     """
     dynamic = dynamic_layers(model, recipe, groups)
     static = [n for n in with_factors(model, int8_layers(recipe, groups, kinds)) if n not in dynamic]
     int16 = with_factors(model, int16_layers(recipe, groups))
-    return Formats(int8=static, dynamic=dynamic, int16=int16, weights=weights, packed=recipe.masks)
+    return Formats(
+        int8=static, dynamic=dynamic, int16=int16, weights=weights, packed=recipe.masks, ranges=ranges or {}
+    )

@@ -104,7 +104,7 @@ class Points:
         bench = self.bench
         try:
             with failures_as_trial_errors():
-                artifact = bench.deploy(compressed.model, recipe, folder)
+                artifact = bench.deploy(compressed, recipe, folder)
                 bench.save(compressed, recipe, folder)
                 scored = self._scored(bench.runtime, artifact)
                 elsewhere = {
@@ -136,7 +136,7 @@ class Points:
         """Export and score a point for a further target; one that fails there stays without figures of it."""
         try:
             with failures_as_trial_errors():
-                artifact = self.bench.deploy_on(target, compressed.model, recipe, folder)
+                artifact = self.bench.deploy_on(target, compressed, recipe, folder)
                 return self._scored(self.bench.runtime_of(target), artifact)
         except TrialError as error:
             self.driver.store.note(

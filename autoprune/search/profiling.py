@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from autoprune.compress.pipeline import Compressed
 from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.compress.shapes import layer_shapes
 from autoprune.compress.surgery import prune
@@ -100,7 +101,7 @@ def profile_key(bench: Bench, space: SearchSpace) -> str:
         [recovery.least_squares, recovery.batchnorm, _distils(bench, recovery)],
         *([] if own == Quantization() else [own.content()]),
         list(bench.workload.data.input_shape),
-        [host["processor"], host["flags"], host["versions"]["onnxruntime"]],
+        [host["processor"], host["flags"], host["versions"].get(bench.config.target.runtime)],
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
@@ -289,7 +290,7 @@ def _export(bench: Bench, recipe: Recipe, folder: Path) -> Path:
     plan = {g.name: tuple(range(counts[g.name])) for g in bench.groups.groups if counts[g.name] < g.size}
     model = prune(bench.workload.model, bench.groups, plan).eval()
     with failures_as_trial_errors():
-        bench.deploy(model, recipe, folder)
+        bench.deploy(Compressed(model), recipe, folder)
     return folder / bench.model_file
 
 

@@ -67,7 +67,7 @@ def run_trial(
         recipe.check(bench.groups)
         compressed = bench.compressed(recipe, deadline, start)
         with timed() as deploying:
-            artifact = bench.deploy(compressed.model, recipe, folder)
+            artifact = bench.deploy(compressed, recipe, folder)
             bench.save(compressed, recipe, folder)
         with timed() as scoring:
             capability = evaluate(bench, artifact, bench.workload.data.search)

@@ -114,7 +114,7 @@ class Variants:
         folder = temporary_folder(Path(self.points.driver.paths.artifacts))
         try:
             with failures_as_trial_errors():
-                artifact = self.bench.deploy(network.model, recipe, folder)
+                artifact = self.bench.deploy(network, recipe, folder)
                 search = evaluate(self.bench, artifact, self.bench.workload.data.search)
                 return _costs(point, search.value, size_bytes(artifact.path))
         finally:

@@ -93,7 +93,7 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
                 network = bench.load(artifact_folder(store.paths, point.record))
                 place = folder / str(len(made))
                 place.mkdir()
-                artifact = bench.deploy(network.model, recipe, place)
+                artifact = bench.deploy(network, recipe, place)
                 search = evaluate(bench, artifact, workload.data.search)
                 report = evaluate(bench, artifact, workload.data.report.unseal())
                 made.append((network, artifact, search, report))

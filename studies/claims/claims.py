@@ -23,6 +23,7 @@ import torch  # noqa: E402
 from networks import CACHE, NAMES, NotHereError, Subject, cifar, subject, with_seed  # noqa: E402
 from page import write_page  # noqa: E402
 
+from autoprune.compress.pipeline import Compressed  # noqa: E402
 from autoprune.config import make_config  # noqa: E402
 from autoprune.deploy.runtime import Artifact  # noqa: E402
 from autoprune.measure.cost import count_params  # noqa: E402
@@ -119,7 +120,7 @@ class _Files:
         self.count += 1
         path = self.folder / str(self.count)
         path.mkdir()
-        return self.bench.deploy(model, recipe, path)
+        return self.bench.deploy(Compressed(model), recipe, path)
 
     def measured(self, recipe: Recipe) -> Row:
         """Return size and latency of a recipe's file, both as shares of the dense network's."""

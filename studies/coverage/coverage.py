@@ -270,7 +270,7 @@ def _export(model: Any, example: Any) -> float | str:
     import torch
 
     from autoprune.compress.outputs import flat_outputs
-    from autoprune.deploy.onnxruntime import relative_error
+    from autoprune.deploy.parity import relative_error
     from autoprune.deploy.template import export_fresh
 
     try:

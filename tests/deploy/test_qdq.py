@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -25,12 +27,12 @@ def steps_of(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in graph.nodes if n.target is QUANTIZE]
 
 
-def call(graph: fx.Graph, layer: str) -> fx.Node:
+def call(graph: fx.Graph, layer: str) -> Any:
     [found] = [n for n in graph.nodes if n.target == module_name(layer)]
     return found
 
 
-def source(node: fx.Node) -> fx.Node:
+def source(node: fx.Node) -> Any:
     """Return what a reader of a rounded value reads before it is rounded."""
     dequantize = node.all_input_nodes[0]
     assert dequantize.target is DEQUANTIZE

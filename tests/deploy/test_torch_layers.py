@@ -170,3 +170,10 @@ def test_the_pattern_of_two_in_four() -> None:
     assert not has_pattern(weight)
     assert not has_pattern(torch.zeros(4, 6))
     assert not has_pattern(torch.zeros(4, 4, 1, 1))
+
+
+def test_a_weight_put_together_lies_in_memory_as_its_integers_do() -> None:
+    """Or a convolution would run otherwise than the dense network's."""
+    codes = torch.randint(-3, 4, (6, 4, 3, 3), dtype=torch.int8).to(memory_format=torch.channels_last)
+    weight = put_together(codes, torch.rand(6, 1), 0)
+    assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -10,6 +10,7 @@ from torch import nn
 
 import autoprune
 from autoprune import api
+from autoprune.compress.pipeline import Compressed
 from autoprune.config import make_config
 from autoprune.search.bench import Bench, discover
 from autoprune.search.formats import stored_weights
@@ -58,7 +59,9 @@ def test_fewer_bits_make_smaller_files_that_run_in_int8(bench: Bench, tmp_path: 
     for bits in (8, 4, 2):
         folder = tmp_path / str(bits)
         folder.mkdir()
-        artifact = bench.deploy(bench.workload.model, at(bench, bits, rounding="gptq", scale="mse"), folder)
+        artifact = bench.deploy(
+            Compressed(bench.workload.model), at(bench, bits, rounding="gptq", scale="mse"), folder
+        )
         assert artifact.executed.int8_layers == artifact.executed.layers == 3
         sizes[bits] = (folder / "model.onnx").stat().st_size
     assert sizes[2] < sizes[4] < sizes[8]

@@ -90,7 +90,7 @@ def test_both_layers_get_the_group_s_bits(
 ) -> None:
     recipe = low(bench)
     made = bench.compressed(recipe)
-    artifact = bench.deploy(made.model, recipe, tmp_path)
+    artifact = bench.deploy(made, recipe, tmp_path)
     layers = 4 + len(made.factorised.ranks)
     assert (artifact.executed.layers, artifact.executed.asked_int8) == (layers, layers)
     assert artifact.executed.int8_layers == layers

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from autoprune.compress.pipeline import Compressed
 from autoprune.compress.recovery import refresh_batchnorm
 from autoprune.compress.sensitivity import SensitivityMeter
 from autoprune.config import make_config
@@ -22,7 +23,7 @@ from autoprune.search.cost_model import CostModel
 from autoprune.search.designs import design_recipes
 from autoprune.search.options import Options
 from autoprune.search.profiling import measure_profile, profile_key
-from autoprune.space.recipe import Recipe, uniform_recipe
+from autoprune.space.recipe import uniform_recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.workloads.workload import workload_from_objects
 
@@ -71,7 +72,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     patch.setenv("AUTOPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
     made = Bench.build(config, *discover(workload))
     folder = tmp_path_factory.mktemp("dense")
-    made.dense = made.deploy(workload.model, Recipe(), folder)
+    made.dense = made.deploy_dense(folder)
     patch.undo()
     return made
 
@@ -220,7 +221,7 @@ def test_rows_and_heat_map_tell_what_the_options_hold(bench: Bench, tmp_path: Pa
 @pytest.mark.parametrize("bits", [8, 32])
 def test_the_profiler_s_seconds_are_told_by_layer(bench: Bench, bits: int, tmp_path: Path) -> None:
     recipe = uniform_recipe(bench.groups, 0.0, 8 if bits == 8 else 32)
-    bench.deploy(bench.workload.model, recipe, tmp_path)
+    bench.deploy(Compressed(bench.workload.model), recipe, tmp_path)
     layers = [layer for g in bench.groups.groups for layer in g.producers]
     [seconds] = layer_seconds([tmp_path / "model.onnx"], layers, bench.config.target, (1, 12, 12))
     assert set(seconds) - {""} == set(layers)

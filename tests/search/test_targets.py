@@ -15,6 +15,7 @@ import autoprune
 from autoprune.actions import export_point
 from autoprune.api import Study
 from autoprune.cli.main import main
+from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, UsageError
 from autoprune.naming import file_name_of
@@ -40,7 +41,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     )
     deploy = Bench.deploy_on
 
-    def picky(bench: Bench, target: Target, network: nn.Module, recipe: Recipe, folder: Path) -> Artifact:
+    def picky(bench: Bench, target: Target, network: Compressed, recipe: Recipe, folder: Path) -> Artifact:
         if target.spec == THIRD and recipe.groups:
             raise ExportError("no kernel for this")
         return deploy(bench, target, network, recipe, folder)
