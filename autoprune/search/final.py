@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 
-from autoprune.compress.aware import IntegerTraining
-from autoprune.compress.finetune import Trainer
-from autoprune.compress.lowrank import with_factors
-from autoprune.compress.masking import hold_zeros, masked_layers
 from autoprune.compress.pipeline import Compressed
 from autoprune.errors import TrialError
-from autoprune.search.bench import RECIPE_FILE, Bench
+from autoprune.search.bench import Bench
 from autoprune.search.driver import Driver
-from autoprune.search.fidelity import INHERITED
-from autoprune.search.jobs import with_steps
-from autoprune.search.lineage import prunes_further
+from autoprune.search.final_recovery import LongRecovery
 from autoprune.search.points import Points
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.search.variants import Variants, narrower
-from autoprune.space.recipe import Recipe, Recovery
-from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
 
@@ -32,8 +23,6 @@ _LEAST_FREE = 2
 _HARDLY_MORE = 1.1
 # The volume hardly depends on their number: the more there are to choose from, the better.
 _HARDLY_LESS = 0.97
-# What a network that lost nothing counts as, against the one that lost most.
-_LEAST_NEED = 0.05
 
 # For each network its trials, the leading one first.
 Networks = list[list[TrialRecord]]
@@ -74,11 +63,7 @@ class FinalPhase:
         self.done = {r.parent for r in finals if r.round == self.round and not r.variant}
         # What earlier rounds left of a trial: the weights that this round continues.
         self._earlier = {r.parent: r for r in finals if r.round < self.round and not r.variant}
-        # Networks that this phase recovered, by trial, and the one that each was cut from.
-        self._lines: dict[int, Compressed] = {}
-        # Trials whose networks of this phase know of integers.
-        self._integers: set[int] = set()
-        self.started_from: dict[int, int] = {}
+        self.recovery = LongRecovery(driver, bench, self._earlier)
         self._most_free: int | None = None
         self._trains = True
 
@@ -112,12 +97,12 @@ class FinalPhase:
         }
         wanted = {r.number for r in [*self._free(), *self._kept_from_earlier()]} | set(trained)
         chosen = [r for r in self.driver.records if r.number in wanted]
-        made = [self.points.make(r, trained.get(r.number) or self._untrained(r)) for r in chosen]
+        made = [self.points.make(r, trained.get(r.number) or self.recovery.untrained(r)) for r in chosen]
         points = [point for point in made if point is not None]
         networks_made = [p for p in points if p.parent.number in trained]
         points += Variants(self.bench, self.points, self.driver.space, self._fits_variant).of(networks_made)
         if points:
-            self.points.measure(points, self.started_from)
+            self.points.measure(points, self.recovery.started_from)
         for record in chosen:
             shutil.rmtree(self.paths.recovered(record.number, self.round), ignore_errors=True)
 
@@ -247,7 +232,7 @@ class FinalPhase:
     def _recover(self, networks: list[list[TrialRecord]]) -> list[Compressed | None]:
         """Train each network for its share of the time that measuring leaves."""
         artifacts = self._artifacts(networks)
-        needs = self._needs(networks)
+        needs = self.recovery.needs(networks)
         recovered: list[Compressed | None] = []
         for index, members in enumerate(networks):
             self.driver.listener(
@@ -261,119 +246,9 @@ class FinalPhase:
             slot_s = left_s * needs[index] / sum(needs[index:])
             try:
                 with failures_as_trial_errors():
-                    recovered.append(self._recover_one(members[0], slot_s))
+                    recovered.append(self.recovery.recover(members[0], slot_s if self._trains else 0.0))
             except TrialError as error:
                 recovered.append(None)
                 self.driver.note_final_failure(members[0], error)
             self.driver.store.set_spent(self.keeper.spent_s)
         return recovered
-
-    def _needs(self, networks: list[list[TrialRecord]]) -> list[float]:
-        """Return each network's weight in sharing out the time; a mild cut is healed soon, a deep one never quite.
-
-        It is the cube root of what the network lost in its trial, so that eight times the loss gets twice the time.
-        """
-        dense = next((r for r in self.driver.records if r.origin == "dense" and r.measurement), None)
-        best = dense.measurement.search.value if dense and dense.measurement else 0.0
-        values = [members[0].measurement for members in networks]
-        lost = [best - m.search.value if m is not None else 0.0 for m in values]
-        unit = max(lost, default=0.0)
-        return [max(_LEAST_NEED, loss / unit if unit > 0 else 1.0) ** (1 / 3) for loss in lost]
-
-    def _recover_one(self, record: TrialRecord, slot_s: float) -> Compressed:
-        """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
-        checkpoint = self.paths.recovered(record.number, self.round)
-        if (checkpoint / RECIPE_FILE).exists():
-            self._lines[record.number] = self.bench.load(checkpoint)
-            parent = self.driver.store.notes().get(self._line_note(record))
-            if parent:
-                self.started_from[record.number] = int(parent)
-            return self._lines[record.number]
-        compressed = self._untrained(record)
-        recipe = record.recipe
-        if (
-            recipe is None
-            or not self._trains
-            or slot_s <= 0
-            or recipe.recovery.finetune_steps == 0
-            or recipe.order == "tune-prune-quantize"  # nothing is trained after the cut
-            or self.driver.interrupt()
-        ):
-            return compressed
-        compressed = self._from_line(record, compressed)
-        earlier = self._earlier.get(record.number)
-        clock = self.driver.clock
-        begun_s = clock.monotonic()
-        network = deepcopy(compressed.model)
-        integers = IntegerTraining.of(network, recipe, self.bench.groups)
-        if recipe.trains_integers:  # no other recipe's network goes on from this one
-            self._integers.add(record.number)
-        trainer = Trainer(
-            network,
-            self.bench.stream,
-            self._recovery_of(recipe),
-            loss=self.bench.workload.loss,
-            device=self.bench.device,
-            training_step=self.bench.workload.training_step,
-            # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
-            start_step=earlier.train_steps if earlier is not None else 0,
-        )
-        groups = self.bench.groups
-        masked = masked_layers(recipe, groups, groups.removed_blocks(recipe.kept_counts(groups)))
-        hold_zeros(with_factors(trainer.model, list(masked)))(trainer)
-        integers.watch(trainer)
-        steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
-        trained = Compressed(
-            model=integers.finish(trainer.finish()),
-            plan=compressed.plan,
-            train_steps=compressed.train_steps + steps,
-            solved=[],
-            factorised=compressed.factorised,
-            ranges=integers.ranges,
-        )
-        if not self.driver.interrupt():
-            folder = temporary_folder(self.paths.artifacts)
-            self.bench.save(trained, recipe, folder)
-            if record.number in self.started_from:
-                self.driver.store.note(self._line_note(record), str(self.started_from[record.number]))
-            commit_folder(folder, checkpoint)
-            self._lines[record.number] = trained
-        return trained
-
-    def _line_note(self, record: TrialRecord) -> str:
-        return f"line:{self.round}:{record.number}"
-
-    def _recovery_of(self, recipe: Recipe) -> Recovery:
-        """Return how a network is trained: as in its trial, but for the default search, whose rungs train briefly."""
-        auto = self.bench.config.sampler == "auto"
-        return self.driver.space.default_recovery() if auto else recipe.recovery
-
-    def _from_line(self, record: TrialRecord, own: Compressed) -> Compressed:
-        """Return the network to continue: the trial's own, or a network of this phase that it cuts further.
-
-        Networks come from the mildest on, so that each one's training goes on in those that follow.
-        """
-        recipe = record.recipe
-        if recipe is None or not self.bench.config.has_lineage:
-            return own
-        counts = recipe.kept_counts(self.bench.groups)
-        parents = [
-            (parent.train_steps, number)
-            for number, parent in self._lines.items()
-            # Its own training counts for more than what a parent took before the cut.
-            if INHERITED * parent.train_steps > own.train_steps
-            and number not in self._integers
-            and prunes_further(counts, {g.name: parent.kept(g) for g in self.bench.groups.groups})
-        ]
-        if not parents:
-            return own
-        _, number = max(parents)
-        self.started_from[record.number] = number
-        untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
-        return self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
-
-    def _untrained(self, record: TrialRecord) -> Compressed:
-        if record.recipe is None or not record.recipe.prunes:
-            return Compressed(self.bench.workload.model)
-        earlier = self._earlier.get(record.number)
-        return self.bench.load(artifact_folder(self.paths, earlier or record))

@@ -10,11 +10,11 @@ from autoprune.config import Budget, StudyConfig
 from autoprune.errors import TrialError
 from autoprune.measure.record import Capability, Executed, Latency, Measurement
 from autoprune.naming import StudyPaths
-from autoprune.search.bench import Timings
 from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.timings import Timings
 from autoprune.search.trial import Outcome
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import Recipe

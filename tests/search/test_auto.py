@@ -13,11 +13,11 @@ from autoprune.config import Budget, Limits, StudyConfig
 from autoprune.errors import TooManyFailuresError, TrialError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key
-from autoprune.search.bench import Timings
 from autoprune.search.cost_model import CostModel
 from autoprune.search.lineage import prunes_further
 from autoprune.search.options import Options
 from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.timings import Timings
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
 from autoprune.space.shapes import AxisUse, LayerShape

@@ -75,15 +75,15 @@ def trained(phase: FinalPhase, number: int, steps: int) -> None:
     recipe = phase.driver.records[number].recipe
     assert recipe is not None
     plan = {name: tuple(range(count)) for name, count in recipe.kept_counts(phase.bench.groups).items()}
-    phase._lines[number] = Compressed(model=nn.Identity(), plan=plan, train_steps=steps, solved=[])
+    phase.recovery._lines[number] = Compressed(model=nn.Identity(), plan=plan, train_steps=steps, solved=[])
 
 
 def start_of(phase: FinalPhase, number: int, own_steps: int = 50) -> int | None:
     """Return the trial that a network's final recovery starts from."""
     own = Compressed(model=nn.Identity(), plan={}, train_steps=own_steps, solved=[])
-    found = phase._from_line(phase.driver.records[number], own)
-    assert (found is own) == (number not in phase.started_from)
-    return phase.started_from.get(number)
+    found = phase.recovery._from_line(phase.driver.records[number], own)
+    assert (found is own) == (number not in phase.recovery.started_from)
+    return phase.recovery.started_from.get(number)
 
 
 def test_a_deeper_cut_starts_from_the_best_trained_network_that_it_cuts_further(phase: FinalPhase) -> None:
@@ -112,7 +112,7 @@ def test_without_lineage_each_network_goes_on_from_its_own_trial(
 
 
 def test_what_lost_more_trains_longer_and_eight_times_the_loss_twice_as_long(phase: FinalPhase) -> None:
-    needs = phase._needs([[record] for record in phase.driver.records[1:]])
+    needs = phase.recovery.needs([[record] for record in phase.driver.records[1:]])
     assert needs == sorted(needs)
     lost = [0.9 - r.measurement.search.value for r in phase.driver.records[1:] if r.measurement]
     assert needs[-1] / needs[1] == pytest.approx((lost[-1] / lost[1]) ** (1 / 3))

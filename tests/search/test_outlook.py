@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from autoprune.config import Budget, StudyConfig
-from autoprune.search.bench import Timings
 from autoprune.search.fidelity import INHERITED
 from autoprune.search.jobs import Job
+from autoprune.search.timings import Timings
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
 from autoprune.study.front import volume_of
 from tests.search.fakes import Scene, make_scene
