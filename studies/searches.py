@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,19 @@ class Outcome:
             content["environment"][-1]["host"],
             [Measurement.model_validate(each) for each in content.get("further", ())],
         )
+
+    def on(self, target: str) -> Outcome:
+        """Return what the run came to on one of its targets; points that were not measured there have no figures."""
+        if target == self.run.settings["target"].split(",")[0]:
+            return self
+        trials = [
+            t.model_copy(
+                update={"measurement": t.measurement.elsewhere.get(target) if t.measurement else None}
+            )
+            for t in self.trials
+        ]
+        further = [m.elsewhere[target] for m in self.further if target in m.elsewhere]
+        return replace(self, trials=trials, further=further)
 
     @property
     def finals(self) -> list[TrialRecord]:

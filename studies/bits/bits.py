@@ -38,29 +38,34 @@ def values() -> dict[str, Any]:
 def planned() -> Iterator[Run]:
     """Yield the runs."""
     given = values()
-    for target in given["targets"]:
-        for name, settings in given["runs"].items():
-            budget = given["pruning_first"] if name == AFTERWARDS else given["budget"]
-            yield Run(HERE, target, f"{name} {target}", given["seed"], budget, {**settings, "target": target})
+    for name, settings in given["runs"].items():
+        budget = given["pruning_first"] if name == AFTERWARDS else given["budget"]
+        own = {**settings, "target": ",".join(given["targets"])}
+        yield Run(HERE, "front", name, given["seed"], budget, own)
     more = given["long"]
     own = {**given["runs"][more["name"]], "target": more["target"]}
-    yield Run(HERE, "long", f"{more['name']} {more['target']}", given["seed"], more["budget"], own)
+    yield Run(HERE, "long", more["name"], given["seed"], more["budget"], own)
 
 
 def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
     """Put every network of a finished pruning on fewer bits, until the budget of the others is spent."""
-    if not run.name.startswith(AFTERWARDS):
+    if run.name != AFTERWARDS:
         return {}
     os.environ |= {"AUTOPRUNE_STUDIES": str(run.studies), "AUTOPRUNE_CACHE": cache}
+    from autoprune.compress.pipeline import Compressed
     from autoprune.config import make_config
+    from autoprune.deploy.runtime import Artifact
     from autoprune.measure.latency import FINAL_PROTOCOL, measure_front
+    from autoprune.measure.record import Capability
     from autoprune.search.bench import Bench, as_groups_say
-    from autoprune.search.trial import assemble, evaluate
+    from autoprune.search.trial import assemble, evaluate_file
     from autoprune.space.groups import Groups
     from autoprune.space.quantization import Quantization
+    from autoprune.space.recipe import Recipe
     from autoprune.study.artifacts import artifact_folder
     from autoprune.study.front import dense_record, front_points
     from autoprune.study.store import StudyStore
+    from autoprune.target import Target
     from autoprune.workloads.workload import load_workload
 
     begun_s = time.monotonic()
@@ -74,14 +79,27 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
     dense = dense_record(store.records())
     assert dense is not None  # noqa: S101
     bench.adopt_dense(artifact_folder(store.paths, dense), dense)
+
+    def scored(target: Target, artifact: Artifact) -> tuple[Artifact, Capability, Capability]:
+        runtime, data = bench.runtime_of(target), workload.data
+        splits = (data.search, data.report.unseal())
+        search, report = (evaluate_file(runtime, artifact.path, s, workload.metric) for s in splits)
+        return artifact, search, report
+
     how = Quantization(scale="mse", rounding="gptq", bias_correction=True)
     folder = Path(tempfile.mkdtemp(prefix="autoprune-afterwards-"))
     made = []
     try:
+        assert bench.dense is not None  # noqa: S101
+        references = {t.spec: bench.dense.path for t in config.targets[:1]}
+        for target in config.also:
+            whole = bench.deploy_on(target, Compressed(workload.model), Recipe(), folder)
+            references[target.spec] = whole.path
         points = front_points(store)
         for bits in BITS:
             for point in points:
-                if time.monotonic() - begun_s + _TIMING_S * (len(made) + 2) > left_s:
+                timing_s = _TIMING_S * len(config.targets) * (len(made) + 2)
+                if time.monotonic() - begun_s + timing_s > left_s:
                     break
                 recipe = point.record.recipe
                 assert recipe is not None  # noqa: S101
@@ -93,21 +111,37 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
                 network = bench.load(artifact_folder(store.paths, point.record))
                 place = folder / str(len(made))
                 place.mkdir()
-                artifact = bench.deploy(network, recipe, place)
-                search = evaluate(bench, artifact, workload.data.search)
-                report = evaluate(bench, artifact, workload.data.report.unseal())
-                made.append((network, artifact, search, report))
-        assert bench.dense is not None  # noqa: S101
-        timed = measure_front(
-            [artifact.path for _, artifact, _, _ in made],
-            bench.dense.path,
-            config.target,
-            workload.data.input_shape,
-            protocol=FINAL_PROTOCOL,
-        )
+                files = [bench.deploy(network, recipe, place)]
+                files += [bench.deploy_on(target, network, recipe, place) for target in config.also]
+                made.append((network, [scored(t, f) for t, f in zip(config.targets, files, strict=True)]))
+        on: list[list[Any]] = []
+        for number, target in enumerate(config.targets):
+            reference, there = references[target.spec], [(n.model, *deployed[number]) for n, deployed in made]
+            paths = [artifact.path for _, artifact, _, _ in there]
+            timed = measure_front(
+                paths, reference, target, workload.data.input_shape, protocol=FINAL_PROTOCOL
+            )
+            on.append(
+                [
+                    assemble(
+                        bench,
+                        model,
+                        artifact,
+                        latency,
+                        figures,
+                        search=search,
+                        report=report,
+                        reference=reference,
+                    )
+                    for (model, artifact, search, report), (latency, figures) in zip(
+                        there, timed, strict=True
+                    )
+                ]
+            )
+        specs = [target.spec for target in config.also]
         further = [
-            assemble(bench, network.model, artifact, latency, figures, search=search, report=report)
-            for (network, artifact, search, report), (latency, figures) in zip(made, timed, strict=True)
+            first.model_copy(update={"elsewhere": dict(zip(specs, others, strict=True))})
+            for first, *others in zip(*on, strict=True)
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -115,11 +149,10 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
     return {"further": [m.model_dump(mode="json") for m in further], "spent_s": spent_s}
 
 
-def row_of(outcome: Outcome) -> dict[str, Any]:
-    """Return a run's line of the table."""
-    name, _, target = outcome.run.name.rpartition(" ")
+def row_of(outcome: Outcome, target: str) -> dict[str, Any]:
+    """Return a run's line of the table for one of its targets."""
     return {
-        "search": name,
+        "search": outcome.run.name,
         "target": target,
         "hypervolume": f"{outcome.volume():.4f}",
         **{f"points lost at {share:g}": _lost(outcome.lost_at(share)) for share in SHARES},
@@ -140,10 +173,11 @@ def report() -> None:
     if not outcomes:
         raise SystemExit("there are no records yet; begin with: bits.py run --data D --weights F")
     short = [o for o in outcomes if o.run.kind != "long"]
-    table = pd.DataFrame([row_of(o) for o in short])
-    table.to_csv(HERE / "bits.csv", index=False)
-    draw(short)
     given = values()
+    on = {target: [o.on(target) for o in short] for target in given["targets"]}
+    table = pd.DataFrame([row_of(o, target) for target, there in on.items() for o in there])
+    table.to_csv(HERE / "bits.csv", index=False)
+    draw(on)
     lines = [
         "# Bits and pruning, together and apart",
         "",
@@ -151,12 +185,12 @@ def report() -> None:
         "exported files: capability on the report split, latency interleaved with the dense network on the target. Hypervolume",
         "is that below 10 points lost, the dense latency and the dense size, each axis scaled to 1. Every search had "
         f"{given['budget']}, all of",
-        f"it counted; *{AFTERWARDS}* is the search of ratios alone for {given['pruning_first']}, whose networks are then put on 8, 6, 4, 3 and 2",
-        "bits by GPTQ in the time that is left.",
+        f"it counted, decided by {given['targets'][0]} and measured its front on each target; *{AFTERWARDS}* is the search of ratios",
+        f"alone for {given['pruning_first']}, whose networks are then put on 8, 4, 6, 3 and 2 bits by GPTQ in the time that is left.",
         "",
         markdown(table),
         "",
-        *verdicts(short),
+        *verdicts(on),
         "",
         "![fronts](fronts.png)",
         *eighth([o for o in outcomes if o.run.kind == "long"], given["eighth"]),
@@ -169,13 +203,11 @@ def report() -> None:
     (HERE / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def verdicts(outcomes: list[Outcome]) -> list[str]:
+def verdicts(on: dict[str, list[Outcome]]) -> list[str]:
     """Return one line for each target: the joint search against the best other one."""
     lines = []
-    for target in dict.fromkeys(o.run.kind for o in outcomes):
-        volumes = {
-            o.run.name.removesuffix(f" {target}"): o.volume() for o in outcomes if o.run.kind == target
-        }
+    for target, outcomes in on.items():
+        volumes = {o.run.name: o.volume() for o in outcomes}
         others = {name: volume for name, volume in volumes.items() if name != "joint"}
         if "joint" in volumes and others:
             best = max(others, key=lambda name: others[name])
@@ -204,7 +236,7 @@ def eighth(outcomes: list[Outcome], share: float) -> list[str]:
             "",
             f"## Mixed bits at {share:g} of the dense bytes",
             "",
-            f"{outcome.run.name} in {outcome.run.budget}: the best point of at most {share:g} of the dense bytes has "
+            f"{outcome.run.name}, on {outcome.run.settings['target']} in {outcome.run.budget}: the best point of at most {share:g} of the dense bytes has "
             f"{measured.size_ratio:.3f} of them and {kept.value:.4f} on the",
             f"report split ({kept.ci[0]:.4f} to {kept.ci[1]:.4f}), the dense network {outcome.dense:.4f}: "
             f"{100 * (outcome.dense - kept.value):.2f} points lost after {best.train_steps} steps, at",
@@ -213,16 +245,16 @@ def eighth(outcomes: list[Outcome], share: float) -> list[str]:
     return lines
 
 
-def draw(outcomes: list[Outcome]) -> None:
+def draw(outcomes: dict[str, list[Outcome]]) -> None:
     """Draw points lost against size and against latency for each target, one colour for each search."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    targets = list(dict.fromkeys(o.run.kind for o in outcomes))
-    figure = Figure(figsize=(11, 4.6 * len(targets)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 4.6 * len(outcomes)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for row, target in zip(figure.subplots(len(targets), 2, squeeze=False), targets, strict=True):
-        for outcome in (o for o in outcomes if o.run.kind == target):
+    rows = figure.subplots(len(outcomes), 2, squeeze=False)
+    for row, (target, there) in zip(rows, outcomes.items(), strict=True):
+        for outcome in there:
             on = [
                 m
                 for m, is_on in zip(outcome.measurements, outcome.front(), strict=True)
@@ -232,8 +264,7 @@ def draw(outcomes: list[Outcome]) -> None:
             for axis, shares in zip(
                 row, ([m.size_ratio for m in on], [m.latency.ratio for m in on]), strict=True
             ):
-                label = outcome.run.name.removesuffix(f" {target}")
-                axis.plot(shares, lost, "o", alpha=0.75, markersize=5, label=label)
+                axis.plot(shares, lost, "o", alpha=0.75, markersize=5, label=outcome.run.name)
         for axis, name in zip(row, ("size", "latency"), strict=True):
             axis.set_xlabel(f"{name} on {target}, share of the dense network's")
             axis.set_ylabel("points of accuracy lost")
