@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autoprune.clock import Clock, SystemClock
 from autoprune.config import StudyConfig, make_config
 from autoprune.errors import UsageError
+from autoprune.naming import StudyPaths
 from autoprune.search.events import Listener, ignore
 from autoprune.study.elsewhere import seen_by, seen_on, targets_of
 from autoprune.study.front import FrontPoint, dense_record, front_points, pick_points, to_frame
@@ -75,6 +76,11 @@ class Study:
     def path(self) -> Path:
         """Folder of the study."""
         return self._store.paths.root
+
+    @property
+    def paths(self) -> StudyPaths:
+        """Files of the study, of the target that its figures are of."""
+        return self._store.paths
 
     @property
     def objectives(self) -> tuple[str, ...]:

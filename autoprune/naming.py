@@ -92,7 +92,7 @@ class StudyPaths:
 
     Attributes:
         root: The study's folder, ``studies/<name>``.
-        target: Further target whose figures are meant, in the form of file names; empty for the study's first one.
+        target: Word of the further target whose figures are meant; empty for the study's first one.
     """
 
     root: Path
@@ -180,14 +180,16 @@ class StudyPaths:
 
     def on_target(self, spec: str) -> StudyPaths:
         """Return the paths of what is told of a further target."""
-        return StudyPaths(self.root, file_name_of(spec))
+        return StudyPaths(self.root, spec)
 
     def in_artifact(self, folder: Path) -> Path:
         """Return the folder of the target's own files inside of an artifact's folder."""
-        return folder / TARGETS_FOLDER / self.target if self.target else folder
+        return folder / TARGETS_FOLDER / file_name_of(self.target) if self.target else folder
 
     def _of_target(self, stem: str, ending: str) -> Path:
-        return self.root / f"{stem}-{self.target}{ending}" if self.target else self.root / f"{stem}{ending}"
+        return self.root / (
+            f"{stem}-{file_name_of(self.target)}{ending}" if self.target else f"{stem}{ending}"
+        )
 
 
 def study_folders() -> list[Path]:

@@ -41,6 +41,7 @@ class RuntimeFacts:
         int8: Kinds of layers that it can run in int8. The weights of others are stored in the bits that a recipe says,
             and their arithmetic is left in float.
         dynamic: Whether single linear layers can find the range of their 8 bit inputs at each inference.
+        fp8: Devices on which linear layers can run in fp8.
     """
 
     module: str
@@ -53,6 +54,7 @@ class RuntimeFacts:
     compiles: bool = False
     int8: tuple[WeightKind, ...] = ("conv", "depthwise", "linear")
     dynamic: bool = False
+    fp8: tuple[Device, ...] = ()
 
     @property
     def installed(self) -> bool:
@@ -94,12 +96,15 @@ RUNTIMES: dict[str, RuntimeFacts] = {
         cuda_precisions=PRECISIONS,
         compiles=True,
         int8=("linear",),
+        dynamic=True,
+        fp8=("cuda",),
     ),
     "executorch": RuntimeFacts(
         "executorch",
         "pip install 'autoprune[executorch]'",
         "model.pte",
         'executorch.runtime.Runtime.get().load_program("model.pte").load_method("forward")',
+        dynamic=True,
     ),
     "tensorrt": RuntimeFacts(
         "tensorrt",

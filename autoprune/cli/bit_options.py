@@ -34,7 +34,7 @@ Aware = Annotated[
 Half = Annotated[str | None, typer.Option(metavar="H", help="what 16 bits are: float16|bfloat16 (float16)")]
 Activations = Annotated[
     str | None,
-    typer.Option(metavar="A", help="ranges of 8 bit inputs: static|dynamic, of linear layers (static)"),
+    typer.Option(metavar="A", help="8 bit inputs of linear layers: static|dynamic|fp8 (static)"),
 ]
 Equalize = Annotated[
     str | None,
@@ -87,9 +87,26 @@ def gathered(
         raise UsageError(
             f"--smooth-alpha {smooth_alpha:g} is for --equalize smooth or both; got --equalize {equalize or 'none'}"
         )
-    if activations == "dynamic" and ((bits or 8) > known.INTEGER_BITS or (activation_bits or 8) > 8):
+    if activations in ("dynamic", "fp8") and ((bits or 8) > known.INTEGER_BITS or (activation_bits or 8) > 8):
         raise UsageError(
-            "--activations dynamic is for inputs of 8 bits; allowed with it: --bits 2 to 8 and --activation-bits 8"
+            f"--activations {activations} is for inputs of 8 bits; allowed with it: --bits 2 to 8 and "
+            "--activation-bits 8"
+        )
+    of_integers = {
+        "--activation-bits": activation_bits,
+        "--scale": scale,
+        "--block-size": block_size,
+        "--rounding": rounding,
+        "--bias-correction": bias_correction or None,
+        "--aware": aware or None,
+        "--equalize": equalize,
+    }
+    idle = [option for option, value in of_integers.items() if value is not None]
+    if bits is not None and bits > known.INTEGER_BITS and idle:
+        raise UsageError(
+            f"{', '.join(idle)} with --bits {bits} would do nothing: there are no integers; allowed with it: "
+            "--bits 2 to 8",
+            "lower --bits, or leave the other options out",
         )
     found: dict[str, Any] = {"bits": bits, "activation_bits": activation_bits}
     how = {

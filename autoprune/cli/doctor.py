@@ -63,7 +63,12 @@ def doctor(
     }
     is_done = True
     if measure:
-        usable = [Target(runtime=t["name"]) for t in found["targets"] if t["usable"]]
+        # Precisions of float are formats of a runtime's table, so that one table each is enough.
+        usable = [
+            t
+            for t in (_target(t["name"]) for t in found["targets"] if t["usable"])
+            if t.precision == "float32"
+        ]
         is_done = measure_tables(usable if asked is None else [asked], full=full, quiet=quiet or json)
     tables = _tables(asked)
     files = [] if to is None else write_tables(tables, to)

@@ -29,7 +29,7 @@ def show_front(study: Study, points: Sequence[FrontPoint] | None = None, *, json
     dense = dense_record(study.records())
     if json:
         print_json(
-            {**front_object(study.name, dense, chosen), "target": study.target, "targets": study.targets}
+            {**front_object(study.paths, dense, chosen), "target": study.target, "targets": study.targets}
         )
         return
     print_front(chosen, dense)
@@ -37,13 +37,14 @@ def show_front(study: Study, points: Sequence[FrontPoint] | None = None, *, json
         print_text("no point is on the front yet")
 
 
-def front_object(name: str, dense: TrialRecord | None, points: Sequence[FrontPoint]) -> dict[str, Any]:
+def front_object(
+    paths: StudyPaths, dense: TrialRecord | None, points: Sequence[FrontPoint]
+) -> dict[str, Any]:
     """Return the one object that ``--json`` prints."""
     from autoprune.study.front import point_json
 
-    paths = StudyPaths.of(name)
     return {
-        "study": name,
+        "study": paths.name,
         "dense": None if dense is None else point_json(paths, dense),
         "points": [
             {**point_json(paths, p.record), "baseline": p.baseline, "tie_with": list(p.tie_with)}
@@ -56,4 +57,4 @@ def show_csv(study: Study, points: Sequence[FrontPoint]) -> None:
     """Print points as CSV, one row each."""
     from autoprune.study.front import to_frame
 
-    print_text(to_frame(points, StudyPaths.of(study.name)).to_csv(index=False))
+    print_text(to_frame(points, study.paths).to_csv(index=False))

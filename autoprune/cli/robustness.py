@@ -39,7 +39,7 @@ def show_robustness(study: Study, points: Sequence[FrontPoint], *, json: bool, t
     records, results, number = measured(study, points, trust_code)
     base = None if number is None else results.get(number)
     if json:
-        found = front_object(study.name, dense_record(study.records()), points)
+        found = front_object(study.paths, dense_record(study.records()), points)
         shown = [*found["points"], *([found["dense"]] if found["dense"] else [])]
         for point in shown:
             result = results.get(point["trial"])

@@ -46,7 +46,6 @@ def front(
     _exclude("--min-accuracy", min_accuracy, "--max-drop", max_drop)
     _exclude("--json", json or None, "--csv", csv or None)
     _exclude("--robustness", robustness or None, "--csv", csv or None)
-    _exclude("--target", target, "--measurements", measurements)
     _exclude("--robustness", robustness or None, "--measurements", measurements)
     from autoprune.api import open_study
     from autoprune.study.front import dense_record, pick_points

@@ -27,12 +27,13 @@ def measure_tables(targets: Sequence[Target], *, full: bool, quiet: bool) -> boo
         Whether all of it was done; not so after Ctrl-C, which keeps what was measured until then.
 
     Raises:
-        ExportError: If a target cannot be measured.
+        ExportError: If targets cannot be measured, once the others are.
         StorageError: If a table cannot be kept.
     """
     from autoprune.measure.truth import measure_truth
     from autoprune.measure.truth_table import write_table
 
+    failed: list[tuple[Target, AutopruneError]] = []
     for target in targets:
 
         def say(message: str, spec: str = target.spec) -> None:
@@ -54,8 +55,11 @@ def measure_tables(targets: Sequence[Target], *, full: bool, quiet: bool) -> boo
             return False
         except StorageError:
             raise
-        except AutopruneError as error:
-            raise ExportError(f"{target.spec} cannot be measured: {error.message}", error.hint) from error
+        except AutopruneError as error:  # the others are measured all the same
+            failed.append((target, error))
+    if failed:
+        told = "; ".join(f"{target.spec} cannot be measured: {error.message}" for target, error in failed)
+        raise ExportError(told, failed[0][1].hint)
     return True
 
 

@@ -2,7 +2,8 @@ r"""Training that knows of integers: weights and inputs are rounded in every for
 
 What a layer computes then is what the deployed file computes of the same inputs: the same integers of weights, the same
 grid of inputs, whose range the training keeps and the file takes over, and biases on the grid of the products. What the
-training does not know of is the rounding of what lies between layers, such as the terms of a sum.
+training does not know of is the rounding of what lies between layers, such as the terms of a sum. TensorRT's grids are
+symmetric around 0, and dynamic ranges are those of each inference there, of each batch here.
 
 References:
     [Esser2020] Learned Step Size Quantization, ICLR 2020.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from autoprune.compress import quantizers
 from autoprune.compress.finetune import Trainer
-from autoprune.compress.formats import dynamic_layers, int8_layers, layer_bits
+from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, fp8_layers, int8_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.rounding import grid_between, input_grid, on_input_grid
 from autoprune.space.groups import Groups
@@ -97,19 +98,26 @@ class IntegerTraining:
                 _make_learn(module, bits[name], how)
 
     @classmethod
-    def of(cls, model: nn.Module, recipe: Recipe, groups: Groups) -> IntegerTraining:
+    def of(
+        cls, model: nn.Module, recipe: Recipe, groups: Groups, kinds: Collection[str] = LAYER_KINDS
+    ) -> IntegerTraining:
         """Return what trains the integers of a recipe; one that does nothing where it trains none.
 
         Args:
             model: The network that the recipe's cuts left.
             recipe: The candidate.
             groups: Groups of the network that it began with.
+            kinds: Kinds of layers that run in int8 where the network is deployed.
         """
         if not recipe.trains_integers:
             return cls(model, {}, (), 0.0)
-        eight = with_factors(model, int8_layers(recipe, groups))
+        eight = with_factors(model, int8_layers(recipe, groups, kinds))
         dynamic = dynamic_layers(model, recipe, groups)
-        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware, dynamic)
+        floats = fp8_layers(model, recipe, groups)
+        bits = {
+            name: width for name, width in layer_bits(model, recipe, groups).items() if name not in floats
+        }
+        return cls(model, bits, eight, recipe.quantization.aware, dynamic)
 
     def watch(self, trainer: Trainer) -> None:
         """Follow a training, and begin with integers where the share says so."""

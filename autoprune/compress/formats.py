@@ -8,6 +8,7 @@ from torch import nn
 
 from autoprune.compress.lowrank import with_factors
 from autoprune.space.groups import Groups
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import Recipe, groups_left
 
 LAYER_KINDS = ("conv", "depthwise", "linear")
@@ -44,8 +45,25 @@ def dynamic_layers(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str
         recipe: What made it.
         groups: Groups of the dense network.
     """
-    if recipe.quantization.activations != "dynamic":
+    return _linear(model, recipe, groups) if recipe.quantization.activations == "dynamic" else []
+
+
+def fp8_layers(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the linear layers that run in fp8.
+
+    Args:
+        model: The compressed network.
+        recipe: What made it.
+        groups: Groups of the dense network.
+    """
+    if recipe.quantization.activations != "fp8":
         return []
+    bits = layer_bits(model, recipe, groups)
+    return [name for name in _linear(model, recipe, groups) if bits[name] == INTEGER_BITS]
+
+
+def _linear(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str]:
+    """Return the linear layers whose weights and inputs have 8 bits at most."""
     asked = with_factors(model, int8_layers(recipe, groups))
     modules = dict(model.named_modules())
     return [name for name in asked if isinstance(modules.get(name), nn.Linear)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoprune.compress.aware import IntegerTraining
 from autoprune.compress.finetune import Loss, TeacherStream, Trainer, TrainingStep, finetune
+from autoprune.compress.formats import LAYER_KINDS
 from autoprune.compress.lowrank import Factorised, factorise, with_factors
 from autoprune.compress.mask_training import MaskInTraining
 from autoprune.compress.masking import hold_zeros, mask_weights, masked_layers
@@ -64,6 +65,7 @@ def compress(
     start_step: int = 0,
     deadline: Callable[[], bool] | None = None,
     training_step: TrainingStep | None = None,
+    int8_kinds: Collection[str] = LAYER_KINDS,
 ) -> Compressed:
     """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
 
@@ -92,6 +94,7 @@ def compress(
         start_step: Number of the first training batch.
         deadline: Returns True once training has to stop.
         training_step: The user's own training step.
+        int8_kinds: Kinds of layers that run in int8 where the network will be deployed.
 
     Returns:
         The recovered network.
@@ -127,6 +130,7 @@ def compress(
                 device=device,
                 deadline=deadline,
                 training_step=training_step,
+                int8_kinds=int8_kinds,
             ),
             Stage(dense, groups, statistics, wanted, start_step),
             recipe,
@@ -160,7 +164,7 @@ def compress(
         refresh_batchnorm(cut.model, [inputs for inputs, _ in calibration_batches])
     model = cut.model
     if recipe.order == "prune-tune-quantize":
-        integers = IntegerTraining.of(model, recipe, groups)
+        integers = IntegerTraining.of(model, recipe, groups, int8_kinds)
         hold = hold_zeros(cut.masked) if masks is None else masks.watch
 
         def watch(trainer: Trainer) -> None:

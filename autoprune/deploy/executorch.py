@@ -23,7 +23,7 @@ from autoprune.deploy.layered import CALIBRATION_EXAMPLES, PARITY_EXAMPLES, Laye
 from autoprune.deploy.layers import Layer, call_in
 from autoprune.deploy.qdq import with_steps
 from autoprune.deploy.runtime import Artifact, Formats, some, with_projections
-from autoprune.deploy.session import Floats, open_session, run_all
+from autoprune.deploy.session import Floats, in_pieces, open_session, run_all
 from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
@@ -96,8 +96,10 @@ class ExecuTorch:
             inputs=inputs[:PARITY_EXAMPLES].numpy(),
             wanted=wanted,
             foreign=network.foreign,
+            batch=self.target.batch,
             asked=dict.fromkeys(int8, "int8") | dict.fromkeys(dynamic, "dynamic int8"),
-            stored=dict(sorted(Counter(str(each.bits) for each in small.values()).items())),
+            # Each integer has a byte, however few bits its values need.
+            stored={"8": len(small)} if small else {},
         )
 
     def _check(
@@ -166,7 +168,8 @@ class _Written:
         wanted: The network's outputs for them.
         foreign: Number of products with weights that belong to no layer by name.
         asked: What each layer is to run in, where that is not plain float.
-        stored: Count of layers by the bits of their weights' values.
+        stored: Count of layers by the bits that each of their weights has.
+        batch: Examples in one inference.
         bfloat16: Whether weights are stored in bfloat16.
     """
 
@@ -178,14 +181,13 @@ class _Written:
     foreign: int
     asked: Mapping[str, str]
     stored: Mapping[str, int]
+    batch: int
     bfloat16: bool = False
 
     def described(self) -> Floats:
-        """Return the outputs of the quantizing steps as torch runs them, one inference for each example."""
+        """Return the outputs of the quantizing steps as torch runs them, in inferences of the file's batch."""
         with torch.no_grad():
-            each = [self.deployed(torch.from_numpy(self.inputs[i : i + 1])) for i in range(len(self.inputs))]
-        outputs: Floats = torch.cat(each).numpy()
-        return outputs
+            return in_pieces(lambda x: self.deployed(torch.from_numpy(x)).numpy(), self.inputs, self.batch)
 
 
 def _has_int8(layer: Layer) -> bool:

@@ -25,6 +25,11 @@ _BATCH = 64
 _log = logging.getLogger(__name__)
 
 
+def whole_batches(inputs: Tensor, batch: int | None) -> Tensor:
+    """Return inputs, and of the first ones so many again that the last batch is full, where a graph needs that."""
+    return inputs if batch is None else inputs[torch.arange(-(-len(inputs) // batch) * batch) % len(inputs)]
+
+
 @dataclass(frozen=True)
 class Layered:
     """A network as a graph of its layers.
@@ -47,9 +52,8 @@ class Layered:
         return fx.GraphModule({**constants(self.graph, self.graph.graph), **modules}, self.graph.graph)
 
     def batches(self, inputs: Tensor) -> list[Tensor]:
-        """Return inputs in batches that fit into the graph; what fills none is left out."""
-        pieces = torch.split(inputs, self.batch or _BATCH)
-        return [piece for piece in pieces if self.batch in (None, len(piece))]
+        """Return inputs in batches that fit into the graph; the last one begins anew where it is not full."""
+        return list(torch.split(whole_batches(inputs, self.batch), self.batch or _BATCH))
 
     def input_ranges(self, names: Sequence[str], batches: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
         """Return the least and the largest value, and 0, of what layers get.

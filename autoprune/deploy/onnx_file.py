@@ -15,12 +15,13 @@ from autoprune.compress.graph.network import sizes_of
 from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.executed import layer_of
 from autoprune.deploy.graph_cache import export_template
+from autoprune.deploy.layered import whole_batches
 from autoprune.deploy.linear import low_bit_layers, write_dynamic, write_low_bit
 from autoprune.deploy.lowbit import given_ranges, put_on_grids, round_inputs, store_small
 from autoprune.deploy.pack import CODES, Code, pack
 from autoprune.deploy.parity import FLOAT_PARITY, relative_error
 from autoprune.deploy.quantize import quantize
-from autoprune.deploy.runtime import Formats, with_projections
+from autoprune.deploy.runtime import Formats, StoredWeight, some, with_projections
 from autoprune.deploy.session import Floats
 from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.deploy.shrink import shrink
@@ -134,7 +135,8 @@ class OnnxFiles:
                 f"ONNX files hold no fp8 products here; asked for: {', '.join(sorted(formats.fp8)[:3])}",
                 "use the target torch on a GPU, or int8",
             )
-        dynamic = [name for name in formats.dynamic if name in small]
+        dynamic = [name for name in formats.dynamic if name in layers]
+        _check_dynamic(proto, dynamic, small)
         read_low = low_bit_layers(proto, small, {*int8, *dynamic, *formats.int16})
         asked = dict.fromkeys(int8, "int8") | dict.fromkeys(formats.int16, "int16")
         asked |= dict.fromkeys(dynamic, "dynamic int8")
@@ -243,9 +245,20 @@ def _is_identity(model: nn.Module, name: str) -> bool:
         return False
 
 
+def _check_dynamic(
+    proto: onnx.ModelProto, layers: Sequence[str], weights: Mapping[str, StoredWeight]
+) -> None:
+    """Refuse dynamic int8 of layers that are not linear, or whose weights are no integers."""
+    linear = {layer_of(node.name) for node in proto.graph.node if node.op_type in ("Gemm", "MatMul")}
+    unable = [n for n in layers if n not in linear or n not in weights or weights[n].codes is None]
+    if unable:
+        raise ExportError(
+            f"ONNX files hold no dynamic int8 of {some(unable)}; allowed: linear layers with integer weights",
+            "use static int8 for these groups",
+        )
+
+
 def _calibration_arrays(calibration: Sequence[Tensor], fixed: int | None) -> list[Floats]:
     inputs = torch.cat(list(calibration))[:_CALIBRATION_EXAMPLES]
     fitting = max(1, min(64, _CALIBRATION_ELEMENTS // inputs[0].numel()))
-    if fixed is not None:  # whole batches alone fit into the graph: the last one begins anew
-        inputs = inputs[torch.arange(-(-len(inputs) // fixed) * fixed) % len(inputs)]
-    return [piece.numpy() for piece in torch.split(inputs, fixed or fitting)]
+    return [piece.numpy() for piece in torch.split(whole_batches(inputs, fixed), fixed or fitting)]

@@ -66,9 +66,15 @@ class OnnxRuntime:
         return Artifact(path, executed, error)
 
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
-        """Return the outputs of a model file on all cores, ``(n, classes)``."""
+        """Return the outputs of a model file on all cores, ``(n, classes)``.
+
+        Inputs whose range is found at each inference are rounded over as many examples as the target's batch has.
+        """
         session = open_session(self.target, path, usable_cores())
-        return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
+        dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in onnx.load(path).graph.node)
+        size = self.target.batch if dynamic else None
+        pieces = (piece for batch in batches for piece in torch.split(batch, size or max(1, len(batch))))
+        return torch.from_numpy(np.concatenate([run_all(session, piece.numpy()) for piece in pieces]))
 
     def _smaller(self, written: Written) -> bytes:
         """Return the packed file where a session makes the same of it; else the file as it is."""

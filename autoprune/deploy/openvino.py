@@ -189,7 +189,7 @@ def _runs_in(node: Node | None, asked: str) -> str:
         return "int8"
     # What a layer with compressed weights reads of them is its runtime precision.
     if node.precision in ("u2", "u4", "i4", "u8", "i8"):
-        return asked if asked.endswith("bit weights") else f"{node.precision[1:]} bit weights"
+        return f"{node.precision[1:]} bit weights"
     return _FLOATS.get(node.precision, node.precision)
 
 

@@ -63,7 +63,9 @@ def _rapl(powercap: Path) -> Meter | str:
     Cores and graphics are parts of their package; ``psys`` is the whole board, of which the packages are a part.
     """
     chosen: list[Path] = []
-    for zone in sorted(powercap.glob("intel-rapl*:*")):  # AMD's processors have them under this name too
+    # AMD's processors have them under this name too. `intel-rapl-mmio` tells the same packages a second time.
+    zones = sorted(powercap.glob("intel-rapl:*")) or sorted(powercap.glob("intel-rapl-mmio:*"))
+    for zone in zones:
         name = _text(zone / "name") or ""
         if (zone / "energy_uj").exists() and (name.startswith("package") or name == "dram"):
             chosen.append(zone / "energy_uj")

@@ -27,6 +27,7 @@ class RunProtocol:
         most_batch: Largest batch.
         most_run_s: Longest run of a batch, seconds.
         least_gain: Share by which a doubling of the batch has to raise the examples per second to count as a gain.
+        bounded: Whether the limit holds for those least as well, so that what does not fit is left out.
         why_not: Why what it leaves out is left out.
     """
 
@@ -39,9 +40,11 @@ class RunProtocol:
     most_batch: int = 256
     most_run_s: float = 0.25
     least_gain: float = 0.02
+    bounded: bool = False
     why_not: str = ""
 
 
+NO_TIME = "the budget left no time for it"
 FULL_RUN = RunProtocol()
 MEMORY_RUN = RunProtocol(
     starts=0, passes=0, energy_rounds=0, limit_s=0.0, why_not="trials measure latency and memory alone"
@@ -59,8 +62,10 @@ def within(seconds: float) -> RunProtocol:
         seconds: For each model; below half a second memory alone is measured.
     """
     if seconds < 0.5:
-        return replace(MEMORY_RUN, why_not="the budget left no time for it")
-    return replace(FULL_RUN, limit_s=min(seconds, FULL_RUN.limit_s))
+        return replace(MEMORY_RUN, why_not=NO_TIME)
+    # Two short sweeps of throughput would end before either has found the best batch.
+    passes = FULL_RUN.passes if seconds >= FULL_RUN.limit_s else 1
+    return replace(FULL_RUN, limit_s=min(seconds, FULL_RUN.limit_s), passes=passes, bounded=True)
 
 
 def figure_jobs(protocol: RunProtocol, base: dict[str, Any]) -> list[dict[str, Any]]:
@@ -80,7 +85,8 @@ def figure_jobs(protocol: RunProtocol, base: dict[str, Any]) -> list[dict[str, A
 
     if protocol.starts:
         job = {"kind": "starts", "starts": protocol.starts, "least_starts": _LEAST_STARTS, "seed": 0}
-        jobs.append({**base, **job, "limit_s": limit_s("starts"), "optional": True})
+        job |= {"limit_s": limit_s("starts"), "too_long": NO_TIME if protocol.bounded else ""}
+        jobs.append({**base, **job, "optional": True})
     for seed in range(protocol.passes):
         job = {"kind": "throughput", "limit_s": limit_s("throughput") / protocol.passes, "seed": seed}
         job |= {
@@ -146,6 +152,9 @@ def _throughput(results: Sequence[dict[str, Any]], count: int) -> _Part:
     passes = [result["runs_s"] for result in results if "runs_s" in result]
     if not passes:
         return [{}] * count, {"throughput_per_s": _failure(results)}
+    if any(any(result.get("ended_early", ())) for result in results):
+        # Of candidate and dense network alike: their best batches have to be found in the same way.
+        return [{}] * count, {"throughput_per_s": f"{NO_TIME}: larger batches were still gaining"}
     found = []
     for index in range(count):
         runs: dict[int, list[float]] = {}

@@ -20,16 +20,23 @@ def cold_starts(job: dict[str, Any]) -> dict[str, Any]:
     """Start every model of a job, the dense one last, once a round in random order.
 
     A start is a process forked from this one, which has loaded Python and NumPy but no runtime. It loads the runtime's
-    library and makes its inputs; then the clock runs from opening the file to the first result.
+    library and makes its inputs; then the clock runs from opening the file to the first result. What compilers kept of
+    an earlier run (torch.compile's cache) is there.
 
     Returns:
         Under ``starts_s`` the seconds of each start by model, equally many of each.
+
+    Raises:
+        RuntimeError: If a start fails, or the least of them take longer than they may; ``too_long`` is its text.
     """
     generator = np.random.default_rng(job["seed"])
     paths = models_of(job)
     for path in paths:
         _into_cache(Path(path))
+    begun = time.perf_counter()
     start_s(job["dense"], job)  # brings the runtime's library into the system's cache
+    if job["too_long"] and job["least_starts"] * (time.perf_counter() - begun) > job["limit_s"]:
+        raise RuntimeError(job["too_long"])
     found: list[list[float]] = [[] for _ in paths]
     begun = time.perf_counter()
     for done in range(job["starts"]):

@@ -95,6 +95,10 @@ def measure_truth(
         thoroughness=thoroughness,
         entries=before.entries if before else (),
         widths=before.widths if before else (),
+        noisy=before.noisy if before else (),
+        earlier={e.operator: before.earlier.get(e.operator, before.measured) for e in before.entries}
+        if before
+        else {},
     )
     for number, operator in enumerate(operators):
         say(f"{operator.name} ({number + 1} of {len(operators)})")
@@ -104,11 +108,13 @@ def measure_truth(
             widths = [*_widths(operator, target, PROTOCOLS[thoroughness], say)]
             table = table.with_operator(operator.name, widths=widths)
         have = {entry.operator for entry in table.entries}
+        others = tuple(name for name in table.noisy if name != operator.name)
         table = table.model_copy(
             update={
                 "seconds": time.perf_counter() - begun,
                 "complete": have >= {each.name for each in OPERATORS},
-                "noisy": (*table.noisy, *([operator.name] if noisy else [])),
+                "noisy": (*others, *([operator.name] if noisy else [])),
+                "earlier": {n: date for n, date in table.earlier.items() if n != operator.name},
             }
         )
         keep(table)

@@ -116,6 +116,7 @@ class TruthTable(BaseModel):
         entries: Operators in their formats.
         widths: Operators at several numbers of channels.
         noisy: Operators whose times were noisy.
+        earlier: Operators that were not measured again then, with the date of what the table holds of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -129,6 +130,7 @@ class TruthTable(BaseModel):
     entries: tuple[TruthEntry, ...] = ()
     widths: tuple[WidthTime, ...] = ()
     noisy: tuple[str, ...] = ()
+    earlier: dict[str, str] = {}
 
     def with_operator(
         self, operator: str, entries: Sequence[TruthEntry] = (), widths: Sequence[WidthTime] = ()
@@ -208,8 +210,12 @@ def machine_of(target: Target) -> dict[str, Any]:
 
 
 def table_path(target: Target) -> Path:
-    """Return the file of a target's table on this machine."""
-    content = [_FORMAT, target.model_dump(mode="json"), machine_of(target)]
+    """Return the file of a target's table on this machine; probes have the same sizes whatever the target's are."""
+    content = [
+        _FORMAT,
+        target.model_copy(update={"input_size": None}).model_dump(mode="json"),
+        machine_of(target),
+    ]
     return _folder() / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.json"
 
 

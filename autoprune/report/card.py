@@ -192,7 +192,9 @@ def _recipe(view: StudyView, record: TrialRecord) -> str:
         f"counts in steps of {recipe.width}. Recovery: {', '.join(steps) or 'nothing in closed form'}, "
         f"then {record.train_steps} gradient steps "
         f"(learning rate {recovery.learning_rate:g}, {recovery.schedule}, distillation {recovery.distill:g})."
-        f"{_scheduled(recipe)}" + (f"\n\n{_masks(recipe)}" if recipe.masks else "") + _integers(recipe)
+        f"{_scheduled(recipe)}"
+        + (f"\n\n{_masks(recipe, record)}" if recipe.masks else "")
+        + _integers(recipe)
     )
 
 
@@ -213,6 +215,7 @@ def _integers(recipe: Recipe) -> str:
     parts += (
         ["ranges of linear layers' inputs found at each inference"] if how.activations == "dynamic" else []
     )
+    parts += ["linear layers in fp8"] if how.activations == "fp8" else []
     parts += halves
     parts += (
         [f"the last {how.aware:.0%} of the steps trained with integers"] if recipe.trains_integers else []
@@ -220,8 +223,15 @@ def _integers(recipe: Recipe) -> str:
     return f"\n\nIntegers: {', '.join(parts)}."
 
 
-def _masks(recipe: Recipe) -> str:
+def _masks(recipe: Recipe, record: TrialRecord) -> str:
     """Say which single weights are zero, and what that is worth."""
+    ran = record.measurement.executed.ran if record.measurement is not None else {}
+    skipped = any(word.startswith("2:4") for word in ran)
+    worth = (
+        "stored packed in the model file; layers with two zeros in every four run in kernels that skip them"
+        if skipped
+        else "stored packed in the model file and run dense: they make it smaller, not faster"
+    )
     groups: dict[float, list[str]] = {}
     for name, choice in recipe.groups.items():
         if choice.sparsity > 0:
@@ -230,7 +240,7 @@ def _masks(recipe: Recipe) -> str:
     mask = recipe.mask
     return (
         f"Single weights masked (pattern {mask.pattern}, allocation {mask.allocation}, by {mask.criterion}): {shares}. "
-        "Masked weights are stored packed in the model file and run dense: they make it smaller, not faster."
+        f"Masked weights are {worth}."
     )
 
 

@@ -69,6 +69,9 @@ def summary(table: TruthTable) -> list[str]:
         lines.append("not complete: the same command again measures all of it")
     if table.noisy:
         lines.append(f"noisy: {', '.join(table.noisy)}; measure again on a quiet machine")
+    for date in sorted(set(table.earlier.values())):
+        kept = [name for name, each in table.earlier.items() if each == date]
+        lines.append(f"measured {date}: {', '.join(kept)}")
     lines.append(f"measured {table.measured} ({table.thoroughness}) in {table.seconds:.0f} s")
     return lines
 

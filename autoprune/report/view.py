@@ -110,10 +110,20 @@ class StudyView:
         return [shown for shown in self.shown if shown.role == role]
 
     def failures(self) -> dict[str, int]:
-        """Return the number of failed trials by kind, and of failed final recoveries as ``final: kind``."""
+        """Return the number of failed trials by kind, and of failed final recoveries as ``final: kind``.
+
+        Of a further target the points that failed there alone are in it as ``there: kind``.
+        """
         kinds = Counter(r.failure_kind or "unknown" for r in self.records if r.state == "failed")
         final = (text for key, text in self.notes.items() if key.startswith("final_failure:") and text)
         kinds.update(f"final: {text.partition(':')[0]}" for text in final)
+        there = (
+            text
+            for key, text in self.notes.items()
+            if key.startswith("target_failure:")
+            and key.partition(":")[2].partition(":")[2] == self.paths.target
+        )
+        kinds.update(f"there: {text.partition(':')[0]}" for text in there if text)
         return dict(sorted(kinds.items()))
 
 

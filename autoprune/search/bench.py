@@ -184,6 +184,7 @@ class Bench:
             start_step=before.network.train_steps,
             deadline=deadline,
             training_step=self.workload.training_step,
+            int8_kinds=self.config.target.facts.int8,
         )
         if result.train_steps:
             self.timings.step.append((time.perf_counter() - begun_s) / result.train_steps)

@@ -357,6 +357,9 @@ class Driver:
         """Forget a loss of an earlier final phase: this one tries again."""
         if self.store.notes().get(f"final_failure:{record.number}"):
             self.store.note(f"final_failure:{record.number}", "")
+        for key, text in self.store.notes().items():
+            if text and key.startswith((f"target_failure:{record.number}:", "target_failure::")):
+                self.store.note(key, "")
 
     def note_final_failure(self, record: TrialRecord, error: TrialError) -> None:
         """Record that the final phase lost the point that continued ``record``."""

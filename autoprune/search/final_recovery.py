@@ -82,7 +82,7 @@ class LongRecovery:
         clock = self.driver.clock
         begun_s = clock.monotonic()
         network = deepcopy(compressed.model)
-        integers = IntegerTraining.of(network, recipe, self.bench.groups)
+        integers = IntegerTraining.of(network, recipe, self.bench.groups, self.bench.config.target.facts.int8)
         if recipe.trains_integers:  # no other recipe's network goes on from this one
             self._integers.add(record.number)
         trainer = Trainer(

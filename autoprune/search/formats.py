@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import Tensor, nn
 
 from autoprune.compress.equalisation import equalised
-from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, int8_layers, int16_layers, layer_bits
+from autoprune.compress.formats import (
+    LAYER_KINDS,
+    dynamic_layers,
+    fp8_layers,
+    int8_layers,
+    int16_layers,
+    layer_bits,
+)
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.quantization import quantized
 from autoprune.deploy.runtime import Formats, StoredWeight
@@ -42,7 +49,8 @@ def stored_weights(
         CompressionError: If a layer cannot be quantized; names it.
     """
     how = recipe.quantization
-    bits = layer_bits(model, recipe, groups)
+    floats = fp8_layers(model, recipe, groups)
+    bits = {name: width for name, width in layer_bits(model, recipe, groups).items() if name not in floats}
     usual: set[str] = set()
     if how.usual_integers:
         usual = set(with_factors(model, int8_layers(recipe, groups, kinds)))
@@ -88,8 +96,19 @@ def formats_of(
         ranges: Ranges of inputs by layer that it was trained with; the others are calibration's.
     """
     dynamic = dynamic_layers(model, recipe, groups)
-    static = [n for n in with_factors(model, int8_layers(recipe, groups, kinds)) if n not in dynamic]
+    fp8 = fp8_layers(model, recipe, groups)
+    static = [
+        n
+        for n in with_factors(model, int8_layers(recipe, groups, kinds))
+        if n not in dynamic and n not in fp8
+    ]
     int16 = with_factors(model, int16_layers(recipe, groups))
     return Formats(
-        int8=static, dynamic=dynamic, int16=int16, weights=weights, packed=recipe.masks, ranges=ranges or {}
+        int8=static,
+        dynamic=dynamic,
+        fp8=fp8,
+        int16=int16,
+        weights=weights,
+        packed=recipe.masks,
+        ranges=ranges or {},
     )

@@ -85,8 +85,14 @@ def check_activations(activations: Iterable[Activations], target: Target) -> Non
         target: Where they are measured.
 
     Raises:
-        UsageError: If there are dynamic ranges and the runtime has none for single layers.
+        UsageError: If the runtime has no dynamic ranges for single layers, or no fp8, and they are asked for.
     """
+    if "fp8" in activations and target.device not in target.facts.fp8:
+        raise UsageError(
+            f"target {target.spec!r} runs nothing in fp8 (activations 'fp8'); allowed there: static"
+            + (", dynamic" if target.facts.dynamic else ""),
+            "leave out fp8, or use the target torch:cuda on a GPU that has it",
+        )
     if "dynamic" in activations and not target.facts.dynamic:
         raise UsageError(
             f"target {target.runtime!r} cannot find the ranges of inputs at each inference (activations 'dynamic'); "

@@ -115,7 +115,10 @@ class Points:
                 place = self.driver.paths.final_artifact(record.number, self.driver.store.round, variant)
                 commit_folder(folder, place)
         except TrialError as error:
-            self.driver.note_final_failure(record, error)
+            if variant:  # the network's own point is there
+                self.driver.say(f"trial {record.number} as {variant} failed: {error.kind}: {error.reason}")
+            else:
+                self.driver.note_final_failure(record, error)
             return None
         finally:
             shutil.rmtree(folder, ignore_errors=True)

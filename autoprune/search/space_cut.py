@@ -26,7 +26,6 @@ from autoprune.target import Target
 _KINDS: tuple[Kind, ...] = ("conv", "linear")
 _NOTE = "space_cut"
 USUAL_INPUTS = 8
-HINT = "`autoprune doctor --measure` would tell what is true of this machine"
 
 
 class SpaceCut(BaseModel):
@@ -94,7 +93,7 @@ def study_cut(store: StudyStore, space: SearchSpace, groups: Groups, config: Stu
 
 def settled(space: SearchSpace, target: Target) -> SearchSpace:
     """Return a space whose width is a number: where that is left to the target, what was measured of it."""
-    width, _ = _width(space, read_table(target) if space.has_automatic_width else None)
+    width, _ = _width(space, target, read_table(target) if space.has_automatic_width else None)
     return space if width is None else space.with_width(width)
 
 
@@ -136,9 +135,11 @@ def cut_space(
         lines.append(f"{what}: zeros among single weights are multiplied like all others")
     if lines:
         lines.append(
-            f"measured here on {table.measured[:10]}" if table else f"known of {target.runtime}; {HINT}"
+            f"measured here on {table.measured[:10]}"
+            if table
+            else f"known of {target.runtime}; {_hint(target)}"
         )
-    width, told = _width(space, table)
+    width, told = _width(space, target, table)
     return SpaceCut(
         width=width,
         bits=_bits_left(space, groups, out),
@@ -211,11 +212,17 @@ def _lines(judged: Sequence[Judged]) -> Iterator[str]:
             yield f"left out: {what}: {why}" if left_out else f"{what} save bytes, not time: {why}"
 
 
-def _width(space: SearchSpace, table: TruthTable | None) -> tuple[int | None, list[str]]:
+def _hint(target: Target) -> str:
+    # Tables are of one target, its threads and batch included; probes have sizes of their own.
+    word = target.model_copy(update={"input_size": None}).spec
+    return f"`autoprune doctor --measure --target {word}` would tell what is true of this machine"
+
+
+def _width(space: SearchSpace, target: Target, table: TruthTable | None) -> tuple[int | None, list[str]]:
     if not space.has_automatic_width:
         return None, []
     if table is None or table.width is None:
-        return space.width, [f"width {space.width}: nothing was measured of this target; {HINT}"]
+        return space.width, [f"width {space.width}: nothing was measured of this target; {_hint(target)}"]
     return table.width, [
         f"width {table.width}: counts between its multiples are no faster here ({table.measured[:10]})"
     ]

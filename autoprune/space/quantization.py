@@ -12,7 +12,7 @@ Rounding = Literal["nearest", "gptq", "adaptive"]
 ActivationBits = Literal[8, 16, 32]
 BlockSize = Literal[16, 32, 64, 128, 256]
 Half = Literal["float16", "bfloat16"]
-Activations = Literal["static", "dynamic"]
+Activations = Literal["static", "dynamic", "fp8"]
 Equalize = Literal["none", "cross_layer", "smooth", "both"]
 BITS: tuple[Bits, ...] = get_args(Bits)
 SCALE_METHODS: tuple[ScaleMethod, ...] = get_args(ScaleMethod)
@@ -54,7 +54,8 @@ class Quantization(BaseModel):
             are no multiple of it, grouped and transposed ones keep one scale for each channel.
         half: What weights of 16 bits are stored as.
         activations: Whether the range of 8 bit inputs is taken from calibration (``static``) or, in linear layers, from
-            the inputs of each inference (``dynamic``).
+            the inputs of each inference (``dynamic``); or linear layers with weights of 8 bits run in fp8 (e4m3), both
+            of them floating-point numbers of 8 bits, each row over its own range (``fp8``; GPUs alone).
         equalize: Rescaling of channels between layers before grids are made, which leaves the network's outputs as they
             are. ``cross_layer``: what makes a channel and what reads it get equal ranges [Nagel2019]_; ``smooth``:
             large inputs behind a LayerNorm are moved into the weights that read them [Xiao2023]_; ``both``: first the

@@ -56,7 +56,7 @@ class QuantizationSpace(BaseModel):
         aware_bits: Largest bit-widths that call for it.
         block_size: ``null`` for one scale for each channel, or 16, 32, 64, 128, 256 weights for each scale.
         half: ``float16``, ``bfloat16``; for weights of 16 bits.
-        activations: ``static``, ``dynamic``.
+        activations: ``static``, ``dynamic``, ``fp8``.
         equalize: ``none``, ``cross_layer``, ``smooth``, ``both``.
         smooth_alpha: For the forms of equalisation that smooth; means nothing to the others.
     """

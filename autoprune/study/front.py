@@ -295,6 +295,7 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
     if measured is None:
         raise ValueError(f"trial {record.number} was not measured")
     folder = artifact_folder(paths, record)
+    there = f" --target {shlex.quote(paths.target)}" if paths.target else ""
     return {
         "trial": record.number,
         "label": record.label,
@@ -325,7 +326,7 @@ def point_json(paths: StudyPaths, record: TrialRecord) -> dict[str, Any]:
         "train_steps": record.train_steps,
         "recipe": record.recipe.content() if record.recipe else None,
         "artifact": str(folder) if folder.is_dir() else None,
-        "export_command": f"autoprune export {shlex.quote(paths.name)} --trial {record.number} --to DIR",
+        "export_command": f"autoprune export {shlex.quote(paths.name)} --trial {record.number}{there} --to DIR",
     }
 
 

@@ -11,15 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoprune.config import describe_faults
 from autoprune.errors import StorageError, UsageError
-from autoprune.measure.record import RUN_FIGURES, Capability, Interval, Latency, Measurement, RunFigures
+from autoprune.measure.record import RUN_FIGURES, Capability, Latency, Measurement, RunFigures
+from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import MANIFEST, artifact_folder
 from autoprune.study.front import dense_record
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
+from autoprune.target import target_word
 
 _LARGEST_FILE = 64 * 2**20
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Interval = tuple[_Finite, _Finite]
 
 
 class Reported(BaseModel):
@@ -28,6 +31,7 @@ class Reported(BaseModel):
     Attributes:
         study: Study that the artifact is of.
         trial: Its trial.
+        target: Word of the target that it was measured on.
         model_sha256: Hash of its model file.
         metric: Name of the capability.
         value: The capability on the report split.
@@ -49,16 +53,17 @@ class Reported(BaseModel):
 
     study: str
     trial: Annotated[int, Field(ge=0)]
+    target: str
     model_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     metric: str
     value: _Finite
-    value_ci: Interval
+    value_ci: _Interval
     examples: Annotated[int, Field(ge=1)]
     latency_ms: _Positive
     latency_p95_ms: _Positive | None = None
     dense_latency_ms: _Positive
     latency_ratio: _Positive
-    latency_ratio_ci: Interval
+    latency_ratio_ci: _Interval
     latency_noisy: bool = False
     samples: Annotated[int, Field(ge=1)] = 1
     size_bytes: Annotated[int, Field(ge=1)]
@@ -69,13 +74,18 @@ class Reported(BaseModel):
 def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
     """Return the measurements of a study's trials that a file holds, by trial.
 
+    What layers run in stays as the study has it of that target: measuring does not read it back.
+
     Args:
         path: One object, a list of them, or one on each line, as ``autoprune measure --json`` prints them.
-        store: The study.
+        store: The study, seen on the target of the measurements.
 
     Raises:
-        UsageError: If the file cannot be read, holds no measurement, or one of another study or another model file.
+        UsageError: If the file cannot be read, holds no measurement, two of one trial, or one of another study,
+            target or model file.
     """
+    target = target_word(store.settings().get("target", {}))
+    seen: set[int] = set()
     found: dict[int, Measurement] = {}
     records = {r.number: r for r in store.records() if r.measurement is not None}
     for number, entry in enumerate(_entries(path), start=1):
@@ -88,6 +98,14 @@ def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
                 f"{store.paths.name!r}",
                 "measure what `autoprune export` wrote of this study",
             )
+        if reported.target != target:
+            raise UsageError(
+                f"{where} is of target {reported.target!r}, the front of {target!r}",
+                f"give --target {reported.target}, one target in a file, where the study has it",
+            )
+        if reported.trial in seen:
+            raise UsageError(f"{where} is another one of trial {reported.trial}", "keep one of each trial")
+        seen.add(reported.trial)
         _check_same_file(record, reported, store, where)
         found[record.number] = _measurement(record, reported)
         dense = dense_record(store.records())
@@ -102,12 +120,15 @@ def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
 
 def _check_same_file(record: TrialRecord, reported: Reported, store: StudyStore, where: str) -> None:
     """Refuse a measurement of another file than the study has, as far as the trial's artifact was kept."""
-    manifest = artifact_folder(store.paths, record) / MANIFEST
+    manifest = artifact_folder(StudyPaths(store.paths.root), record) / MANIFEST
+    own = store.paths.in_artifact(Path())
     if not manifest.is_file():
         return
     try:
         hashes = json.loads(manifest.read_text(encoding="utf-8"))
-        same = reported.model_sha256 in hashes.values()
+        same = any(
+            Path(name).parent == own and kept == reported.model_sha256 for name, kept in hashes.items()
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(f"{str(manifest)!r} cannot be read: {error}", "search it again") from error
     if not same:
@@ -140,7 +161,7 @@ def _entries(path: Path) -> Iterator[Any]:
 def _reported(entry: object, where: str) -> Reported:
     if not isinstance(entry, dict):
         raise UsageError(f"{where} is no object but {type(entry).__name__}")
-    metric = entry.get("metric", "accuracy")
+    metric = str(entry.get("metric", "accuracy"))
     figures = _figures(entry, "") | {
         "dense": _figures(entry, "dense_"),
         "missing": entry.get("not_measured", {}),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +20,7 @@ from autoprune.config import parse_budget  # noqa: E402
 from autoprune.yaml_io import read_yaml  # noqa: E402
 
 AFTERWARDS = "one after the other"
-BITS = (8, 4, 6, 3, 2)
 SHARES = (0.25, 0.165, 0.125, 0.1)
-# Seconds that timing one artifact takes in the final session, at least.
-_TIMING_S = 2.5
 
 
 def values() -> dict[str, Any]:
@@ -52,101 +46,9 @@ def quantized_afterwards(run: Run, cache: str) -> dict[str, Any]:
     if run.name != AFTERWARDS:
         return {}
     os.environ |= {"AUTOPRUNE_STUDIES": str(run.studies), "AUTOPRUNE_CACHE": cache}
-    from autoprune.compress.pipeline import Compressed
-    from autoprune.config import make_config
-    from autoprune.deploy.runtime import Artifact
-    from autoprune.measure.latency import FINAL_PROTOCOL, measure_front
-    from autoprune.measure.record import Capability
-    from autoprune.search.bench import Bench, as_groups_say
-    from autoprune.search.trial import assemble, evaluate_file
-    from autoprune.space.groups import Groups
-    from autoprune.space.quantization import Quantization
-    from autoprune.space.recipe import Recipe
-    from autoprune.study.artifacts import artifact_folder
-    from autoprune.study.front import dense_record, front_points
-    from autoprune.study.store import StudyStore
-    from autoprune.target import Target
-    from autoprune.workloads.workload import load_workload
+    from afterwards import quantize_front
 
-    begun_s = time.monotonic()
-    store = StudyStore.open(run.study)
-    whole_s = parse_budget(values()["budget"]).seconds or 0.0
-    left_s = whole_s - store.spent_s
-    config = make_config({k: v for k, v in store.settings().items() if k != "study"})
-    groups = Groups.model_validate_json(store.notes()["groups"])
-    workload = as_groups_say(load_workload(config), groups)
-    bench = Bench.build(config, workload, groups, gradients=False)
-    dense = dense_record(store.records())
-    assert dense is not None  # noqa: S101
-    bench.adopt_dense(artifact_folder(store.paths, dense), dense)
-
-    def scored(target: Target, artifact: Artifact) -> tuple[Artifact, Capability, Capability]:
-        runtime, data = bench.runtime_of(target), workload.data
-        splits = (data.search, data.report.unseal())
-        search, report = (evaluate_file(runtime, artifact.path, s, workload.metric) for s in splits)
-        return artifact, search, report
-
-    how = Quantization(scale="mse", rounding="gptq", bias_correction=True)
-    folder = Path(tempfile.mkdtemp(prefix="autoprune-afterwards-"))
-    made = []
-    try:
-        assert bench.dense is not None  # noqa: S101
-        references = {t.spec: bench.dense.path for t in config.targets[:1]}
-        for target in config.also:
-            whole = bench.deploy_on(target, Compressed(workload.model), Recipe(), folder)
-            references[target.spec] = whole.path
-        points = front_points(store)
-        for bits in BITS:
-            for point in points:
-                timing_s = _TIMING_S * len(config.targets) * (len(made) + 2)
-                if time.monotonic() - begun_s + timing_s > left_s:
-                    break
-                recipe = point.record.recipe
-                assert recipe is not None  # noqa: S101
-                chosen = {
-                    g.name: recipe.choice(g.name).model_copy(update={"bits": bits if g.producers else 32})
-                    for g in groups.groups
-                }
-                recipe = recipe.model_copy(update={"groups": chosen, "quantization": how})
-                network = bench.load(artifact_folder(store.paths, point.record))
-                place = folder / str(len(made))
-                place.mkdir()
-                files = [bench.deploy(network, recipe, place)]
-                files += [bench.deploy_on(target, network, recipe, place) for target in config.also]
-                made.append((network, [scored(t, f) for t, f in zip(config.targets, files, strict=True)]))
-        on: list[list[Any]] = []
-        for number, target in enumerate(config.targets):
-            reference, there = references[target.spec], [(n.model, *deployed[number]) for n, deployed in made]
-            paths = [artifact.path for _, artifact, _, _ in there]
-            timed = measure_front(
-                paths, reference, target, workload.data.input_shape, protocol=FINAL_PROTOCOL
-            )
-            on.append(
-                [
-                    assemble(
-                        bench,
-                        model,
-                        artifact,
-                        latency,
-                        figures,
-                        search=search,
-                        report=report,
-                        reference=reference,
-                    )
-                    for (model, artifact, search, report), (latency, figures) in zip(
-                        there, timed, strict=True
-                    )
-                ]
-            )
-        specs = [target.spec for target in config.also]
-        further = [
-            first.model_copy(update={"elsewhere": dict(zip(specs, others, strict=True))})
-            for first, *others in zip(*on, strict=True)
-        ]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    spent_s = store.spent_s + time.monotonic() - begun_s
-    return {"further": [m.model_dump(mode="json") for m in further], "spent_s": spent_s}
+    return quantize_front(run, parse_budget(values()["budget"]).seconds or 0.0)
 
 
 def row_of(outcome: Outcome, target: str) -> dict[str, Any]:

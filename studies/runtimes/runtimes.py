@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 import pandas as pd  # noqa: E402
+from searches import commit  # noqa: E402
 from tables import markdown  # noqa: E402
 
 RECORDS = HERE / "records"
@@ -36,16 +37,27 @@ def record_file(model: str, target: str) -> Path:
     return RECORDS / f"{re.sub(r'[^a-z0-9_]+', '-', f'{model}-{target}'.lower())}.json"
 
 
-def run_missing(targets: list[str], again: bool) -> None:
+def planned(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the networks and targets of the study, those for a GPU last."""
+    gpu = values["gpu"]
+    here = [(model, target) for model in values["models"] for target in values["targets"]]
+    return here + [(model, target) for model in gpu["models"] for target in gpu["targets"]]
+
+
+def run_missing(targets: list[str], again: bool, gpu: bool) -> None:
     """Build and time what has no record yet, one network on one target after the other."""
+    from autoprune.study.artifacts import write_text_atomic
+
     values = settings()
-    for model in values["models"]:
-        for target in targets or values["targets"]:
-            place = record_file(model, target)
-            if again or not place.is_file():
-                print(f"{model} on {target}", file=sys.stderr, flush=True)
-                RECORDS.mkdir(exist_ok=True)
-                place.write_text(json.dumps(measure(model, target, values), indent=1), encoding="utf-8")
+    chosen = [(m, t) for m, t in planned(values) if ("cuda" in t) == gpu]
+    if targets:
+        chosen = [(model, target) for model in values["models"] for target in targets]
+    for model, target in chosen:
+        place = record_file(model, target)
+        if again or not place.is_file():
+            print(f"{model} on {target}", file=sys.stderr, flush=True)
+            RECORDS.mkdir(exist_ok=True)
+            write_text_atomic(place, json.dumps(measure(model, target, values), indent=1))
 
 
 def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +68,9 @@ def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
     from autoprune.compress.discovery import cuttable, find_groups
     from autoprune.compress.surgery import prune
     from autoprune.deploy.registry import make_runtime
-    from autoprune.deploy.runtime import Formats
+    from autoprune.deploy.runtime import Artifact, Formats
+    from autoprune.errors import ExportError
+    from autoprune.measure.cost import size_bytes
     from autoprune.measure.host import describe_host
     from autoprune.measure.latency import FINAL_PROTOCOL, measure_front
     from autoprune.space.recipe import uniform_recipe
@@ -72,24 +86,34 @@ def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
     # Speed does not depend on which units stay.
     plan = {g.name: tuple(range(counts[g.name])) for g in groups.groups if counts[g.name] < g.size}
     half = prune(network, groups, plan).eval()
-    layers = [layer for group in groups.groups for layer in group.producers]
     target = Target.model_validate(parse_target(word))
     runtime = make_runtime(target)
     runtime.prepare(network, inputs[:2])
+    kinds = {m.layer: m.kind for g in groups.groups for m in g.members if m.own and m.axis == "out"}
+    own = [layer for group in groups.groups for layer in group.producers]
+    int8 = Formats(int8=[layer for layer in own if kinds.get(layer) in target.facts.int8])
     versions = {
-        "dense": (network, []),
-        "int8": (network, layers),
-        "pruned": (half, []),
-        "pruned, int8": (half, layers),
+        "dense": (network, Formats()),
+        "int8": (network, int8),
+        "pruned": (half, Formats()),
+        "pruned, int8": (half, int8),
     }
+    if target.device == "cuda":
+        linear = [layer for layer in own if kinds.get(layer) == "linear"]
+        versions["fp8"] = (network, Formats(fp8=linear))
+        versions["2:4"] = (two_of_four(network, linear), Formats(packed=True))
     begun_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="autoprune-runtimes-") as folder:
-        made = {
-            name: runtime.build(
-                version, Path(folder) / f"{n}-{target.facts.model_file}", Formats(int8=asked), [inputs]
-            )
-            for n, (name, (version, asked)) in enumerate(versions.items())
-        }
+        made: dict[str, Artifact] = {}
+        refused: dict[str, str] = {}
+        for number, (name, (version, asked)) in enumerate(versions.items()):
+            place = Path(folder) / f"{number}-{target.facts.model_file}"
+            try:
+                made[name] = runtime.build(version, place, asked, [inputs])
+            except ExportError as error:
+                if name == "dense":
+                    raise
+                refused[name] = error.message
         others = [name for name in made if name != "dense"]
         timed = measure_front(
             [made[name].path for name in others],
@@ -103,8 +127,8 @@ def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
                 "version": name,
                 "latency": latency.model_dump(mode="json"),
                 "figures": figures.model_dump(mode="json"),
-                "size_bytes": made[name].path.stat().st_size,
-                "dense_size_bytes": made["dense"].path.stat().st_size,
+                "size_bytes": size_bytes(made[name].path),
+                "dense_size_bytes": size_bytes(made["dense"].path),
                 "executed": made[name].executed.model_dump(mode="json"),
             }
             for name, (latency, figures) in zip(others, timed, strict=True)
@@ -116,17 +140,25 @@ def measure(model: str, word: str, values: dict[str, Any]) -> dict[str, Any]:
         "pixels": pixels,
         "dense": made["dense"].executed.model_dump(mode="json"),
         "versions": rows,
+        "refused": refused,
         "host": describe_host(),
         "commit": commit(),
         "seconds": time.monotonic() - begun_s,
     }
 
 
-def commit() -> str:
-    """Return the commit of the code that runs; empty outside a repository."""
-    command = ["git", "rev-parse", "--short=7", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    return done.stdout.strip()
+def two_of_four(network: Any, layers: list[str]) -> Any:
+    """Return a copy whose linear layers keep the two largest of every four weights in a row."""
+    import torch
+
+    copy = deepcopy(network)
+    with torch.no_grad():
+        for name in layers:
+            weight = copy.get_submodule(name).weight
+            if weight.shape[1] % 4 == 0:
+                fours = weight.view(len(weight), -1, 4)
+                fours.scatter_(2, fours.abs().topk(2, dim=2, largest=False).indices, 0.0)
+    return copy
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -186,9 +218,7 @@ def report() -> None:
             ],
         }
     )[["network", "target", "version", "dense ms", "x dense", "95 %", "x size", "ran", "as asked"]]
-    missing = [
-        f"{m} on {t}" for m in values["models"] for t in values["targets"] if not record_file(m, t).is_file()
-    ]
+    missing = [f"{m} on {t}" for m, t in planned(values) if not record_file(m, t).is_file()]
     lines = [
         "# What int8 and pruning bring to large networks",
         "",
@@ -204,6 +234,11 @@ def report() -> None:
         *[
             f"- {r['model']} on {r['target']}: {r['host']['processor']}, commit {r['commit']}, {r['seconds']:.0f} s"
             for r in records
+        ],
+        *[
+            f"- {r['model']} on {r['target']} has no {name}: {why}"
+            for r in records
+            for name, why in r.get("refused", {}).items()
         ],
     ]
     if missing:
@@ -242,11 +277,12 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run what is missing")
     run.add_argument("--target", action="append", default=[], help="only this target; may be given again")
+    run.add_argument("--gpu", action="store_true", help="what is for a GPU instead")
     run.add_argument("--again", action="store_true", help="also what has a record")
     verbs.add_parser("report", help="write the table and the picture")
     given = parser.parse_args()
     if given.verb == "run":
-        run_missing(given.target, given.again)
+        run_missing(given.target, given.again, given.gpu)
     report()
 
 

@@ -127,6 +127,26 @@ def test_what_is_usable_is_measured_with_progress_and_kept(
     assert asked == [("onnxruntime", "quick"), ("onnxruntime:batch=2", "full")]
 
 
+def test_what_a_probe_calls_a_target_is_measured_once_for_all_its_precisions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["onnxruntime", "torch", "torch:bfloat16"]
+    found = [{"name": name, "usable": True, "bits": [32], "note": ""} for name in names]
+    monkeypatch.setattr(module, "_probe_targets", lambda: found)
+    asked: list[str] = []
+
+    def measure(target: Target, *rest: Any, **more: Any) -> TruthTable:
+        asked.append(target.spec)
+        if target.runtime == "onnxruntime":
+            raise ExportError("its exporter is broken", "mend it")
+        return known()
+
+    monkeypatch.setattr(truth, "measure_truth", measure)
+    assert main(["doctor", "--measure", "--quiet"]) == 5  # what fails is told once the others are measured
+    assert asked == ["onnxruntime", "torch"]
+    assert "onnxruntime cannot be measured" in capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_and_shows_what_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,7 +250,8 @@ def test_a_search_whose_limits_no_point_keeps_says_so(
 
 def reported(trial: int, **more: object) -> dict[str, object]:
     return {
-        "study": "known", "trial": trial, "model_sha256": "0" * 64, "metric": "accuracy", "accuracy": 0.7,
+        "study": "known", "trial": trial, "target": "onnxruntime", "model_sha256": "0" * 64,
+        "metric": "accuracy", "accuracy": 0.7,
         "accuracy_ci": [0.6, 0.8], "examples": 100, "latency_ms": 2.0, "dense_latency_ms": 8.0, "latency_ratio": 0.25,
         "latency_ratio_ci": [0.2, 0.3], "size_bytes": 1000, "size_ratio": 0.5, **more,
     }  # fmt: skip
@@ -290,6 +291,10 @@ def test_a_front_is_ranked_by_measurements_that_were_made_elsewhere(
         (json.dumps(reported(99)), "not of a measured trial"),
         (json.dumps(reported(3, latency_ms=-1)), "latency_ms = -1"),
         (json.dumps({"trial": 3}), "latency_ratio is required"),
+        (json.dumps(reported(3, metric=[])), "value"),
+        (json.dumps(reported(3, latency_ratio_ci=[0.1, float("nan")])), "latency_ratio_ci"),
+        (json.dumps(reported(3, target="openvino")), "is of target 'openvino', the front of 'onnxruntime'"),
+        (json.dumps([reported(3), reported(3)]), "another one of trial 3"),
     ],
 )
 def test_measurements_that_cannot_be_read_back(

@@ -149,6 +149,16 @@ def test_nothing_in_a_file_is_run(raw: bytes, tmp_path: Path) -> None:
             for size in value["sizes"]:
                 if "as_expr" in size:
                     size["as_expr"]["expr_str"] = code
+        graph = model["graph_module"]
+        for spec in graph["signature"]["input_specs"]:  # names of inputs become arguments of a function
+            if "user_input" in spec:
+                given = spec["user_input"]["arg"]["as_tensor"]
+                before, given["name"] = given["name"], f"x={code}"
+        graph["graph"]["tensor_values"][f"x={code}"] = graph["graph"]["tensor_values"].pop(before)
+        for node in graph["graph"]["nodes"]:
+            for each in node["inputs"]:
+                if each["arg"].get("as_tensor", {}).get("name") == before:
+                    each["arg"]["as_tensor"]["name"] = f"x={code}"
 
     bad = changed(bad, "models/model.json", in_json(edit))
     module = read_pt2(bad).module
@@ -168,6 +178,15 @@ def _argument(value: dict[str, Any]) -> Callable[[Any], None]:
         model["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = value
 
     return edit
+
+
+def _attribute(name: str) -> tuple[str, Callable[[Any], None], str]:
+    return ("model.json", _target(name), "which is no operator of ATen")
+
+
+def _keyword(model: Any) -> None:
+    arguments = model["graph_module"]["graph"]["nodes"][0]["inputs"]
+    arguments[-1] |= {"kind": 2, "name": "stride=print(1), padding"}
 
 
 def _as_pickle(config: Any) -> None:
@@ -197,7 +216,12 @@ def _mutating(model: Any) -> None:
         ("model.json", _target("torch.ops.aten.from_file.default"), "allowed: operators of ATen"),
         ("model.json", _target("torch.ops.prim.Print.default"), "allowed: operators of ATen"),
         ("model.json", _target("builtins.eval"), "allowed: operators of ATen"),
-        ("model.json", _target("torch.ops.aten.no_such.default"), "cannot be read as a .pt2 file"),
+        ("model.json", _target("torch.ops.aten.no_such.default"), "which is no operator of ATen"),
+        # Attributes of Python's, by which anything could be reached.
+        _attribute("torch.ops.aten.__dict__.update"),
+        _attribute("torch.ops.aten.__class__.mro"),
+        _attribute("torch.ops.aten.__init__.__getattribute__"),
+        ("model.json", _keyword, "an argument that it does not have"),
         ("model.json", _argument({"as_custom_obj": {"name": "x", "class_fqn": "y"}}), "kind 'as_custom_obj'"),
         ("model.json", _argument({"as_tensor": {"name": "nobody"}}), "KeyError"),
         ("model.json", _newer, "its schema has version 99; allowed: 8"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_a_file_with_a_fixed_batch_is_run_with_that_batch_alone(tmp_path: Path) 
         value.type.tensor_type.shape.dim[0].dim_value = 3
     onnx.save(proto, path)
     job = base(path, block_s=0.001, most_batch=64, most_run_s=1.0, least_gain=0.02, limit_s=1.0)
-    assert [batch for batch, _ in throughput.sweep(str(path), job)] == [3]
+    assert [batch for batch, _ in throughput.sweep(str(path), job)[0]] == [3]
     assert starts.start_s(str(path), job) > 0
 
 
@@ -77,10 +78,13 @@ class FakeSession:
         return lambda: self.law(len(inputs))
 
 
-def sweep(monkeypatch: pytest.MonkeyPatch, law: Callable[[int], float], **more: Any) -> dict[int, float]:
+def sweep(
+    monkeypatch: pytest.MonkeyPatch, law: Callable[[int], float], early: bool = False, **more: Any
+) -> dict[int, float]:
     monkeypatch.setattr(throughput, "open_session", lambda *_: FakeSession(law))
     settings = {"block_s": 0.0, "most_batch": 64, "most_run_s": 1e9, "least_gain": 0.02, "limit_s": 1e9}
-    found = throughput.sweep("m", base(Path("m"), **{**settings, **more}))
+    found, ended_early = throughput.sweep("m", base(Path("m"), **{**settings, **more}))
+    assert ended_early == early
     return {batch: seconds[0] for batch, seconds in found}
 
 
@@ -100,7 +104,8 @@ def test_a_sweep_ends_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(sweep(monkeypatch, lambda batch: 1.0)) == [1, 2, 4, 8, 16, 32, 64]
     # A run of twice as many is expected to take twice as long.
     assert list(sweep(monkeypatch, lambda batch: batch**0.5, most_run_s=3.9)) == [1, 2, 4]
-    assert list(sweep(monkeypatch, lambda batch: 1.0, limit_s=-1.0)) == [1]
+    assert list(sweep(monkeypatch, lambda batch: 1.0, early=True, limit_s=-1.0)) == [1]
+    assert list(sweep(monkeypatch, lambda batch: 1.0, limit_s=-1.0, most_batch=1)) == [1]
     peaks = iter(range(0, 10**12, 10**9))
     monkeypatch.setattr(throughput, "peak_bytes", lambda: next(peaks))
     monkeypatch.setattr(throughput, "available_bytes", lambda: 4 * 10**9)
@@ -135,11 +140,15 @@ def test_starts_are_equally_many_and_end_at_their_least(
         return float(len(seen))
 
     monkeypatch.setattr(starts, "start_s", start)
-    job = base(tmp_path / "a", starts=5, least_starts=3, limit_s=100.0)
+    job = base(tmp_path / "a", starts=5, least_starts=3, limit_s=100.0, too_long="")
     assert [len(each) for each in starts.cold_starts(job)["starts_s"]] == [5, 5]
     assert len(seen) == 11  # the first one warms the system's cache and does not count
     job["limit_s"] = 0.0
     assert [len(each) for each in starts.cold_starts(job)["starts_s"]] == [3, 3]
+    seen.clear()
+    with pytest.raises(RuntimeError, match="no time"):
+        starts.cold_starts({**job, "too_long": "no time"})
+    assert len(seen) == 1  # under a budget the first one tells that the least do not fit
 
 
 def test_a_start_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,11 +237,19 @@ def test_figures_are_medians_of_all_passes_and_each_has_the_dense_network_s() ->
 
 def test_what_was_not_read_has_a_reason_and_no_value() -> None:
     jobs = figure_jobs(FULL_RUN, base(Path("m")))
-    results = [{"memory_bytes": 1} if job["kind"] == "memory" else {"failed": "it broke"} for job in jobs]
+    results: list[dict[str, Any]] = [
+        {"memory_bytes": 1} if job["kind"] == "memory" else {"failed": "it broke"} for job in jobs
+    ]
     (figures,) = gather(FULL_RUN, jobs, results)
     assert (figures.cold_start_ms, figures.throughput_per_s, figures.energy_mj) == (None, None, None)
     assert figures.missing["cold_start_ms"] == figures.missing["throughput_per_s"] == "it broke"
     assert figures.flat()["not_measured"] == figures.missing
+    early: dict[str, Any] = {"runs_s": [[[1, [1.0]]], [[1, [1.0]]]], "ended_early": [False, True]}
+    results = [
+        early if job["kind"] == "throughput" else result for job, result in zip(jobs, results, strict=True)
+    ]
+    (figures,) = gather(FULL_RUN, jobs, results)
+    assert figures.throughput_per_s is None and "still gaining" in figures.missing["throughput_per_s"]
     latency = {**base(Path("m")), "kind": "latency"}
     jobs = [latency, *figure_jobs(MEMORY_RUN, base(Path("m")))]
     (figures,) = gather(MEMORY_RUN, jobs, [{}, {"memory_bytes": 1}])
@@ -241,7 +258,7 @@ def test_what_was_not_read_has_a_reason_and_no_value() -> None:
 
 
 def test_a_protocol_fits_into_the_seconds_that_there_are() -> None:
-    assert within(100.0) == FULL_RUN
+    assert within(100.0) == replace(FULL_RUN, bounded=True)
     assert within(1.0).limit_s == 1.0 and within(1.0).starts == FULL_RUN.starts
     assert within(0.1).starts == 0 and "budget" in within(0.1).why_not
 

@@ -260,6 +260,21 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("two_formats")
+def test_what_a_later_measurement_did_not_come_to_keeps_its_date_and_its_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = probes.OPERATORS[:2]
+    old = table(
+        entries=tuple(entry(operator=each.name) for each in (first, second)), noisy=(first.name, second.name)
+    )
+    monkeypatch.setattr(truth, "read_table", lambda target: old)
+    monkeypatch.setattr(truth, "_entries", lambda operator, *rest: ([entry(operator=operator.name)], False))
+    monkeypatch.setattr(truth, "_widths", lambda *rest: ())
+    made = truth.measure_truth(Target(), "full", operators=[first])
+    assert made.noisy == (second.name,)
+    assert made.earlier == {second.name: old.measured}
+
+
 def test_a_format_that_a_runtime_refuses_is_timed_as_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoIntegers:
         def __init__(self, target: Target) -> None:

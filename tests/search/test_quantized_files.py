@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autoprune.compress.aware import IntegerTraining
 from autoprune.compress.discovery import cuttable, find_groups
 from autoprune.compress.formats import int8_layers
 from autoprune.compress.rounding import rounded
@@ -188,6 +189,20 @@ def test_dynamic_ranges_are_for_linear_layers(tmp_path: Path) -> None:
     assert artifact.executed.ran == {"int8": 2, "dynamic int8": 2}
     in_float = recipe_of(groups, 4, 32, activations="dynamic")
     assert formats_of(model, in_float, groups, weights).dynamic == []
+
+
+def test_fp8_is_for_linear_layers_of_8_bits() -> None:
+    model, groups = small()
+    recipe = recipe_of(groups, 8, activations="fp8")
+    made, weights = stored_weights(model, recipe, groups, BATCHES)
+    formats = formats_of(made, recipe, groups, weights)
+    assert (list(formats.int8), list(formats.fp8), weights) == (["one", "two"], ["hidden", "head"], {})
+    fewer = recipe_of(groups, 4, activations="fp8")
+    assert formats_of(model, fewer, groups, {}).fp8 == []
+    aware = fewer.model_copy(update={"quantization": fewer.quantization.model_copy(update={"aware": 1.0})})
+    assert set(IntegerTraining.of(model, aware, groups).layers) == {"one", "two", "hidden", "head"}
+    aware = recipe.model_copy(update={"quantization": recipe.quantization.model_copy(update={"aware": 1.0})})
+    assert set(IntegerTraining.of(model, aware, groups).layers) == {"one", "two"}
 
 
 NETWORKS = {

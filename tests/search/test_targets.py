@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, UsageError
 from autoprune.naming import file_name_of
+from autoprune.report.view import view_of
 from autoprune.search.bench import Bench
 from autoprune.space.recipe import Recipe
+from autoprune.study.artifacts import artifact_folder
 from autoprune.target import RUNTIMES, Target
 from tests.conftest import measure_briefly
 
@@ -88,7 +91,36 @@ def test_a_front_is_told_of_the_target_asked_for(study: Study, capsys: pytest.Ca
     assert (found["target"], found["targets"]) == (SECOND, ["onnxruntime", SECOND, THIRD])
     points = study.on(SECOND).points()
     assert [point["trial"] for point in found["points"]] == [point.record.number for point in points]
-    assert found["points"][0]["latency_ms"] == points[0].measurement.latency.latency_ms
+    last = found["points"][-1]
+    assert last["latency_ms"] == points[-1].measurement.latency.latency_ms
+    assert last["export_command"].endswith(f"--target {SECOND} --to DIR")
+    assert Path(last["artifact"]).parent.name == "targets"
+
+
+def test_what_was_measured_elsewhere_is_of_the_target_asked_for(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = study.on(SECOND).points()[-1]
+    path = artifact_folder(study.on(SECOND).paths, point.record) / "model.onnx"
+    entry = {
+        "study": "two", "trial": point.record.number, "target": SECOND,
+        "model_sha256": sha256(path.read_bytes()).hexdigest(), "metric": "accuracy", "accuracy": 0.7,
+        "accuracy_ci": [0.6, 0.8], "examples": 100, "latency_ms": 2.0, "dense_latency_ms": 8.0, "latency_ratio": 0.25,
+        "latency_ratio_ci": [0.2, 0.3], "size_bytes": 1000, "size_ratio": 0.5,
+    }  # fmt: skip
+    file = tmp_path / "there.json"
+    file.write_text(json.dumps(entry), encoding="utf-8")
+    asked = ["front", "two", "--measurements", str(file), "--json"]
+    assert main(asked) == 2
+    assert f"give --target {SECOND}" in capsys.readouterr().err
+    assert main([*asked, "--target", SECOND]) == 0
+    assert json.loads(capsys.readouterr().out)["points"][-1]["latency_ms"] == 2.0
+    whole = artifact_folder(study.paths, point.record) / "model.onnx"
+    file.write_text(
+        json.dumps({**entry, "model_sha256": sha256(whole.read_bytes()).hexdigest()}), encoding="utf-8"
+    )
+    if whole.read_bytes() != path.read_bytes():
+        assert main([*asked, "--target", SECOND]) == 2
 
 
 def test_an_export_is_of_the_target_asked_for(study: Study, tmp_path: Path) -> None:
@@ -105,5 +137,7 @@ def test_an_export_is_of_the_target_asked_for(study: Study, tmp_path: Path) -> N
 def test_a_network_that_one_target_refuses_keeps_its_figures_of_the_others(study: Study) -> None:
     assert len(study.points()) >= 2
     assert [point.record.label for point in study.on(THIRD).points()] == ["dense"]
+    assert view_of(study.on(THIRD)._store).failures()["there: export"] >= 1
+    assert view_of(study._store).failures() == {}
     notes = study._store.notes()
     assert any(key.startswith("target_failure:") and "no kernel" in text for key, text in notes.items())

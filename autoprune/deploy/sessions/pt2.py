@@ -180,7 +180,8 @@ class _Builder:
             kind, content = next(iter(spec.items()))
             if kind == "user_input":
                 name = content["arg"]["as_tensor"]["name"]
-                self.named[name] = self.graph.placeholder(name)
+                # Names of inputs and of arguments become code: none is the file's.
+                self.named[name] = self.graph.placeholder("images")
                 batch.append(parts["graph"]["tensor_values"][name]["sizes"][0].get("as_int"))
                 continue
             names = {
@@ -205,9 +206,10 @@ class _Builder:
         for given in content["inputs"]:
             value = self.value(given["arg"])
             if given.get("kind") == 2:
-                kwargs[given["name"]] = value
+                kwargs[_keyword(target, given["name"])] = value
             else:
                 args.append(value)
+        # Of a node's name fx replaces whatever is no letter, number or underscore.
         made = self.graph.create_node("call_function", target, tuple(args), kwargs, content.get("name"))
         made.meta["custom"] = json.loads(content["metadata"].get("custom", "{}"))
         outputs = content["outputs"]
@@ -242,5 +244,16 @@ def _operator(target: str) -> Callable[..., Any]:
     match = _ATEN.fullmatch(target)
     if match is None or match[1] in _BARRED:
         raise UsageError(f"it calls {target!r}; allowed: operators of ATen")
-    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
+    # What is no operator is an attribute of Python's, through which anything could be reached.
+    found = getattr(getattr(torch.ops.aten, match[1], None), match[2], None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise UsageError(f"it calls {target!r}, which is no operator of ATen here")
     return found
+
+
+def _keyword(target: Callable[..., Any], name: str) -> str:
+    """Return the name of a keyword argument, once the operator is known to have it."""
+    known = [a.name for a in target._schema.arguments] if isinstance(target, torch._ops.OpOverload) else []
+    if name not in known:
+        raise UsageError(f"it gives {target} an argument that it does not have")
+    return name
