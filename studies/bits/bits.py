@@ -17,6 +17,7 @@ from searches import Outcome, Run, run_missing  # noqa: E402
 from tables import markdown  # noqa: E402
 
 from autoprune.config import parse_budget  # noqa: E402
+from autoprune.study.records import TrialRecord  # noqa: E402
 from autoprune.yaml_io import read_yaml  # noqa: E402
 
 AFTERWARDS = "one after the other"
@@ -88,7 +89,8 @@ def report() -> None:
         "is that below 10 points lost, the dense latency and the dense size, each axis scaled to 1. Every search had "
         f"{given['budget']}, all of",
         f"it counted, decided by {given['targets'][0]} and measured its front on each target; *{AFTERWARDS}* is the search of ratios",
-        f"alone for {given['pruning_first']}, whose networks are then put on 8, 4, 6, 3 and 2 bits by GPTQ in the time that is left.",
+        f"alone for {given['pruning_first']}, whose networks are then put on 8, 4, 6, 3 and 2 bits by GPTQ in the time that is left; *spent* is",
+        "what each took.",
         "",
         markdown(table),
         "",
@@ -121,30 +123,38 @@ def verdicts(on: dict[str, list[Outcome]]) -> list[str]:
 
 
 def eighth(outcomes: list[Outcome], share: float) -> list[str]:
-    """Return the lines that tell what mixed bits keep at a share of the dense bytes."""
+    """Return the lines that tell what bits keep at a share of the dense bytes and below, trained and not."""
     lines: list[str] = []
     for outcome in outcomes:
-        points = [
-            (t.measurement.report.value, t.number, t.measurement, t.measurement.report, t)
+        rows = [
+            {
+                "point": t.label,
+                "x dense bytes": f"{m.size_ratio:.3f}",
+                "report split": f"{m.report.value:.4f}",
+                "95 %": f"{m.report.ci[0]:.4f} to {m.report.ci[1]:.4f}",
+                "points lost": f"{100 * (outcome.dense - m.report.value):.2f}",
+                "steps": t.train_steps,
+                "x latency": f"{m.latency.ratio:.3f}",
+                "groups by bits": _counts(t),
+            }
             for t in outcome.finals
-            if t.measurement and t.measurement.report and t.measurement.size_ratio <= share
+            if (m := t.measurement) and m.report and m.size_ratio <= share
         ]
-        if not points:
-            continue
-        _, _, measured, kept, best = max(points, key=lambda point: point[:2])
-        bits = sorted(choice.bits for choice in (best.recipe.groups if best.recipe else {}).values())
-        counts = ", ".join(f"{bits.count(b)} of {b}" for b in dict.fromkeys(bits))
         lines += [
             "",
-            f"## Mixed bits at {share:g} of the dense bytes",
+            f"## Bits alone at {share:g} of the dense bytes and below",
             "",
-            f"{outcome.run.name}, on {outcome.run.settings['target']} in {outcome.run.budget}: the best point of at most {share:g} of the dense bytes has "
-            f"{measured.size_ratio:.3f} of them and {kept.value:.4f} on the",
-            f"report split ({kept.ci[0]:.4f} to {kept.ci[1]:.4f}), the dense network {outcome.dense:.4f}: "
-            f"{100 * (outcome.dense - kept.value):.2f} points lost after {best.train_steps} steps, at",
-            f"{measured.latency.ratio:.3f} of the latency. Its groups by bits: {counts}. Nothing was pruned.",
+            f"All final points so small of {outcome.run.name}, on {outcome.run.settings['target']} in {outcome.run.budget}. The dense",
+            f"network has {outcome.dense:.4f}. Nothing was pruned.",
+            "",
+            markdown(pd.DataFrame(rows)) if rows else "There is none.",
         ]
     return lines
+
+
+def _counts(trial: TrialRecord) -> str:
+    bits = sorted(choice.bits for choice in (trial.recipe.groups if trial.recipe else {}).values())
+    return ", ".join(f"{bits.count(b)} of {b}" for b in dict.fromkeys(bits))
 
 
 def draw(outcomes: dict[str, list[Outcome]]) -> None:
