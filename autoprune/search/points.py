@@ -10,7 +10,7 @@ from pathlib import Path
 from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import TrialError
-from autoprune.measure.figures import RunProtocol, within
+from autoprune.measure.figures import FULL_RUN, RunProtocol, within
 from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency, Measurement, RunFigures
 from autoprune.search.bench import Bench
@@ -159,12 +159,11 @@ class Points:
     def _run_protocol(self, count: int, sessions: int) -> RunProtocol:
         """Return how long is measured besides latency: as planned, less where the time left is less."""
         keeper = self.driver.keeper
-        each_s = keeper.figures_s(count * len(self.bench.config.targets))
-        if keeper.left_s is not None:
-            # The dense network is measured with them.
-            left_s = (keeper.left_s - CLOSING_S) / (sessions * (count + 1)) - self.bench.timings.timing_s()
-            each_s = min(each_s, left_s)
-        return within(each_s)
+        if keeper.left_s is None:
+            return FULL_RUN
+        # The dense network is measured with them.
+        left_s = (keeper.left_s - CLOSING_S) / (sessions * (count + 1)) - self.bench.timings.timing_s()
+        return within(min(keeper.figures_s(count * len(self.bench.config.targets)), left_s))
 
     def measure(self, points: list[FinalPoint], started_from: Mapping[int, int]) -> None:
         """Measure all points and the dense network interleaved in one session on each target, and record them.
