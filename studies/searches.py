@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from autoprune.measure.record import Measurement  # noqa: E402
+from autoprune.study.elsewhere import record_on  # noqa: E402
 from autoprune.study.front import costs, volume_of  # noqa: E402
 from autoprune.study.pareto import non_dominated  # noqa: E402
 from autoprune.study.records import TrialRecord  # noqa: E402
@@ -172,12 +173,7 @@ class Outcome:
         """Return what the run came to on one of its targets; points that were not measured there have no figures."""
         if target == self.run.settings["target"].split(",")[0]:
             return self
-        trials = [
-            t.model_copy(
-                update={"measurement": t.measurement.elsewhere.get(target) if t.measurement else None}
-            )
-            for t in self.trials
-        ]
+        trials = [record_on(trial, target) for trial in self.trials]
         further = [m.elsewhere[target] for m in self.further if target in m.elsewhere]
         return replace(self, trials=trials, further=further)
 

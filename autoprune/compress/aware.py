@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from autoprune.compress import quantizers
 from autoprune.compress.finetune import Trainer
-from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, fp8_layers, int8_layers, layer_bits
+from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, int8_layers, layer_bits
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.rounding import grid_between, input_grid, on_input_grid
 from autoprune.space.groups import Groups
@@ -113,11 +113,7 @@ class IntegerTraining:
             return cls(model, {}, (), 0.0)
         eight = with_factors(model, int8_layers(recipe, groups, kinds))
         dynamic = dynamic_layers(model, recipe, groups)
-        floats = fp8_layers(model, recipe, groups)
-        bits = {
-            name: width for name, width in layer_bits(model, recipe, groups).items() if name not in floats
-        }
-        return cls(model, bits, eight, recipe.quantization.aware, dynamic)
+        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware, dynamic)
 
     def watch(self, trainer: Trainer) -> None:
         """Follow a training, and begin with integers where the share says so."""

@@ -58,7 +58,7 @@ def fp8_layers(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str]:
     """
     if recipe.quantization.activations != "fp8":
         return []
-    bits = layer_bits(model, recipe, groups)
+    bits = _bits(model, recipe, groups)
     return [name for name in _linear(model, recipe, groups) if bits[name] == INTEGER_BITS]
 
 
@@ -70,7 +70,12 @@ def _linear(model: nn.Module, recipe: Recipe, groups: Groups) -> list[str]:
 
 
 def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
-    """Return the bit-width of the weights of every layer that has fewer than 32."""
+    """Return the bit-width of the weights of every layer that has fewer than 32; of those in fp8 none."""
+    floats = fp8_layers(model, recipe, groups)
+    return {name: bits for name, bits in _bits(model, recipe, groups).items() if name not in floats}
+
+
+def _bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
     return {
         layer: recipe.choice(g.name).bits
         for g in groups_left(recipe, groups).groups

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import to_edge_transform_and_lower
@@ -22,7 +21,7 @@ from autoprune.deploy.files import write_file
 from autoprune.deploy.layered import CALIBRATION_EXAMPLES, PARITY_EXAMPLES, Layered, layered
 from autoprune.deploy.layers import Layer, call_in
 from autoprune.deploy.qdq import with_steps
-from autoprune.deploy.runtime import Artifact, Formats, some, with_projections
+from autoprune.deploy.runtime import Artifact, Formats, predicted, some, with_projections
 from autoprune.deploy.session import Floats, in_pieces, open_session, run_all
 from autoprune.errors import ExportError
 from autoprune.measure.record import Executed
@@ -66,7 +65,7 @@ class ExecuTorch:
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of a model file on all cores, ``(n, classes)``."""
         session = open_session(self.target, path, usable_cores())
-        return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
+        return predicted(session, batches)
 
     def _write(self, model: nn.Module, formats: Formats, calibration: Sequence[Tensor]) -> _Written:
         """Return the file of a candidate."""

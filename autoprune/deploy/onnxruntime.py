@@ -18,8 +18,8 @@ from autoprune.deploy.checking import check_outputs
 from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
 from autoprune.deploy.onnx_file import OnnxFiles, Written
-from autoprune.deploy.runtime import Artifact, Formats
-from autoprune.deploy.session import NodeTime, open_session, run_all
+from autoprune.deploy.runtime import Artifact, Formats, predicted
+from autoprune.deploy.session import NodeTime, open_session
 from autoprune.deploy.sessions.onnxruntime import run_onnx, session_options
 from autoprune.measure.record import Executed
 from autoprune.target import Target, usable_cores
@@ -74,7 +74,7 @@ class OnnxRuntime:
         dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in onnx.load(path).graph.node)
         size = self.target.batch if dynamic else None
         pieces = (piece for batch in batches for piece in torch.split(batch, size or max(1, len(batch))))
-        return torch.from_numpy(np.concatenate([run_all(session, piece.numpy()) for piece in pieces]))
+        return predicted(session, pieces)
 
     def _smaller(self, written: Written) -> bytes:
         """Return the packed file where a session makes the same of it; else the file as it is."""

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import torch
 from torch import Tensor, nn
 
 from autoprune.deploy.checking import check_outputs
@@ -18,7 +16,7 @@ from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
 from autoprune.deploy.onnx_file import OnnxFiles, Written
 from autoprune.deploy.pack import FOR_OPENVINO
-from autoprune.deploy.runtime import Artifact, Formats
+from autoprune.deploy.runtime import Artifact, Formats, predicted
 from autoprune.deploy.session import NodeTime, open_session, run_all
 from autoprune.deploy.sessions.openvino import compile_model
 from autoprune.errors import ExportError
@@ -78,7 +76,7 @@ class OpenVino:
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of a model file on all cores, ``(n, classes)``."""
         session = open_session(self.target, path, usable_cores())
-        return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
+        return predicted(session, batches)
 
     def _nodes(self, model: bytes | Path) -> list[Node]:
         return runtime_nodes(compile_model(self.target, model, self.target.threads).get_runtime_model())

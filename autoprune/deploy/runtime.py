@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from autoprune.deploy.session import Session, run_all
 from autoprune.measure.record import Executed
 from autoprune.target import Target
 
@@ -77,6 +79,11 @@ class Formats:
     weights: Mapping[str, StoredWeight] = field(default_factory=dict)
     packed: bool = False
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+def predicted(session: Session, batches: Iterable[Tensor]) -> Tensor:
+    """Return what a session makes of batches of any size, ``(n, classes)``, in their order."""
+    return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
 
 
 def some(names: Collection[str]) -> str:

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import tensorrt as trt
-import torch
 from torch import Tensor, nn
 
 from autoprune.deploy.checking import check_outputs
@@ -25,7 +23,7 @@ from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
 from autoprune.deploy.halves import in_16_bits
 from autoprune.deploy.onnx_file import OnnxFiles, Written
-from autoprune.deploy.runtime import Artifact, Formats
+from autoprune.deploy.runtime import Artifact, Formats, predicted
 from autoprune.deploy.session import NodeTime, open_session, run_all
 from autoprune.deploy.sessions.tensorrt import open_engine
 from autoprune.errors import ExportError
@@ -78,7 +76,7 @@ class TensorRt:
     def predict(self, path: Path, batches: Iterable[Tensor]) -> Tensor:
         """Return the outputs of an engine, ``(n, classes)``."""
         session = open_session(self.target, path)
-        return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
+        return predicted(session, batches)
 
     def _check(self, formats: Formats) -> None:
         """Refuse formats that are not made here, by the names of the layers."""

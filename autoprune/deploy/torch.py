@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -16,7 +15,7 @@ from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
 from autoprune.deploy.layered import CALIBRATION_EXAMPLES, PARITY_EXAMPLES, Layered, export, layered
 from autoprune.deploy.pt2 import write_pt2
-from autoprune.deploy.runtime import Artifact, Formats, some, with_projections
+from autoprune.deploy.runtime import Artifact, Formats, predicted, some, with_projections
 from autoprune.deploy.session import Floats, NodeTime, in_pieces, open_session, run_all
 from autoprune.deploy.sessions.pt2 import read_pt2
 from autoprune.deploy.sessions.torch import SPARSE, TorchSession, check_compiler, folded
@@ -75,7 +74,7 @@ class Torch:
         """
         eager = self.target.model_copy(update={"compile": False})
         session = open_session(eager, path, usable_cores())
-        return torch.from_numpy(np.concatenate([run_all(session, batch.numpy()) for batch in batches]))
+        return predicted(session, batches)
 
     def _write(self, model: nn.Module, formats: Formats, calibration: Sequence[Tensor]) -> _Written:
         """Return the file of a candidate."""

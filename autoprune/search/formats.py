@@ -49,8 +49,7 @@ def stored_weights(
         CompressionError: If a layer cannot be quantized; names it.
     """
     how = recipe.quantization
-    floats = fp8_layers(model, recipe, groups)
-    bits = {name: width for name, width in layer_bits(model, recipe, groups).items() if name not in floats}
+    bits = layer_bits(model, recipe, groups)
     usual: set[str] = set()
     if how.usual_integers:
         usual = set(with_factors(model, int8_layers(recipe, groups, kinds)))

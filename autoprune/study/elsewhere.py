@@ -32,13 +32,14 @@ def seen_on(store: StudyStore, spec: str) -> StudyStore:
     if spec == targets[0]:
         return store
     own = settings["also"][targets.index(spec) - 1]
-
-    def on_target(record: TrialRecord) -> TrialRecord:
-        measured = record.measurement.elsewhere.get(spec) if record.measurement is not None else None
-        return record.model_copy(update={"measurement": measured})
-
     seen = {**settings, "target": own, "targets": targets}
-    return store.as_seen(on_target, seen, store.paths.on_target(spec))
+    return store.as_seen(lambda record: record_on(record, spec), seen, store.paths.on_target(spec))
+
+
+def record_on(record: TrialRecord, spec: str) -> TrialRecord:
+    """Return a trial with the figures of a further target; without any where it was not measured there."""
+    measured = record.measurement.elsewhere.get(spec) if record.measurement is not None else None
+    return record.model_copy(update={"measurement": measured})
 
 
 def seen_by(store: StudyStore, measured: Mapping[int, Measurement]) -> StudyStore:
