@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,15 @@ def data_root() -> Path:
     """Return the folder of data sets: ``AUTOPRUNE_DATA``, else ``data`` in the cache folder."""
     given = os.environ.get("AUTOPRUNE_DATA")
     return Path(given) if given else cache_root() / "data"
+
+
+def locks_root() -> Path:
+    """Return the folder of the locks that all jobs of a host share: ``AUTOPRUNE_LOCKS``, else ``/tmp``."""
+    given = os.environ.get("AUTOPRUNE_LOCKS")
+    if given:
+        return Path(given)
+    shared = Path("/tmp")  # noqa: S108 - not the TMPDIR of a job, which others don't see
+    return shared if shared.is_dir() else Path(tempfile.gettempdir())
 
 
 def file_name_of(spec: str) -> str:

@@ -14,9 +14,12 @@ from typing import Any
 import autoprune
 from autoprune.errors import TrialError
 from autoprune.measure.lock import is_locked
+from autoprune.measure.quiet import standing_aside
 
 # Waiting for another measurement's lock counts, so this is generous.
 TIMEOUT_S = 1800.0
+# Waiting for those that train, which give way at every step.
+QUIET_TIMEOUT_S = 600.0
 _log = logging.getLogger(__name__)
 
 
@@ -41,11 +44,26 @@ def run_session(jobs: list[dict[str, Any]], timeout_s: float = TIMEOUT_S) -> lis
 
 
 def run_worker(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Run a measurement process and return its result.
+    """Run a measurement process, while nothing of ours trains on this machine, and return its result.
 
     Raises:
         TrialError: If it fails, takes too long, or its output cannot be read.
     """
+    # The measuring process has to say what it waited for before it is ended.
+    job = {"quiet_timeout_s": min(QUIET_TIMEOUT_S, 0.8 * timeout_s), **job}
+    with standing_aside():
+        output, errors, code = _run(job, timeout_s)
+    if code != 0:
+        raise TrialError("latency", f"the measurement failed: {last_line(errors, code)}")
+    try:
+        result: dict[str, Any] = json.loads(output)
+    except ValueError as error:
+        raise TrialError("latency", f"the measurement's result cannot be read: {error}") from error
+    return result
+
+
+def _run(job: dict[str, Any], timeout_s: float) -> tuple[str, str, int]:
+    """Return what the measuring process wrote to its output and as errors, and its exit code."""
     if is_locked(job.get("lock")):
         _log.warning("waiting for another measurement on this machine")
     # Ctrl-C goes to the terminal's whole group; the driver decides what it means.
@@ -66,13 +84,7 @@ def run_worker(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, A
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
             process.communicate()
-    if process.returncode != 0:
-        raise TrialError("latency", f"the measurement failed: {last_line(errors, process.returncode)}")
-    try:
-        result: dict[str, Any] = json.loads(output)
-    except ValueError as error:
-        raise TrialError("latency", f"the measurement's result cannot be read: {error}") from error
-    return result
+    return output, errors, process.returncode
 
 
 def environment() -> dict[str, str]:
