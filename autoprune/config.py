@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autoprune.errors import UsageError
+from autoprune.execution import Execution
 from autoprune.naming import check_study_name, default_study_name, unknown_name
 from autoprune.target import Target, given_target, merged
 
@@ -115,6 +116,7 @@ class StudyConfig(BaseModel):
         front_points: Most networks that the final recovery trains; one network may give several points. By default 12
             where networks start from each other, 5 where each starts from its own trial.
         trust_code: Whether Python files given as model or data may be run.
+        execution: Where trials run, and how many side by side; no part of what a study is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,6 +142,7 @@ class StudyConfig(BaseModel):
     calibration_examples: Annotated[int, Field(ge=8)] = 512
     front_points: Annotated[int, Field(ge=1, le=64)] | None = None
     trust_code: bool = False
+    execution: Execution = Execution()
 
     @field_validator("budget")
     @classmethod
@@ -214,7 +217,9 @@ class StudyConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed search must share; the budget may change."""
-        dump = self.model_dump(mode="json", exclude={"budget", "study", "trust_code", "target", "also"})
+        dump = self.model_dump(
+            mode="json", exclude={"budget", "study", "trust_code", "target", "also", "execution"}
+        )
         targets: dict[str, Any] = {"target": self.target.content()}
         if self.also:
             targets["also"] = [each.content() for each in self.also]

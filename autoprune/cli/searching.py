@@ -12,7 +12,7 @@ from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
 from autoprune.cli.schedules import given_schedule
-from autoprune.cli.settings import check_engine, gather
+from autoprune.cli.settings import check_engine, check_storage, gather
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
 
@@ -44,8 +44,26 @@ def search(
     max_size_mb: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
     min_accuracy: Annotated[float | None, typer.Option(metavar="X", help="search only above it")] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL", help="only SQLite in this version")] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="only 1 in this version")] = 1,
-    engine: Annotated[str, typer.Option(metavar="local|ray", help="only local in this version")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="trials side by side, each in a process of its own")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="local|ray", help="where trials run: this machine, or a Ray cluster")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ray://HOST:PORT|HOST:PORT", help="Ray cluster to join; starts Ray here if not given"
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(metavar="X", help="of one trial on Ray (1)")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(metavar="X", help="of one trial on Ray, parts of one too (0)")
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="storage that all nodes reach, such as s3://bucket/folder"),
+    ] = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     fresh: Annotated[
@@ -62,13 +80,17 @@ def search(
         "budget": budget, "study": study, "sampler": sampler, "seed": seed, "trust_code": trust_code,
     }  # fmt: skip
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
-    settings = gather(config, flags, overrides or (), limits=limits)
+    execution = {
+        "workers": workers, "engine": check_engine(engine), "address": address, "cpus_per_trial": cpus_per_trial,
+        "gpus_per_trial": gpus_per_trial, "artifacts": artifacts,
+    }  # fmt: skip
+    settings = gather(config, flags, overrides or (), limits=limits, execution=execution)
     # Faults that need no torch are told before it is loaded.
     from autoprune.search.limits import check_space
     from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
-    check_engine(engine, workers, storage, settings.study_name)
+    check_storage(storage, settings.study_name)
     check_space(settings, load_space(settings.space))
     check_inputs(settings)
     if dry_run:

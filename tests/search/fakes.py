@@ -14,8 +14,8 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.outcome import Outcome
 from autoprune.search.timings import Timings
-from autoprune.search.trial import Outcome
 from autoprune.space.groups import Group, Groups, Member
 from autoprune.space.recipe import Recipe
 from autoprune.space.space_files import load_space
@@ -91,7 +91,7 @@ class FakeTrials:
     interrupt_at: int | None = None
     seen: list[Recipe] = field(default_factory=list)
 
-    def __call__(self, recipe: Recipe, folder: Path, start: Path | None = None) -> Outcome:
+    def __call__(self, recipe: Recipe, folder: Path, start: Path | None = None, number: int = 0) -> Outcome:
         self.seen.append(recipe)
         self.clock.advance(self.duration_s)
         if self.fail_from is not None and len(self.seen) > self.fail_from:
