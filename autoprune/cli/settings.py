@@ -84,12 +84,11 @@ def _override(values: dict[str, Any], word: str) -> None:
     inner[last] = parse_yaml(text, f"the value of {name}").values
 
 
-def check_engine(engine: str, workers: int, storage: str | None, study: str) -> None:
+def check_engine(engine: str, workers: int) -> None:
     """Refuse ways of running that this version does not have.
 
     Raises:
-        UsageError: If the engine is not ``local``, more than one worker is asked for, or the storage is
-            not the study's own SQLite database.
+        UsageError: If the engine is not ``local`` or more than one worker is asked for.
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
@@ -100,10 +99,16 @@ def check_engine(engine: str, workers: int, storage: str | None, study: str) -> 
             f"workers {workers} cannot be used: this version runs one trial at a time; allowed: 1",
             "leave --workers out",
         )
-    own = f"sqlite:///{StudyPaths.of(study).database}"
-    if storage not in (None, "sqlite", own):
-        scheme = str(storage).split(":", 1)[0]
-        raise UsageError(
-            f"storage {scheme + ':…'!r} is not in this version; allowed: sqlite, the study's own database ({own})",
-            "leave --storage out; AUTOPRUNE_STUDIES moves the folder of all studies",
-        )
+
+
+def check_place(settings: StudyConfig, *, fresh: bool) -> None:
+    """Refuse a storage that the study cannot have, before anything is loaded.
+
+    Raises:
+        UsageError: If it cannot be used, psycopg is missing, or the study has its record somewhere else.
+    """
+    from autoprune.study.place import Place, check_installed
+
+    paths = StudyPaths.of(settings.study_name)
+    read = Place.of if fresh else Place.for_writing
+    check_installed(read(paths, settings.storage))
