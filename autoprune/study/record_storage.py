@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, check_distribution_compatibil
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from sqlalchemy import event, insert
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from autoprune.study.lease import Lease
@@ -173,6 +173,8 @@ class RecordStorage(RDBStorage):
 def is_passing(error: BaseException) -> bool:
     """Return whether a fault of the database passes: it is away, restarts, or is locked by another process."""
     cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    if isinstance(cause, PendingRollbackError):  # Optuna went on in a session whose connection had broken
+        return True
     if not isinstance(cause, DBAPIError):
         return False
     origin = cause.orig

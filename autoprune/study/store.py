@@ -25,7 +25,8 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import make_sampler
 from autoprune.study.trial_log import TrialLog
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+# What it warns of on the way, such as a statement that is repeated, is told once it cannot be mended.
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class StudyStore:

@@ -97,7 +97,6 @@ def test_every_transaction_that_writes_proves_the_lease() -> None:
     trial = store.ask({"x": 1})
     trial.suggest_int("x", 0, 3)
     store.begin(trial, Plan(RECIPE, "tpe"))
-    trial.set_system_attr("any", 1) if hasattr(trial, "set_system_attr") else None
     store.complete(trial, make_measurement(RECIPE, GROUPS), train_steps=0, duration_s=1.0)
     store.note("key", "value")
     add(store, 0.3)
