@@ -129,6 +129,16 @@ class StudyPaths:
         return self.root / "study.db"
 
     @property
+    def storage(self) -> Path:
+        """The file that says in which database the record is, where it is not the one of the folder."""
+        return self.root / "storage.json"
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the folder holds the record, or says where it is."""
+        return self.database.is_file() or self.storage.is_file()
+
+    @property
     def screens(self) -> Path:
         """Recipes that the default search looked at without making them trials."""
         return self.root / "screens.jsonl"
@@ -213,6 +223,6 @@ def study_folders() -> list[Path]:
             check_study_name(folder.name)
         except UsageError:
             continue
-        if (folder / "study.db").is_file() and (folder / "settings.yaml").is_file():
+        if StudyPaths(folder).has_record and (folder / "settings.yaml").is_file():
             found.append(folder)
     return found

@@ -12,7 +12,7 @@ from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
 from autoprune.cli.schedules import given_schedule
-from autoprune.cli.settings import check_engine, check_storage, gather
+from autoprune.cli.settings import check_engine, check_place, gather
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
 
@@ -43,7 +43,7 @@ def search(
     max_latency_ms: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
     max_size_mb: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
     min_accuracy: Annotated[float | None, typer.Option(metavar="X", help="search only above it")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="URL", help="only SQLite in this version")] = None,
+    storage: options.Storage = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="trials side by side, each in a process of its own")
     ] = None,
@@ -77,7 +77,8 @@ def search(
     """Search a Pareto front; the same command again resumes."""
     flags = {
         "model": model, "data": data, "weights": weights, "space": space, "target": target, "objectives": objectives,
-        "budget": budget, "study": study, "sampler": sampler, "seed": seed, "trust_code": trust_code,
+        "budget": budget, "study": study, "storage": storage, "sampler": sampler, "seed": seed,
+        "trust_code": trust_code,
     }  # fmt: skip
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
     execution = {
@@ -90,7 +91,7 @@ def search(
     from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
-    check_storage(storage, settings.study_name)
+    check_place(settings, fresh=fresh)
     check_space(settings, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
@@ -102,8 +103,8 @@ def search(
         with live_view(f"autoprune {settings.study_name}", quiet) as listener:
             found = run_search(settings, fresh=fresh, progress=listener)
     except KeyboardInterrupt:
-        if StudyPaths.of(settings.study_name).database.exists():
-            show_front(open_study(settings.study_name), json=json)
+        if StudyPaths.of(settings.study_name).has_record:
+            show_front(open_study(settings.study_name, settings.storage), json=json)
         raise
     show_front(found, json=json)
     _check_limits(found, settings)

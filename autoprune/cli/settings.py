@@ -97,16 +97,14 @@ def check_engine(engine: str | None) -> str | None:
     return engine
 
 
-def check_storage(storage: str | None, study: str) -> None:
-    """Refuse storages that this version does not have.
+def check_place(settings: StudyConfig, *, fresh: bool) -> None:
+    """Refuse a storage that the study cannot have, before anything is loaded.
 
     Raises:
-        UsageError: If the storage is not the study's own SQLite database.
+        UsageError: If it cannot be used, psycopg is missing, or the study has its record somewhere else.
     """
-    own = f"sqlite:///{StudyPaths.of(study).database}"
-    if storage not in (None, "sqlite", own):
-        scheme = str(storage).split(":", 1)[0]
-        raise UsageError(
-            f"storage {scheme + ':…'!r} is not in this version; allowed: sqlite, the study's own database ({own})",
-            "leave --storage out; AUTOPRUNE_STUDIES moves the folder of all studies",
-        )
+    from autoprune.study.place import Place, check_installed
+
+    paths = StudyPaths.of(settings.study_name)
+    read = Place.of if fresh else Place.for_writing
+    check_installed(read(paths, settings.storage))

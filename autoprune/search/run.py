@@ -37,6 +37,7 @@ from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.env import write_environment
 from autoprune.study.front import dense_number
+from autoprune.study.opening import has_record
 from autoprune.study.store import StudyStore
 from autoprune.workloads.training import train_dense, trained_before
 from autoprune.workloads.weights import state_digest
@@ -84,7 +85,9 @@ def run_study(
     check_space(config, space)
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
-    store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
+    store = (
+        StudyStore.create_or_resume(config, paths, fresh=fresh) if has_record(paths, config.storage) else None
+    )
     if store is not None and store.phase == "done" and not _extends(config, store):
         listener(
             Progress(
