@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths, inner_parts
-from autoprune.study import mirror as mirror_module
 from autoprune.study import remote as remote_module
-from autoprune.study.artifacts import MANIFEST, commit_folder, temporary_folder, verify
+from autoprune.study.artifacts import MANIFEST, commit_folder, temporary_folder, verify, write_bytes_atomic
 from autoprune.study.mirror import Mirror
 from autoprune.study.remote import Remote, check_url, redacted
 
@@ -489,16 +488,16 @@ def test_a_restore_that_was_cut_short_begins_anew(
     for name in ("settings.yaml", "zz.json", "env.json"):
         (here.root / name).write_text(name)
     mirror.push_files(here)
-    real, written = mirror_module.write_bytes_atomic, []
+    written: list[str] = []
 
     def cut(path: Path, content: bytes) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(path.name)
-        real(path, content)
+        write_bytes_atomic(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirror_module, "write_bytes_atomic", cut)
+        patch.setattr("autoprune.study.mirror.write_bytes_atomic", cut)
         with pytest.raises(KeyboardInterrupt):
             mirror.restore(there)
     assert written == ["env.json", "zz.json"]
