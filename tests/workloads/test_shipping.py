@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig, make_config
 from autoprune.errors import UsageError
 from autoprune.search.bench import as_groups_say, discover
@@ -110,13 +111,17 @@ def worker_of(driver: Driver, shipment: Shipment, **means: Any) -> Workload:
     return load_shipped(shipment, prepare=partial(as_groups_say, groups=driver.groups), say=SILENT, **means)
 
 
-def check_same(ours: Workload, theirs: Workload) -> None:
-    """Both have one network and one data, whatever was done to the weights on the way."""
+def check_same(driver: Driver, theirs: Workload) -> None:
+    """Both have one network and one data, and cutting the network gives the same."""
+    ours = driver.workload
     assert state_digest(theirs.model) == state_digest(ours.model)
     inputs = next(ours.data.search.batches(4, limit=4))[0]
     assert torch.equal(next(theirs.data.search.batches(4, limit=4))[0], inputs)
     with torch.no_grad():
         assert torch.equal(theirs.model(inputs), ours.model(inputs))
+        plan = {g.name: tuple(range(0, g.size, 2)) for g in driver.groups.prunable}
+        cut = [prune(model, driver.groups, plan)(inputs) for model in (theirs.model, ours.model)]
+    assert torch.equal(*cut)
     assert theirs.data.fingerprint == ours.data.fingerprint
     assert torch.equal(
         theirs.data.train.training_batch(3, 4, 1)[0], ours.data.train.training_batch(3, 4, 1)[0]
@@ -159,7 +164,7 @@ def test_a_network_by_name_is_the_drivers() -> None:
     # Groups of the network itself change nothing of it.
     driver = drive(config, Groups(groups=(), input_shape=(3, 32, 32)))
     sent = ship(driver.workload, config).model_dump_json()
-    check_same(driver.workload, worker_of(driver, Shipment.model_validate_json(sent)))
+    check_same(driver, worker_of(driver, Shipment.model_validate_json(sent)))
 
 
 @pytest.mark.slow
@@ -168,7 +173,7 @@ def test_a_network_by_name_is_the_drivers_after_its_discovery(model: str) -> Non
     config = make_config({"model": model, "data": "digits", "weights": "none"})
     driver = drive(config)
     assert driver.groups.rewritten == (model == "cifar_resnet20")
-    check_same(driver.workload, worker_of(driver, ship(driver.workload, config)))
+    check_same(driver, worker_of(driver, ship(driver.workload, config)))
 
 
 WORKER = """
@@ -176,6 +181,7 @@ import sys
 from functools import partial
 from pathlib import Path
 import torch
+from autoprune.compress.surgery import prune
 from autoprune.search.bench import as_groups_say
 from autoprune.space.groups import Groups
 from autoprune.workloads.shipping import Shipment, load_shipped
@@ -186,7 +192,11 @@ shipment = Shipment.model_validate_json((place / "shipment.json").read_text())
 workload = load_shipped(
     shipment, prepare=partial(as_groups_say, groups=groups), weights=place / "weights.safetensors"
 )
-torch.save(workload.model(next(workload.data.search.batches(4, limit=4))[0]), place / "outputs.pt")
+plan = {g.name: tuple(range(0, g.size, 2)) for g in groups.prunable}
+inputs = next(workload.data.search.batches(4, limit=4))[0]
+with torch.no_grad():
+    outputs = [model(inputs) for model in (workload.model, prune(workload.model, groups, plan))]
+torch.save(outputs, place / "outputs.pt")
 print(state_digest(workload.model), workload.data.fingerprint)
 """
 
@@ -211,9 +221,14 @@ def test_a_network_written_as_a_graph_is_the_drivers_in_another_process_and_fold
     assert found.returncode == 0, found.stderr
     ours = rewritten.workload
     assert found.stdout.split() == [state_digest(ours.model), ours.data.fingerprint]
+    inputs = next(ours.data.search.batches(4, limit=4))[0]
+    plan = {g.name: tuple(range(0, g.size, 2)) for g in rewritten.groups.prunable}
     with torch.no_grad():
-        outputs = ours.model(next(ours.data.search.batches(4, limit=4))[0])
-    assert torch.equal(torch.load(place / "outputs.pt"), outputs)
+        whole, cut = ours.model(inputs), prune(ours.model, rewritten.groups, plan)(inputs)
+    theirs = torch.load(place / "outputs.pt")
+    assert torch.equal(theirs[0], whole)
+    assert torch.equal(theirs[1], cut)
+    assert not torch.equal(whole, cut)
 
 
 def own_workload(**given: Any) -> tuple[StudyConfig, Workload]:
@@ -233,7 +248,7 @@ def test_a_network_of_the_users_own_is_the_drivers() -> None:
     shipment = ship(driver.workload, config, given=given)
     assert len(shipment.pickled) < len(picklable(replace(given, model=nn.Identity()))) + 10_000
     theirs = worker_of(driver, Shipment.model_validate_json(shipment.model_dump_json()))
-    check_same(driver.workload, theirs)
+    check_same(driver, theirs)
     assert theirs.metric == given.metric
     assert theirs.data.report.unseal().fingerprint == given.data.report.fingerprint
 
@@ -320,7 +335,7 @@ def folder(make_folder: MakeFolder) -> Driver:
 
 def test_data_that_a_node_lacks_or_has_otherwise_is_named(folder: Driver, tmp_path: Path) -> None:
     shipment = ship(folder.workload, folder.config)
-    check_same(folder.workload, worker_of(folder, shipment))
+    check_same(folder, worker_of(folder, shipment))
     root = tmp_path / "images"
     root.rename(tmp_path / "moved")
     error = refused(folder, shipment)
@@ -334,7 +349,7 @@ def test_data_that_a_node_lacks_or_has_otherwise_is_named(folder: Driver, tmp_pa
     # The node's data folder counts too.
     (tmp_path / "data").mkdir()
     shutil.copytree(tmp_path / "moved", tmp_path / "data" / "images")
-    check_same(folder.workload, worker_of(folder, shipment))
+    check_same(folder, worker_of(folder, shipment))
 
 
 def test_data_are_shipped_where_the_node_lacks_them_alone(folder: Driver, tmp_path: Path) -> None:
@@ -352,7 +367,7 @@ def test_data_are_shipped_where_the_node_lacks_them_alone(folder: Driver, tmp_pa
         return archive
 
     for _ in range(2):
-        check_same(folder.workload, worker_of(folder, shipment, archive=bring))
+        check_same(folder, worker_of(folder, shipment, archive=bring))
     assert asked == [1]
 
 
