@@ -13,6 +13,7 @@ from pathlib import Path
 from autoprune.errors import UsageError
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 # Folder inside of an artifact that holds the files of further targets.
 TARGETS_FOLDER = "targets"
@@ -54,6 +55,34 @@ def check_study_name(name: str) -> str:
         "beginning with a letter or digit, without '..'",
         "choose another with --study NAME",
     )
+
+
+def check_entry_name(kind: str, name: str) -> str:
+    """Return ``name`` if a file or folder of a study may be called so wherever it is kept.
+
+    Raises:
+        UsageError: If it has a character outside ``A-Z a-z 0-9 . _ -``, begins with another than a letter or digit,
+            holds ``..``, or is longer than 128 characters.
+    """
+    if _ENTRY_NAME.fullmatch(name) and ".." not in name:
+        return name
+    raise UsageError(
+        f"{kind} name {name[:60]!r} cannot be used: 1 to 128 of A-Z a-z 0-9 . _ -, "
+        "beginning with a letter or digit, without '..'"
+    )
+
+
+def inner_parts(text: str) -> tuple[str, ...]:
+    """Return the parts of a path that was read from a file and has to lie inside of a folder.
+
+    Raises:
+        UsageError: If it could lie outside: an absolute path, ``..``, empty parts, backslashes, control characters.
+    """
+    parts = tuple(text.split("/"))
+    sound = all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 255 for part in parts)
+    if sound and "\\" not in text and text.isprintable() and len(parts) <= 32:
+        return parts
+    raise UsageError(f"path {text[:60]!r} is refused: allowed are names inside of the folder, without '..'")
 
 
 def default_study_name(model: str, data: str, target: str) -> str:
