@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import psycopg
@@ -56,23 +57,21 @@ def test_a_driver_waits_while_the_server_restarts(store: StudyStore, postgres: P
     store.release()
 
 
-def losing(store: StudyStore, monkeypatch: pytest.MonkeyPatch, *, landed: bool) -> Callable[[], int]:
-    """Let the next acknowledgement of a commit be lost; return how many were."""
+def losing(store: StudyStore, monkeypatch: pytest.MonkeyPatch, nth: int, *, landed: bool) -> None:
+    """Let the acknowledgement of the ``nth`` commit from now be lost."""
     dialect: Any = store._storage.engine.dialect
-    commit, lost = dialect.do_commit, []
+    commit, seen = dialect.do_commit, count()
 
     def cut(link: Any) -> None:
-        if threading.current_thread() is not threading.main_thread() or lost:
+        if threading.current_thread() is not threading.main_thread() or next(seen) != nth:
             commit(link)
             return
-        lost.append(1)
         if landed:
             commit(link)
         link.driver_connection.close()
         raise psycopg.OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(dialect, "do_commit", cut)
-    return lambda: len(lost)
 
 
 @pytest.mark.parametrize("landed", [True, False])
@@ -98,19 +97,19 @@ def test_a_write_whose_acknowledgement_was_lost_is_done_once(
         lambda: store.note("key", "value"),
         lambda: store.end_round(5.0, "1h"),
     ]
-    for step in steps:
-        with monkeypatch.context() as patch:
-            count = losing(store, patch, landed=landed)
-            step()
-            assert count() == 1
+    for nth in range(4):  # no step has more commits
+        for step in steps:
+            with monkeypatch.context() as patch:
+                losing(store, patch, nth, landed=landed)
+                step()
     records = StudyStore.open("study").records()
-    assert [r.number for r in records] == [0, 1, 2, 3]
+    assert [r.number for r in records] == list(range(1 + 3 * 4))
     assert Counter((r.state, r.fidelity) for r in records) == {
-        ("complete", "search"): 2, ("failed", "search"): 1, ("complete", "final"): 1,
+        ("complete", "search"): 1 + 4, ("failed", "search"): 4, ("complete", "final"): 4,
     }  # fmt: skip
     found = store._study.get_trials()
-    assert [trial.params for trial in found] == [{}, {"x": 2}, {}, {}]
-    assert (store.notes(), store.ended_rounds_s, store.phase) == ({"key": "value"}, [5.0], "done")
+    assert [trial.params for trial in found] == [{}, *[{"x": 2}, {}, {}] * 4]
+    assert (store.notes(), store.ended_rounds_s) == ({"key": "value"}, [5.0] * 4)
     store.release()
 
 
