@@ -119,6 +119,11 @@ class StudyPaths:
         return self.root / "study.db"
 
     @property
+    def database_copy(self) -> Path:
+        """A copy of the database as it was found sound last, which takes the place of a damaged one."""
+        return self.root / "study.db.copy"
+
+    @property
     def screens(self) -> Path:
         """Recipes that the default search looked at without making them trials."""
         return self.root / "screens.jsonl"

@@ -10,13 +10,14 @@ from autoprune.compress.finetune import Trainer
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.masking import hold_zeros, masked_layers
 from autoprune.compress.pipeline import Compressed
-from autoprune.search.bench import RECIPE_FILE, Bench
+from autoprune.faults import reached
+from autoprune.search.bench import Bench
 from autoprune.search.driver import Driver
 from autoprune.search.fidelity import INHERITED
 from autoprune.search.jobs import with_steps
 from autoprune.search.lineage import prunes_further
 from autoprune.space.recipe import Recipe, Recovery
-from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
+from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, usable
 from autoprune.study.records import TrialRecord
 
 # What a network that lost nothing counts as, against the one that lost most.
@@ -61,7 +62,7 @@ class LongRecovery:
     def recover(self, record: TrialRecord, slot_s: float) -> Compressed:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
         checkpoint = self.paths.recovered(record.number, self.round)
-        if (checkpoint / RECIPE_FILE).exists():
+        if usable(checkpoint):
             self._lines[record.number] = self.bench.load(checkpoint)
             parent = self.driver.store.notes().get(self._line_note(record))
             if parent:
@@ -114,6 +115,7 @@ class LongRecovery:
             if record.number in self.started_from:
                 self.driver.store.note(self._line_note(record), str(self.started_from[record.number]))
             commit_folder(folder, checkpoint)
+            reached("final:recovered")
             self._lines[record.number] = trained
         return trained
 
@@ -150,7 +152,13 @@ class LongRecovery:
         return self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
 
     def untrained(self, record: TrialRecord) -> Compressed:
+        """Return the network that a trial left; made once more from its recipe where its artifact is damaged."""
         if record.recipe is None or not record.recipe.prunes:
             return Compressed(self.bench.workload.model)
-        earlier = self._earlier.get(record.number)
-        return self.bench.load(artifact_folder(self.paths, earlier or record))
+        for kept in (self._earlier.get(record.number), record):
+            if kept is not None and usable(folder := artifact_folder(self.paths, kept)):
+                return self.bench.load(folder)
+        self.driver.say(f"the network of trial {record.number} is made again")
+        start = None if record.started_from is None else self.paths.artifact(record.started_from)
+        sound = start is not None and usable(start)
+        return self.bench.compressed(record.recipe, self.driver.interrupt, start if sound else None)

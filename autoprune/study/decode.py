@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import optuna
 from autoprune.errors import StorageError
 from autoprune.measure.record import Measurement
 from autoprune.space.recipe import Recipe
+from autoprune.study.integrity import seal, unseal
 from autoprune.study.records import Fidelity, TrialRecord
 
 PLAN = "autoprune:plan"
@@ -35,7 +35,7 @@ class Plan:
 
     def text(self) -> str:
         """Return the plan as one attribute."""
-        return json.dumps({**vars(self), "recipe": self.recipe.content()})
+        return seal({**vars(self), "recipe": self.recipe.content()})
 
 
 def result_text(
@@ -53,13 +53,13 @@ def result_text(
         "duration_s": duration_s,
         "ended_s": ended_s,
     }
-    return json.dumps(content)
+    return seal(content)
 
 
 def failure_text(kind: str, reason: str, duration_s: float, ended_s: float = 0.0) -> str:
     """Return why a trial failed, as one attribute."""
     content = {"failure_kind": kind, "failure_reason": reason, "duration_s": duration_s, "ended_s": ended_s}
-    return json.dumps(content)
+    return seal(content)
 
 
 def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
@@ -69,12 +69,12 @@ def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         StorageError: If its attributes are not what this version wrote; names the trial.
     """
     try:
-        values: dict[str, Any] = json.loads(trial.user_attrs.get(PLAN, "{}"))
+        values: dict[str, Any] = unseal(trial.user_attrs.get(PLAN, "{}"))
         if trial.state == optuna.trial.TrialState.COMPLETE:
-            values |= {"state": "complete"} | json.loads(trial.user_attrs[RESULT])
+            values |= {"state": "complete"} | unseal(trial.user_attrs[RESULT])
         elif trial.state.is_finished():
             failure = trial.user_attrs.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
-            values |= {"state": "failed"} | json.loads(failure)
+            values |= {"state": "failed"} | unseal(failure)
         else:
             values |= {"state": "running"}
         return TrialRecord.model_validate({**values, "number": trial.number})

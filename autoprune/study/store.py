@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 import optuna
 
 from autoprune.config import StudyConfig
-from autoprune.errors import UsageError
+from autoprune.errors import StorageError, UsageError
+from autoprune.faults import reached
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths, study_folders, unknown_name
 from autoprune.space.recipe import Recipe
@@ -17,12 +20,14 @@ from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished, write_text_atomic
 from autoprune.study.database import open_database, storage_faults
 from autoprune.study.decode import Plan
+from autoprune.study.integrity import heal_database, keep_copy, seal_line, set_aside_orphans, unseal_line
 from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import make_sampler
-from autoprune.study.settings import check_same, read_settings, settings_text
+from autoprune.study.samplers import counted, make_sampler
+from autoprune.study.settings import SETTINGS_KEY, check_settings, read_settings, settings_text
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+_log = logging.getLogger(__name__)
 
 
 class StudyStore:
@@ -71,16 +76,19 @@ class StudyStore:
         try:
             settings = config.identity()
             if paths.settings.exists():
-                check_same(read_settings(paths), settings, paths)
-            else:
+                check_settings(settings, paths)
+            if not paths.settings.exists():
                 write_text_atomic(paths.settings, settings_text(settings))
+                reached("study:settings")
             with storage_faults(paths):
+                heal_database(paths)
                 study = open_database(paths, settings, create=True)
+                reached("study:database")
                 store = cls(paths, study, settings, lock)
+                set_aside_orphans(paths, len(study.get_trials(deepcopy=False)))
+                study.set_user_attr(SETTINGS_KEY, settings_text(settings))
+                keep_copy(paths)
                 store._reap()
-                study.sampler = make_sampler(
-                    config.sampler, config.seed, len(study.get_trials(deepcopy=False))
-                )
             discard_unfinished(paths)
         except BaseException:
             os.close(lock)
@@ -106,6 +114,10 @@ class StudyStore:
     def release(self) -> None:
         """Let another driver have the study; the record stays readable."""
         if self._lock is not None:
+            try:
+                keep_copy(self.paths)
+            except (OSError, sqlite3.Error) as error:
+                _log.warning("no copy of %s was kept: %s", self.paths.database, error)
             os.close(self._lock)
             self._lock = None
 
@@ -121,7 +133,10 @@ class StudyStore:
 
     def ask(self, params: dict[str, Any] | None = None) -> optuna.Trial:
         """Return a new trial; with ``params`` its suggestions are those."""
+        drawn = counted(self.records())
         with storage_faults(self.paths):
+            # Anew for every trial: the state of a sampler dies with its process.
+            self._study.sampler = make_sampler(self.sampler_name, int(self._settings.get("seed", 0)), drawn)
             if params:
                 self._study.enqueue_trial(params)
             trial = self._study.ask()
@@ -149,6 +164,7 @@ class StudyStore:
             trial.set_user_attr(
                 decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
             )
+            reached("trial:result")
             self._study.tell(trial, self._values(measurement))
 
     def fail(
@@ -258,12 +274,22 @@ class StudyStore:
     def note(self, key: str, value: str) -> None:
         """Keep a short text with the study."""
         with storage_faults(self.paths):
-            self._study.set_user_attr(f"note:{key}", value)
+            self._study.set_user_attr(f"note:{key}", seal_line(value))
 
     def notes(self) -> dict[str, str]:
         """Return all notes by key."""
-        attributes = self._study.user_attrs.items()
-        return {key.removeprefix("note:"): str(value) for key, value in attributes if key.startswith("note:")}
+        notes = {
+            key.removeprefix("note:"): str(value)
+            for key, value in self._study.user_attrs.items()
+            if key.startswith("note:")
+        }
+        try:
+            return {key: unseal_line(value) for key, value in notes.items()}
+        except ValueError as error:
+            raise StorageError(
+                f"the record of study {self.paths.name!r} ({str(self.paths.database)!r}) is damaged: a note: {error}",
+                "run the same search again, which goes on from a copy, or set the study aside with --fresh",
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the study was made with."""
@@ -298,15 +324,17 @@ class StudyStore:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
         with storage_faults(self.paths):
             self._study.set_user_attr("ended_budget", budget)
+            reached("round:budget")
+            # The one write that ends the round: the phase follows from it.
             self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
-        self.phase = "done"
 
     @property
     def phase(self) -> str:
         """How far the study is: ``search``, ``final`` or ``done``."""
-        return str(self._study.user_attrs.get("phase", "search"))
+        name, _, round_of = str(self._study.user_attrs.get("phase", "search")).partition(":")
+        return "done" if round_of.isdigit() and int(round_of) < self.round else name
 
     @phase.setter
     def phase(self, phase: str) -> None:
         with storage_faults(self.paths):
-            self._study.set_user_attr("phase", phase)
+            self._study.set_user_attr("phase", f"{phase}:{self.round}")
