@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
+from autoprune.study.integrity import set_aside
 from autoprune.study.records import TrialRecord
 
 MANIFEST = "manifest.json"
@@ -79,6 +80,18 @@ def verify(folder: Path) -> None:
             f"artifact {str(folder)!r} is damaged: {', '.join(damaged)} differs from its manifest",
             "export or search it again",
         )
+
+
+def usable(folder: Path) -> bool:
+    """Return whether a committed folder is there and sound; a damaged one is set aside, the log says why."""
+    if not folder.is_dir():
+        return False
+    try:
+        verify(folder)
+    except StorageError as error:
+        set_aside(folder, error.message)
+        return False
+    return True
 
 
 def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:

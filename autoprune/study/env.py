@@ -8,6 +8,7 @@ from typing import Any
 from autoprune.config import StudyConfig
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
+from autoprune.study.integrity import set_aside
 
 
 def write_environment(
@@ -22,6 +23,8 @@ def write_environment(
         data_fingerprint: Content hash of the data and its splits.
     """
     runs = read_environment(paths)
+    if not runs and paths.environment.exists():
+        set_aside(paths.environment, "it cannot be read")
     entry = {
         "host": host,
         "settings": config.model_dump(mode="json"),

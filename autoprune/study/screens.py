@@ -1,12 +1,12 @@
 """Screens: recipes that were looked at without exporting them, one JSON line each beside the study's database.
 
 They are no trials: their latency and size are predictions, so no front and no sampler's record may hold them. A line
-that a killed run left half written is dropped; what it told is cheap to find again.
+that a killed run left half written, or that is not what was written, is left out; what it told is cheap to find again.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study.database import storage_faults
+from autoprune.study.integrity import seal, unseal
 from autoprune.study.place import Place
+
+_log = logging.getLogger(__name__)
 
 
 class Screen(BaseModel):
@@ -51,7 +54,7 @@ def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
     """Add screens to the study's."""
     with storage_faults(Place(paths)), paths.screens.open("a+b") as file:
         torn = file.tell() > 0 and _last_byte(paths) != b"\n"
-        text = "".join(screen.model_dump_json() + "\n" for screen in screens)
+        text = "".join(seal(screen.model_dump(mode="json")) + "\n" for screen in screens)
         file.write((b"\n" if torn else b"") + text.encode())
 
 
@@ -61,12 +64,14 @@ def read_screens(paths: StudyPaths) -> list[Screen]:
         lines = paths.screens.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    found = []
+    found, damaged = [], 0
     for line in lines:
         try:
-            found.append(Screen.model_validate(json.loads(line)))
+            found.append(Screen.model_validate(unseal(line.decode())))
         except (ValueError, ValidationError):
-            continue
+            damaged += line != b""
+    if damaged:
+        _log.warning("%s: %d of its lines are damaged or half written and left out", paths.screens, damaged)
     return found
 
 

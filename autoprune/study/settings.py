@@ -7,8 +7,11 @@ from typing import Any
 
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
-from autoprune.study.database import SCHEMA
+from autoprune.study.database import SCHEMA, SETTINGS_KEY
+from autoprune.study.integrity import digest_of, set_aside, study_attribute
 from autoprune.study.place import Place
+
+_SUM = "# sum "
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -16,7 +19,7 @@ def settings_text(settings: dict[str, Any]) -> str:
     lines = [f"# The settings of this study; `autoprune search -c settings.yaml` takes them. schema {SCHEMA}"]
     # JSON values are YAML values, and survive every reader alike.
     lines += [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, f"{_SUM}{digest_of(lines)}"]) + "\n"
 
 
 def read_settings(paths: StudyPaths) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def read_settings(paths: StudyPaths) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise StorageError(
             f"{str(paths.settings)!r} cannot be read: {error}",
-            "restore the file, or set the study aside with --fresh",
+            "run the same search again, which restores the file, or set the study aside with --fresh",
         ) from error
 
 
@@ -52,12 +55,38 @@ def settings_in_database(text: object, place: Place) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
-    settings = {name: json.loads(value) for name, _, value in (line.partition(": ") for line in lines)}
+    lines = text.splitlines()
+    if lines and lines[-1].startswith(_SUM) and lines[-1] != f"{_SUM}{digest_of(lines[:-1])}":
+        raise ValueError("its checksum differs: it is not what was written")
+    plain = (line for line in lines if line and not line.startswith("#"))
+    settings = {name: json.loads(value) for name, _, value in (line.partition(": ") for line in plain)}
     if not isinstance(settings["objectives"], list) or not isinstance(settings["sampler"], str):
         raise ValueError("objectives or sampler are of another type")
     settings["study"]
     return settings
+
+
+def check_settings(now: dict[str, Any], paths: StudyPaths) -> None:
+    """Refuse settings other than those that a study was made with.
+
+    A damaged file of settings is set aside where the database has them too, so that it is written anew.
+
+    Raises:
+        UsageError: If one differs; the message holds each of them, before and now.
+        StorageError: If the settings that the study was made with cannot be read.
+    """
+    try:
+        check_same(read_settings(paths), now, paths)
+    except StorageError as error:
+        kept = study_attribute(paths.database, SETTINGS_KEY)
+        if kept is None:
+            raise
+        try:
+            before = _parsed(kept)
+        except (ValueError, KeyError):
+            raise error from None
+        check_same(before, now, paths)
+        set_aside(paths.settings, error.message)
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], paths: StudyPaths) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import optuna
 
 from autoprune.config import StudyConfig
-from autoprune.errors import UsageError
+from autoprune.errors import StorageError, UsageError
+from autoprune.faults import reached
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
@@ -17,12 +18,13 @@ from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished
 from autoprune.study.database import storage_faults
 from autoprune.study.decode import Plan
+from autoprune.study.integrity import seal_line, unseal_line
 from autoprune.study.lease import LEASE_S
 from autoprune.study.opening import open_for_reading, open_for_writing, set_aside
 from autoprune.study.place import Place
 from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import make_sampler
+from autoprune.study.samplers import counted, make_sampler
 from autoprune.study.trial_log import TrialLog
 
 # What it warns of on the way, such as a statement that is repeated, is told once it cannot be mended.
@@ -85,8 +87,6 @@ class StudyStore:
             store = cls(opened.place, opened.study, opened.storage, opened.settings, opened.release)
             with storage_faults(opened.place):
                 store._reap()
-                trials = store._log.count()
-                opened.study.sampler = make_sampler(config.sampler, config.seed, trials)
             discard_unfinished(paths)
         except BaseException:
             opened.release()
@@ -127,7 +127,10 @@ class StudyStore:
 
     def ask(self, params: dict[str, Any] | None = None) -> optuna.Trial:
         """Return a new trial; with ``params`` its suggestions are those."""
-        sampler = self._study.sampler
+        drawn = counted(self.records())
+        # Anew for every trial: the state of a sampler dies with its process.
+        sampler = make_sampler(self.sampler_name, int(self._settings.get("seed", 0)), drawn)
+        self._study.sampler = sampler
         with storage_faults(self.place):
             # What samplers read of other trials is as old as their last look, which is that of another trial.
             self._study._thread_local.cached_all_trials = None
@@ -164,6 +167,7 @@ class StudyStore:
             trial.set_user_attr(
                 decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
             )
+            reached("trial:result")
             self._study.tell(trial, self._values(measurement))
 
     def fail(
@@ -263,12 +267,22 @@ class StudyStore:
     def note(self, key: str, value: str) -> None:
         """Keep a short text with the study."""
         with storage_faults(self.place):
-            self._study.set_user_attr(f"note:{key}", value)
+            self._study.set_user_attr(f"note:{key}", seal_line(value))
 
     def notes(self) -> dict[str, str]:
         """Return all notes by key."""
-        attributes = self._study.user_attrs.items()
-        return {key.removeprefix("note:"): str(value) for key, value in attributes if key.startswith("note:")}
+        notes = {
+            key.removeprefix("note:"): str(value)
+            for key, value in self._study.user_attrs.items()
+            if key.startswith("note:")
+        }
+        try:
+            return {key: unseal_line(value) for key, value in notes.items()}
+        except ValueError as error:
+            raise StorageError(
+                f"the record of study {self.paths.name!r} ({str(self.paths.database)!r}) is damaged: a note: {error}",
+                "run the same search again, which goes on from a copy, or set the study aside with --fresh",
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the study was made with."""
@@ -303,15 +317,17 @@ class StudyStore:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
         with storage_faults(self.place):
             self._study.set_user_attr("ended_budget", budget)
+            reached("round:budget")
+            # The one write that ends the round: the phase follows from it.
             self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
-        self.phase = "done"
 
     @property
     def phase(self) -> str:
         """How far the study is: ``search``, ``final`` or ``done``."""
-        return str(self._study.user_attrs.get("phase", "search"))
+        name, _, round_of = str(self._study.user_attrs.get("phase", "search")).partition(":")
+        return "done" if round_of.isdigit() and int(round_of) < self.round else name
 
     @phase.setter
     def phase(self, phase: str) -> None:
         with storage_faults(self.place):
-            self._study.set_user_attr("phase", phase)
+            self._study.set_user_attr("phase", f"{phase}:{self.round}")
