@@ -12,7 +12,7 @@ import optuna
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
-from autoprune.errors import StorageError
+from autoprune.errors import AutopruneError, StorageError
 from autoprune.naming import StudyPaths
 
 SCHEMA = 1
@@ -21,22 +21,39 @@ _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "latency": "minimize",
     "size": "minimize",
 }
+_FAULTS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError)
 METRIC_NAMES = {"accuracy": "accuracy", "latency": "latency_ratio", "size": "size_ratio"}
 
 
 @contextmanager
 def storage_faults(paths: StudyPaths) -> Iterator[None]:
     """Turn faults of the database and the disk into a ``StorageError`` that says what to do."""
-    faults = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError)
     try:
         yield
-    except faults as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+    except _FAULTS as error:
+        cause = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise StorageError(
             f"the record of study {paths.name!r} ({str(paths.database)!r}) cannot be used: {cause}",
             "free space or mend the file's permissions and run the same command again; finished trials are kept. "
             "A damaged file can be set aside with --fresh",
         ) from error
+
+
+@contextmanager
+def read_faults(paths: StudyPaths) -> Iterator[None]:
+    """Turn whatever a damaged or hostile record makes Optuna raise into a ``StorageError``; for reading alone."""
+    with storage_faults(paths):
+        try:
+            yield
+        except (AutopruneError, *_FAULTS):
+            raise
+        except Exception as error:  # Optuna decodes cells with many readers, which trust what they find
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise StorageError(
+                f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: "
+                f"{type(error).__name__}: {first:.300}",
+                "restore the file, or set the study aside with --fresh",
+            ) from error
 
 
 def open_database(paths: StudyPaths, settings: dict[str, Any], *, create: bool) -> optuna.Study:

@@ -11,6 +11,7 @@ import optuna
 from autoprune.errors import StorageError
 from autoprune.measure.record import Measurement
 from autoprune.space.recipe import Recipe
+from autoprune.study.reading import parse_json
 from autoprune.study.records import Fidelity, TrialRecord
 
 PLAN = "autoprune:plan"
@@ -69,17 +70,17 @@ def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         StorageError: If its attributes are not what this version wrote; names the trial.
     """
     try:
-        values: dict[str, Any] = json.loads(trial.user_attrs.get(PLAN, "{}"))
+        values: dict[str, Any] = parse_json(trial.user_attrs.get(PLAN, "{}"))
         if trial.state == optuna.trial.TrialState.COMPLETE:
-            values |= {"state": "complete"} | json.loads(trial.user_attrs[RESULT])
+            values |= {"state": "complete"} | parse_json(trial.user_attrs[RESULT])
         elif trial.state.is_finished():
             failure = trial.user_attrs.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
-            values |= {"state": "failed"} | json.loads(failure)
+            values |= {"state": "failed"} | parse_json(failure)
         else:
             values |= {"state": "running"}
         return TrialRecord.model_validate({**values, "number": trial.number})
     except (KeyError, ValueError, TypeError) as error:
         raise StorageError(
-            f"trial {trial.number} cannot be read: {str(error).splitlines()[0]}",
+            f"trial {trial.number} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
             "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from autoprune.config import StudyConfig
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
+from autoprune.study.reading import read_json
 
 
 def write_environment(
@@ -34,7 +35,7 @@ def write_environment(
 def read_environment(paths: StudyPaths) -> list[dict[str, Any]]:
     """Return one entry for each run of the study; none if the file is missing or damaged."""
     try:
-        runs = json.loads(paths.environment.read_text(encoding="utf-8"))
+        runs = read_json(paths.environment)
     except (OSError, ValueError):
         return []
     return runs if isinstance(runs, list) else []

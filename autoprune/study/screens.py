@@ -6,14 +6,15 @@ that a killed run left half written is dropped; what it told is cheap to find ag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study.database import storage_faults
+from autoprune.study.reading import parse_json, read_bytes
 
 
 class Screen(BaseModel):
@@ -57,13 +58,15 @@ def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
 def read_screens(paths: StudyPaths) -> list[Screen]:
     """Return the study's screens in the order in which they were made; none where there are none."""
     try:
-        lines = paths.screens.read_bytes().split(b"\n")
+        lines = read_bytes(paths.screens).split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StorageError(f"{str(paths.screens)!r} cannot be read: {error}", "take the file away") from error
     found = []
     for line in lines:
         try:
-            found.append(Screen.model_validate(json.loads(line)))
+            found.append(Screen.model_validate(parse_json(line)))
         except (ValueError, ValidationError):
             continue
     return found

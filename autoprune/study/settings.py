@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from autoprune.config import OBJECTIVES, SAMPLERS
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
 from autoprune.study.database import SCHEMA
+from autoprune.study.reading import parse_json, read_text
+from autoprune.target import RUNTIMES
+
+_NEEDED = ("model", "study", "sampler")
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -25,20 +30,51 @@ def read_settings(paths: StudyPaths) -> dict[str, Any]:
         StorageError: If the file cannot be read or is damaged.
     """
     try:
-        lines = paths.settings.read_text(encoding="utf-8").splitlines()
+        lines = read_text(paths.settings).splitlines()
         settings = {
-            name: json.loads(value)
+            name: parse_json(value)
             for name, _, value in (
                 line.partition(": ") for line in lines if line and not line.startswith("#")
             )
         }
-        settings["objectives"], settings["sampler"], settings["study"]
+        _check_known(settings)
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(
             f"{str(paths.settings)!r} cannot be read: {error}",
             "restore the file, or set the study aside with --fresh",
         ) from error
     return settings
+
+
+def _check_known(settings: dict[str, Any]) -> None:
+    """Refuse settings that no version wrote: what reads a study relies on their forms.
+
+    They may be of a machine with other cores and other runtimes, so they are not validated as those of a search.
+    """
+    objectives = settings["objectives"]
+    texts = {name: settings.get(name) for name in ("model", "study", "sampler", "data", "weights", "space")}
+    wrong = [
+        n for n, value in texts.items() if not isinstance(value, str) and (n in _NEEDED or value is not None)
+    ]
+    if (
+        not isinstance(objectives, list)
+        or not objectives
+        or any(each not in OBJECTIVES for each in objectives)
+    ):
+        wrong.append("objectives")
+    if not wrong and settings["sampler"] not in SAMPLERS:
+        wrong.append("sampler")
+    also = settings.get("also", [])
+    targets = [settings.get("target", {}), *(also if isinstance(also, list) else [None])]
+    if not all(isinstance(each, dict) and _is_target(each) for each in targets):
+        wrong.append("target")
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} cannot be what a study was made with")
+
+
+def _is_target(settings: dict[str, Any]) -> bool:
+    plain = all(isinstance(value, str | int | None) for value in settings.values())
+    return plain and settings.get("runtime", "onnxruntime") in RUNTIMES
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], paths: StudyPaths) -> None:

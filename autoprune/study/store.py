@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 
@@ -15,7 +16,7 @@ from autoprune.naming import StudyPaths, study_folders, unknown_name
 from autoprune.space.recipe import Recipe
 from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished, write_text_atomic
-from autoprune.study.database import open_database, storage_faults
+from autoprune.study.database import open_database, read_faults, storage_faults
 from autoprune.study.decode import Plan
 from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.records import TrialRecord
@@ -23,6 +24,9 @@ from autoprune.study.samplers import make_sampler
 from autoprune.study.settings import check_same, read_settings, settings_text
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+_T = TypeVar("_T")
 
 
 class StudyStore:
@@ -74,7 +78,7 @@ class StudyStore:
                 check_same(read_settings(paths), settings, paths)
             else:
                 write_text_atomic(paths.settings, settings_text(settings))
-            with storage_faults(paths):
+            with read_faults(paths):
                 study = open_database(paths, settings, create=True)
                 store = cls(paths, study, settings, lock)
                 store._reap()
@@ -100,7 +104,7 @@ class StudyStore:
             known = [entry.name for entry in study_folders()]
             raise unknown_name("study", name, known, "`autoprune studies` lists the studies here")
         settings = read_settings(paths)
-        with storage_faults(paths):
+        with read_faults(paths):
             return cls(paths, open_database(paths, settings, create=False), settings, None)
 
     def release(self) -> None:
@@ -203,7 +207,7 @@ class StudyStore:
     def records(self) -> list[TrialRecord]:
         """Return every trial in the order of its number."""
         found = []
-        with storage_faults(self.paths):
+        with read_faults(self.paths):
             trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.number not in self._finished:
@@ -262,17 +266,22 @@ class StudyStore:
 
     def notes(self) -> dict[str, str]:
         """Return all notes by key."""
-        attributes = self._study.user_attrs.items()
+        with read_faults(self.paths):
+            attributes = self._study.user_attrs.items()
         return {key.removeprefix("note:"): str(value) for key, value in attributes if key.startswith("note:")}
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the study was made with."""
         return dict(self._settings)
 
+    def _own(self, key: str, default: Any, read: Callable[[Any], _T]) -> _T:
+        with read_faults(self.paths):
+            return read(self._study.user_attrs.get(key, default))
+
     @property
     def spent_s(self) -> float:
         """Seconds that all runs of the study used."""
-        return float(self._study.user_attrs.get("spent_s", 0.0))
+        return self._own("spent_s", 0.0, _seconds)
 
     def set_spent(self, seconds: float) -> None:
         """Record the seconds used so far, from which a resumed run counts on."""
@@ -282,7 +291,7 @@ class StudyStore:
     @property
     def ended_rounds_s(self) -> list[float]:
         """Seconds spent on the study by the end of each final phase; a larger budget adds one."""
-        return [float(seconds) for seconds in self._study.user_attrs.get("ended_rounds_s", [])]
+        return self._own("ended_rounds_s", [], lambda rounds: [_seconds(each) for each in rounds])
 
     @property
     def round(self) -> int:
@@ -292,7 +301,7 @@ class StudyStore:
     @property
     def ended_budget(self) -> str:
         """The budget that the last final phase ended; empty before the first."""
-        return str(self._study.user_attrs.get("ended_budget", ""))
+        return self._own("ended_budget", "", str)
 
     def end_round(self, spent_s: float, budget: str) -> None:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
@@ -304,9 +313,16 @@ class StudyStore:
     @property
     def phase(self) -> str:
         """How far the study is: ``search``, ``final`` or ``done``."""
-        return str(self._study.user_attrs.get("phase", "search"))
+        return self._own("phase", "search", str)
 
     @phase.setter
     def phase(self, phase: str) -> None:
         with storage_faults(self.paths):
             self._study.set_user_attr("phase", phase)
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} are no seconds")
+    return seconds

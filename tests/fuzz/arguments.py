@@ -45,7 +45,19 @@ _GIVEN: dict[str, tuple[str, ...]] = {
     "--config": ("settings.yaml",),
     "--measurements": ("measured.json",),
 }
-_SETTINGS = ("target.threads", "target", "seed", "final_share", "also", "auto.lineage", "limits.max_size_mb", "objectives", "study", "x.y", "model.a.b")
+_SETTINGS = (
+    "target.threads",
+    "target",
+    "seed",
+    "final_share",
+    "also",
+    "auto.lineage",
+    "limits.max_size_mb",
+    "objectives",
+    "study",
+    "x.y",
+    "model.a.b",
+)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ SURFACES: dict[str, Surface] = {
     "artifact's dense network": _of_artifact("dense.onnx"),
     "artifact's recipe": _of_artifact("recipe.json", "json"),
     "artifact's manifest": _of_artifact("manifest.json", "json"),
-    "study's settings": _of_study("settings.yaml", _FRONT, _REPORT, _EXPORT, {"words": ["studies"]}, form="lines"),
+    "study's settings": _of_study("settings.yaml", _FRONT, _FRONT, _REPORT, _EXPORT, {"words": ["studies"]}, _call("resume", "s"), form="lines"),
     "study's screens": _of_study("screens.jsonl", _REPORT, _call("resume", "s"), form="lines"),
     "study's environment": _of_study("env.json", _REPORT, _EXPORT),
     "study's manifest": _of_study("artifacts/trial-00001/manifest.json", _EXPORT),

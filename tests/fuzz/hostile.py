@@ -33,7 +33,9 @@ def text(random_: random.Random) -> str:
     if random_.random() < 0.85:
         return random_.choice(TEXTS)
     length = random_.choice((1, 3, 12, 80))
-    return "".join(chr(random_.choice((random_.randrange(1, 128), random_.randrange(1, 0xD7FF)))) for _ in range(length))
+    return "".join(
+        chr(random_.choice((random_.randrange(1, 128), random_.randrange(1, 0xD7FF)))) for _ in range(length)
+    )
 
 
 def number(random_: random.Random) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +74,11 @@ def recipe_content() -> dict[str, Any]:
     """Return the recipe.json of an artifact."""
     config = make_config({**SETTINGS, "target": {"runtime": "onnxruntime"}})
     return {
-        "recipe": {"groups": {"conv1": {"ratio": 0.5, "bits": 8}}, "width": 8},
-        "kept": {"conv1": [0, 1]},
+        "recipe": {"groups": {"stem": {"ratio": 0.5, "bits": 8}}, "width": 8},
+        "kept": {"stem": [0, 1]},
         "ranks": {},
         "left_whole": {},
-        "ranges": {"conv1": [0.0, 1.0]},
+        "ranges": {"stem": [0.0, 1.0]},
         "train_steps": 10,
         "metric": "accuracy",
         "data_fingerprint": "0" * 64,
@@ -121,13 +123,33 @@ def write_study(root: Path) -> None:
         for number in (0, 1):
             write_artifact(artifact_folder(paths, store.record(number)))
         store.release()
+        del store
+        settle(paths.database)
     finally:
         if before is None:
             del os.environ["AUTOPRUNE_STUDIES"]
         else:
             os.environ["AUTOPRUNE_STUDIES"] = before
-    line = {"recipe": {}, "arm": "solver", "lost": 0.1, "size_ratio": 0.3, "latency_ratio": 0.5, "duration_s": 1.0}
+    line = {
+        "recipe": {},
+        "arm": "solver",
+        "lost": 0.1,
+        "size_ratio": 0.3,
+        "latency_ratio": 0.5,
+        "duration_s": 1.0,
+    }
     paths.screens.write_text(json.dumps(line) + "\n", encoding="utf-8")
+
+
+def settle(database: Path) -> bytes:
+    """Bring all of a database into its one file, and return that file's content."""
+    gc.collect()
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    for ending in ("-wal", "-shm"):
+        database.with_name(database.name + ending).unlink(missing_ok=True)
+    return database.read_bytes()
 
 
 def add(store: StudyStore, record: TrialRecord) -> None:
@@ -151,7 +173,9 @@ def add(store: StudyStore, record: TrialRecord) -> None:
 
 def measured(place: Path) -> dict[str, Any]:
     """Return what ``autoprune measure --json`` prints of the study's trial 1."""
-    manifest = json.loads((place / "studies" / STUDY / "artifacts" / "trial-00001" / "manifest.json").read_text())
+    manifest = json.loads(
+        (place / "studies" / STUDY / "artifacts" / "trial-00001" / "manifest.json").read_text()
+    )
     return {
         "artifact": "artifact", "study": STUDY, "trial": 1, "target": "onnxruntime",
         "model_sha256": manifest["model.onnx"], "data": "digits", "same_data": True, "metric": "accuracy",

@@ -88,7 +88,9 @@ def test_drawn_recipes(sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("name", "model"), [("settings", StudyConfig), ("space", SearchSpace), ("recipe", Recipe)])
+@pytest.mark.parametrize(
+    ("name", "model"), [("settings", StudyConfig), ("space", SearchSpace), ("recipe", Recipe)]
+)
 def test_many_drawn_files(sandbox: Sandbox, name: str, model: Any) -> None:
     MANY(given(content_of(model))(lambda content: _read(sandbox, name, content)))()
 
