@@ -175,7 +175,8 @@ class Sandbox:
         faults = [
             f"wrote {path!r}"
             for path in dict.fromkeys(paths)
-            if not path.startswith(("/dev/", "/proc/self")) and path != MACHINE_LOCK
+            if not path.startswith(("/dev/", "/proc/self"))
+            and path != MACHINE_LOCK
             and not any(_is_in(path, place) for place in (*free, *allowed))
         ]
         if (self.root / "outside" / "kept").read_text(encoding="utf-8") != "nobody may touch this":
