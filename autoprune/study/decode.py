@@ -86,6 +86,6 @@ def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str,
         return TrialRecord.model_validate({**values, "number": number})
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
-            f"trial {number} cannot be read: {str(error).splitlines()[0]}",
+            f"trial {number} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
             "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
         ) from error

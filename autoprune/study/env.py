@@ -9,6 +9,7 @@ from autoprune.config import StudyConfig
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.integrity import set_aside
+from autoprune.study.reading import read_json
 
 
 def write_environment(
@@ -37,7 +38,7 @@ def write_environment(
 def read_environment(paths: StudyPaths) -> list[dict[str, Any]]:
     """Return one entry for each run of the study; none if the file is missing or damaged."""
     try:
-        runs = json.loads(paths.environment.read_text(encoding="utf-8"))
+        runs = read_json(paths.environment)
     except (OSError, ValueError):
         return []
     return runs if isinstance(runs, list) else []

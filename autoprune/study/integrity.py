@@ -14,6 +14,7 @@ from typing import Any
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
+from autoprune.study.reading import parse_json
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def unseal(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is no JSON mapping, or not what was written.
     """
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise ValueError("it is no mapping")
     wanted = content.pop(_SUM, None)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study.database import storage_faults
 from autoprune.study.integrity import seal, unseal
 from autoprune.study.place import Place
+from autoprune.study.reading import read_bytes
 
 _log = logging.getLogger(__name__)
 
@@ -61,9 +63,11 @@ def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
 def read_screens(paths: StudyPaths) -> list[Screen]:
     """Return the study's screens in the order in which they were made; none where there are none."""
     try:
-        lines = paths.screens.read_bytes().split(b"\n")
+        lines = read_bytes(paths.screens).split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StorageError(f"{str(paths.screens)!r} cannot be read: {error}", "take the file away") from error
     found, damaged = [], 0
     for line in lines:
         try:
