@@ -69,11 +69,11 @@ def test_ranges_are_asked_for_on_their_own_scale() -> None:
 
 def test_the_default_is_the_first_choice_and_of_a_range_its_middle() -> None:
     linear = recovery_space(finetune_steps={"low": 2, "high": 9}, distill={"low": 0.2, "high": 0.6}).default()
-    assert (linear.finetune_steps, linear.distill) == (5, pytest.approx(0.4))
+    assert linear.finetune_steps == 5 and linear.distill == pytest.approx(0.4)
     log = recovery_space(
         finetune_steps={"low": 4, "high": 100, "log": True}, temperature={"low": 1, "high": 16, "log": True}
     ).default()
-    assert (log.finetune_steps, log.temperature) == (20, pytest.approx(4.0))
+    assert log.finetune_steps == 20 and log.temperature == pytest.approx(4.0)
     assert recovery_space(clip_norm=[3.0, 1.0], batchnorm=[False, True]).default() == Recovery(
         clip_norm=3.0, batchnorm=False
     )
@@ -110,6 +110,8 @@ def test_a_fault_of_a_choice_is_told_in_one_line() -> None:
         # Ranges: whole numbers as they are up to a hundred, all others as a hundred.
         ({"finetune_steps": {"low": 0, "high": 9}}, 10),
         ({"finetune_steps": {"low": 1, "high": 100}}, 100),
+        ({"finetune_steps": {"low": 0, "high": 99}, "clip_norm": [1, 2]}, 1 + 99 * 2),
+        ({"finetune_steps": {"low": 0, "high": 100}, "clip_norm": [1, 2]}, 1 + 99 * 2),
         ({"finetune_steps": {"low": 0, "high": 5000}, "clip_norm": [1, 2]}, 1 + 99 * 2),
         ({"learning_rate": {"low": 0.1, "high": 1}}, 100),
         ({"distill": {"low": 0.0, "high": 1.0}, "temperature": [1, 2]}, 1 + 99 * 2),
@@ -154,6 +156,8 @@ def test_masks_that_differ() -> None:
         {"pattern": ["2:4", "unstructured"], "allocation": ["erk", "lamp"], "criterion": ["random", "taylor"]}
     )
     assert space.default() == Mask(pattern="2:4", criterion="random")
+    free = MaskSpace.model_validate({"allocation": ["erk", "lamp"]})
+    assert free.default() == Mask(allocation="erk")
     every = [(mask.pattern, mask.allocation, mask.criterion) for mask in space.every()]
     assert every == [
         ("2:4", "layer", "random"),

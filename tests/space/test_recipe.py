@@ -66,14 +66,15 @@ def test_integers_are_trained_where_there_are_some_few_enough_and_steps_after_th
         {"groups": {"a": {"bits": 4}, "b": {}}, "quantization": {"aware": 0.5, "aware_bits": 4}}
     )
     assert trained.trains_integers and trained.prunes
-    for changes in (
+    others: list[dict[str, Any]] = [
         {"groups": {"a": GroupChoice(bits=5)}},
         {"groups": {"a": GroupChoice(bits=16)}},
         {"groups": {}},
         {"recovery": Recovery(finetune_steps=0)},
         {"order": "tune-prune-quantize"},
         {"quantization": Quantization(aware_bits=4)},
-    ):
+    ]
+    for changes in others:
         other = trained.model_copy(update=changes)
         assert not other.trains_integers and not other.prunes
     assert trained.model_copy(update={"recovery": Recovery(finetune_steps=1)}).trains_integers

@@ -46,7 +46,7 @@ def test_the_last_override_that_names_a_setting_wins(groups: Groups) -> None:
         "ratios: [0.25, 0.0]\nbits: [32, 8]\nsparsities: [0.5, 0.0]\nrank_ratios: [0.4, 0.0]\noverrides:\n"
         "- {groups: '*', ratios: [0.75], bits: [16, 4], sparsities: [0.3, 0.2], rank_ratios: [0.2, 0.1]}\n"
         "- {groups: '[ab]', ratios: [0.5, 0.25], sparsities: [0.0]}\n"
-        "- {groups: 'b', bits: [2]}\n"
+        "- {groups: 'b', bits: [2], rank_ratios: [0.3]}\n"
     )
     found = {
         g.name: (space.ratios_of(g), space.bits_of(g), space.sparsities_of(g), space.rank_ratios_of(g))
@@ -54,7 +54,7 @@ def test_the_last_override_that_names_a_setting_wins(groups: Groups) -> None:
     }
     assert found == {
         "a": ((0.25, 0.5), (4, 16), (0.0,), (0.1, 0.2)),
-        "b": ((0.25, 0.5), (2,), (0.0,), (0.1, 0.2)),
+        "b": ((0.25, 0.5), (2,), (0.0,), (0.3,)),
         "fc": ((0.75,), (4, 16), (0.2, 0.3), (0.1, 0.2)),
         "out": ((0.0,), (4, 16), (0.2, 0.3), (0.1, 0.2)),
         "heads": ((0.75,), (32,), (0.2, 0.3), (0.1, 0.2)),
@@ -77,6 +77,7 @@ def test_a_ratio_of_one_is_for_groups_in_a_block(groups: Groups) -> None:
     [
         ("groups: c, bits: [8]", "unknown group 'c'"),
         ("groups: 'b', ratios: [1.0]", "group 'b' gives ratio 1.0 alone, but 'b' lies in no block"),
+        ("groups: '[bf]*', ratios: [1.0]", r"group '\[bf\]\*' gives ratio 1.0 alone, but 'b' lies in no block"),
         ("groups: 'out', ratios: [0.0, 0.5]", r"ratios \[0.0, 0.5\], but 'out' cannot be pruned: makes the .*\[0.0\]"),
     ],
 )  # fmt: skip
@@ -145,7 +146,7 @@ def test_text_holds_newer_settings_only_where_they_are_set() -> None:
     [
         ("rungs: [{steps: 0}, {steps: 9}, {steps: 9}]", r"rise from rung to rung; got \[0, 9, 9\]"),
         ("rungs: [{steps: 1}, {steps: 9}]", r"must start with 0, the screen, .* got \[1, 9\]"),
-        ("rungs: [{steps: 0}, {steps: 9, examples: 50}]", "examples is for the screen alone"),
+        ("rungs: [{steps: 0}, {steps: 9, examples: 50}, {steps: 20}]", "examples is for the screen alone"),
         (
             "schedules: {kind: [one_shot, gradual]}\nrecovery: {finetune_steps: {low: 0, high: 5}}",
             "schedules.kind 'gradual' prunes while it trains, but recovery.finetune_steps may be 0",
@@ -159,8 +160,8 @@ def test_text_holds_newer_settings_only_where_they_are_set() -> None:
             "masks.criterion 'movement' trains after the cut",
         ),
         (
-            "rankings: [group, global]\ncriteria: {conv: [lamp], linear: [l1, l2]}",
-            r"rankings \['group', 'global'\] .* \['lamp'\] cannot be compared with \['l1', 'l2'\]",
+            "rankings: [group, global]\ncriteria: {conv: [lamp, taylor, l2], linear: [l1, random, fpgm]}",
+            r"rankings \['group', 'global'\] .* \['lamp'\] cannot be .* \['fpgm', 'l1', 'l2', 'random', 'taylor'\]",
         ),
         (
             "bits: [32]\noverrides: [{groups: a, bits: [8]}]\nquantization: {block_size: [null, 32]}",
@@ -265,7 +266,7 @@ orders: [prune-tune-quantize, tune-prune-quantize]
 masks: {criterion: [random, taylor]}
 schedules: {kind: one_shot}
 quantization: {rounding: [nearest, gptq], half: [float16, bfloat16]}
-recovery: {finetune_steps: [0, 5]}
+recovery: {finetune_steps: [0, 1]}
 """
 
 
@@ -290,11 +291,21 @@ def test_parameters_make_the_recipe_that_they_name(groups: Groups) -> None:
         mask=Mask(criterion="taylor"),
         ranking="alike",
         order="tune-prune-quantize",
-        recovery=Recovery(finetune_steps=5),
+        recovery=Recovery(finetune_steps=1),
         quantization=Quantization(rounding="gptq", half="bfloat16"),
     )
     assert trial.params == params
     assert space.params_of(recipe, some) == params
+
+
+def test_inputs_are_chosen_where_weights_are_integers(groups: Groups) -> None:
+    some = only(groups, "a")
+    space = parse_space("ratios: [0.0]\nbits: [8, 16]\nactivation_bits: [16, 32]")
+    assert (
+        space.suggest(FixedTrial({"bits:a": 8, "activation_bits:a": 1}), some).choice("a").activation_bits
+        == 32
+    )
+    assert space.suggest(FixedTrial({"bits:a": 16}), some).choice("a").activation_bits == 16
 
 
 def test_what_is_left_whole_has_no_further_parameters(groups: Groups) -> None:
