@@ -8,16 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import autoprune
 from autoprune.errors import TrialError
 from autoprune.measure.lock import is_locked
+from autoprune.measure.quiet import standing_aside
 
 # Waiting for another measurement's lock counts, so this is generous.
 TIMEOUT_S = 1800.0
+# Waiting for those that train, which give way at every step.
+QUIET_TIMEOUT_S = 600.0
 _log = logging.getLogger(__name__)
+
+# Takes a job and the seconds after which it has failed; returns its result.
+RunJob = Callable[[dict[str, Any], float], dict[str, Any]]
+_elsewhere: RunJob | None = None
 
 
 def run_session(jobs: list[dict[str, Any]], timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
@@ -40,12 +48,45 @@ def run_session(jobs: list[dict[str, Any]], timeout_s: float = TIMEOUT_S) -> lis
     return results
 
 
+def measure_elsewhere(run: RunJob | None) -> None:
+    """Let this process's measurements be done by ``run``, such as on the node that has the device; None undoes it."""
+    global _elsewhere
+    _elsewhere = run
+
+
 def run_worker(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Run a measurement process and return its result.
+    """Run a measurement where this process's measurements are done, and return its result.
 
     Raises:
         TrialError: If it fails, takes too long, or its output cannot be read.
     """
+    if _elsewhere is None:
+        return run_here(job, timeout_s)
+    with standing_aside():
+        return _elsewhere(job, timeout_s)
+
+
+def run_here(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """Run a measurement process, while nothing of ours trains on this machine, and return its result.
+
+    Raises:
+        TrialError: As :func:`run_worker`.
+    """
+    # The measuring process has to say what it waited for before it is ended.
+    job = {"quiet_timeout_s": min(QUIET_TIMEOUT_S, 0.8 * timeout_s), **job}
+    with standing_aside():
+        output, errors, code = _run(job, timeout_s)
+    if code != 0:
+        raise TrialError("latency", f"the measurement failed: {last_line(errors, code)}")
+    try:
+        result: dict[str, Any] = json.loads(output)
+    except ValueError as error:
+        raise TrialError("latency", f"the measurement's result cannot be read: {error}") from error
+    return result
+
+
+def _run(job: dict[str, Any], timeout_s: float) -> tuple[str, str, int]:
+    """Return what the measuring process wrote to its output and as errors, and its exit code."""
     if is_locked(job.get("lock")):
         _log.warning("waiting for another measurement on this machine")
     # Ctrl-C goes to the terminal's whole group; the driver decides what it means.
@@ -66,13 +107,7 @@ def run_worker(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, A
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
             process.communicate()
-    if process.returncode != 0:
-        raise TrialError("latency", f"the measurement failed: {last_line(errors, process.returncode)}")
-    try:
-        result: dict[str, Any] = json.loads(output)
-    except ValueError as error:
-        raise TrialError("latency", f"the measurement's result cannot be read: {error}") from error
-    return result
+    return output, errors, process.returncode
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The process that measures model files: alone under a machine-wide lock, everything interleaved.
+"""The process that measures model files: alone under a machine-wide lock, while nothing trains, interleaved.
 
 Run as ``python -m autoprune.measure.worker`` with a job as JSON on the standard input; the result is JSON on the
 standard output. It loads the target's runtime and NumPy, and torch only where that is the runtime.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from autoprune.deploy.session import node_times, open_session
+from autoprune.errors import TrialError
 from autoprune.measure.energy import energies
 from autoprune.measure.gpu import over, read_gpu
 from autoprune.measure.inference import (
@@ -32,6 +33,7 @@ from autoprune.measure.inference import (
 )
 from autoprune.measure.lock import lock_machine
 from autoprune.measure.process import last_line
+from autoprune.measure.quiet import quiet
 from autoprune.measure.record import GpuState
 from autoprune.measure.starts import cold_starts
 from autoprune.measure.stats import spread, trimmed_mean
@@ -46,8 +48,11 @@ def main() -> None:
     if job.get("in_session"):
         result = work(job)
     else:
-        with lock_machine(job.get("lock")):
-            result = session(job) if job["kind"] == "session" else work(job)
+        try:
+            with lock_machine(job.get("lock")), quiet(job["quiet_timeout_s"]):
+                result = session(job) if job["kind"] == "session" else work(job)
+        except TrialError as error:
+            sys.exit(error.reason)
     json.dump(result, sys.stdout)
 
 
