@@ -32,6 +32,8 @@ def test_a_layer_costs_what_its_two_sides_keep() -> None:
 def test_without_recorded_places_the_inputs_places_are_taken() -> None:
     unknown = CONV.model_copy(update={"places": 0})
     assert unknown.macs({}) == pytest.approx(49 * 16 * 8 * 9)
+    # Whole places count.
+    assert unknown.model_copy(update={"read_elements": 8 * 49 + 7}).macs({}) == unknown.macs({})
     # A layer whose input is smaller than its channels is used once.
     assert unknown.model_copy(update={"read_elements": 7}).macs({}) == pytest.approx(16 * 8 * 9)
     # As is one for each place where it was recorded.
@@ -61,7 +63,7 @@ def test_channels_of_several_groups_add_up() -> None:
     assert some.input_share({"six": 0}) == pytest.approx(2 / 8)
 
 
-@pytest.mark.parametrize("part", [0, 2])
+@pytest.mark.parametrize("part", [0, 1, 2])
 def test_groups_that_divide_one_part_multiply(part: int) -> None:
     # Four heads of three places each: 12 channels.
     heads = AxisUse(group="heads", share=3 / 12, units=4, part=part)
@@ -72,16 +74,14 @@ def test_groups_that_divide_one_part_multiply(part: int) -> None:
     assert layer.output_share({"width": 2}) == pytest.approx(2 / 3)
     assert layer.output_share({"heads": 2, "width": 2}) == pytest.approx(1 / 3)
     # Beside another part of the axis each keeps its own place.
-    half = CONV.model_copy(
-        update={
-            "makes": (
-                AxisUse(group="heads", share=3 / 24, units=4, part=part),
-                AxisUse(group="width", share=4 / 24, units=3, part=part),
-                AxisUse(group="rest", share=1 / 24, units=12),
-            )
-        }
+    parts = (
+        AxisUse(group="heads", share=3 / 24, units=4, part=part),
+        AxisUse(group="width", share=4 / 24, units=3, part=part),
+        AxisUse(group="rest", share=1 / 24, units=12),
     )
-    assert half.output_share({"heads": 2, "width": 2, "rest": 3}) == pytest.approx(1 / 6 + 3 / 24)
+    for order in (parts, parts[::-1]):
+        half = CONV.model_copy(update={"makes": order})
+        assert half.output_share({"heads": 2, "width": 2, "rest": 3}) == pytest.approx(1 / 6 + 3 / 24)
 
 
 def test_a_part_is_as_large_as_the_largest_group_says() -> None:
