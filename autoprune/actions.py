@@ -57,7 +57,9 @@ from autoprune.workloads.training import train_dense
 from autoprune.workloads.workload import TOP1, Workload, load_workload
 
 
-def export_point(study: str, trial: int, to: Path, target: str | None = None) -> Path:
+def export_point(
+    study: str, trial: int, to: Path, target: str | None = None, storage: str | None = None
+) -> Path:
     """Write the artifact of one trial into the folder ``to``.
 
     The folder gets the model file of the target, the weights as safetensors, the recipe, a card, and the
@@ -68,12 +70,13 @@ def export_point(study: str, trial: int, to: Path, target: str | None = None) ->
         trial: Number of a point.
         to: Folder that gets the artifact; must be empty or absent.
         target: One of the study's targets; the first if not given.
+        storage: Where the study's record is, if not where its folder says.
 
     Raises:
         UsageError: If ``to`` holds files already, or the trial has no artifact.
         StorageError: If the artifact is damaged; names the file.
     """
-    own = StudyStore.open(study)
+    own = StudyStore.open(study, storage)
     store = own if target is None else seen_on(own, target)
     record = store.record(trial)
     if record.state != "complete":

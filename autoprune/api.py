@@ -201,13 +201,17 @@ class Study:
         return figure(self._store)
 
 
-def open_study(name: str) -> Study:
+def open_study(name: str, storage: str | None = None) -> Study:
     """Open a study that exists.
+
+    Args:
+        name: Name of the study.
+        storage: Where its record is, such as ``postgresql://user@host/database``, if not where its folder says.
 
     Raises:
         UsageError: If there is none of this name; the message holds near matches.
     """
-    return Study(StudyStore.open(name))
+    return Study(StudyStore.open(name, storage))
 
 
 def search(

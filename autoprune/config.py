@@ -7,10 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from autoprune.errors import UsageError
+from autoprune.execution import Execution
 from autoprune.naming import check_study_name, default_study_name, unknown_name
+from autoprune.storage_url import check_storage, shown_storage, without_passwords
 from autoprune.target import Target, given_target, merged
 
 OBJECTIVES = ("accuracy", "latency", "size")
@@ -102,6 +112,7 @@ class StudyConfig(BaseModel):
         objectives: What the front trades, two or three.
         budget: Time or number of trials.
         study: Name of the study; None derives it from model, data and target.
+        storage: Where the study's record is: a PostgreSQL URL; None for ``AUTOPRUNE_STORAGE`` or SQLite in its folder.
         sampler: Who proposes: ``auto`` is the profile, the solver and their search; the others are plain samplers.
         auto: Parts of the default search.
         limits: What the user needs of a network.
@@ -115,6 +126,7 @@ class StudyConfig(BaseModel):
         front_points: Most networks that the final recovery trains; one network may give several points. By default 12
             where networks start from each other, 5 where each starts from its own trial.
         trust_code: Whether Python files given as model or data may be run.
+        execution: Where trials run, and how many side by side; no part of what a study is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,6 +140,7 @@ class StudyConfig(BaseModel):
     objectives: tuple[Objective, ...] = ("accuracy", "latency", "size")
     budget: str = "1h"
     study: str | None = None
+    storage: Annotated[str | None, Field(repr=False)] = None
     sampler: Literal["auto", "tpe", "nsga2", "random", "grid"] = "auto"
     auto: AutoSearch = AutoSearch()
     limits: Limits = Limits()
@@ -140,6 +153,7 @@ class StudyConfig(BaseModel):
     calibration_examples: Annotated[int, Field(ge=8)] = 512
     front_points: Annotated[int, Field(ge=1, le=64)] | None = None
     trust_code: bool = False
+    execution: Execution = Execution()
 
     @field_validator("budget")
     @classmethod
@@ -151,6 +165,15 @@ class StudyConfig(BaseModel):
     @classmethod
     def _study(cls, name: str | None) -> str | None:
         return name if name is None else check_study_name(name)
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _storage(cls, storage: object) -> str | None:
+        return check_storage(storage)
+
+    @field_serializer("storage")
+    def _shown_storage(self, storage: str | None) -> str | None:
+        return shown_storage(storage)
 
     @model_validator(mode="after")
     def _targets(self) -> Self:
@@ -214,7 +237,9 @@ class StudyConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed search must share; the budget may change."""
-        dump = self.model_dump(mode="json", exclude={"budget", "study", "trust_code", "target", "also"})
+        dump = self.model_dump(
+            mode="json", exclude={"budget", "study", "storage", "trust_code", "target", "also", "execution"}
+        )
         targets: dict[str, Any] = {"target": self.target.content()}
         if self.also:
             targets["also"] = [each.content() for each in self.also]
@@ -279,7 +304,7 @@ def describe_faults(
         if fault["type"] == "too_short" and any(f["loc"][: len(at)] == at and f["loc"] != at for f in faults):
             continue  # pydantic counts the faulty items as missing
         name = ".".join(str(part) for part in fault["loc"]) or "the whole"
-        value = repr(fault.get("input"))
+        value = without_passwords(repr(fault.get("input")))
         shown = value if len(value) <= 60 else value[:60] + "…"
         where = f"{what}:{line_of(fault['loc'])}: " if line_of else ""
         message = fault["msg"].removeprefix("Value error, ")

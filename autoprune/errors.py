@@ -56,6 +56,12 @@ class TooManyFailuresError(AutopruneError):
     exit_code = 6
 
 
+class WorkerError(AutopruneError):
+    """Raised when no worker can be started, or a cluster cannot be reached (exit code 2)."""
+
+    exit_code = 2
+
+
 class CompressionError(AutopruneError):
     """Raised when a group or layer cannot be compressed as asked; names the layer."""
 
@@ -66,7 +72,8 @@ class TrialError(AutopruneError):
     """Raised inside a trial; recorded with its kind, never fatal to the study.
 
     Args:
-        kind: One of ``raised``, ``nan``, ``inf``, ``out-of-memory``, ``lost``, ``export``, ``parity``, ``latency``.
+        kind: One of ``raised``, ``nan``, ``inf``, ``out-of-memory``, ``lost``, ``interrupted``, ``export``,
+            ``parity``, ``latency``, and of workers ``worker-lost``, ``crashed``, ``hung``.
         reason: One line for people.
     """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from autoprune.errors import UsageError
 
 STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENTRY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 # Folder inside of an artifact that holds the files of further targets.
 TARGETS_FOLDER = "targets"
@@ -54,6 +55,34 @@ def check_study_name(name: str) -> str:
         "beginning with a letter or digit, without '..'",
         "choose another with --study NAME",
     )
+
+
+def check_entry_name(kind: str, name: str) -> str:
+    """Return ``name`` if a file or folder of a study may be called so wherever it is kept.
+
+    Raises:
+        UsageError: If it has a character outside ``A-Z a-z 0-9 . _ -``, begins with another than a letter or digit,
+            holds ``..``, or is longer than 128 characters.
+    """
+    if _ENTRY_NAME.fullmatch(name) and ".." not in name:
+        return name
+    raise UsageError(
+        f"{kind} name {name[:60]!r} cannot be used: 1 to 128 of A-Z a-z 0-9 . _ -, "
+        "beginning with a letter or digit, without '..'"
+    )
+
+
+def inner_parts(text: str) -> tuple[str, ...]:
+    """Return the parts of a path that was read from a file and has to lie inside of a folder.
+
+    Raises:
+        UsageError: If it could lie outside: an absolute path, ``..``, empty parts, backslashes, control characters.
+    """
+    parts = tuple(text.split("/"))
+    sound = all(part not in ("", ".", "..") and len(os.fsencode(part)) <= 255 for part in parts)
+    if sound and "\\" not in text and text.isprintable() and len(parts) <= 32:
+        return parts
+    raise UsageError(f"path {text[:60]!r} is refused: allowed are names inside of the folder, without '..'")
 
 
 def default_study_name(model: str, data: str, target: str) -> str:
@@ -127,6 +156,16 @@ class StudyPaths:
     def database(self) -> Path:
         """The Optuna database, the one record of the study."""
         return self.root / "study.db"
+
+    @property
+    def storage(self) -> Path:
+        """The file that says in which database the record is, where it is not the one of the folder."""
+        return self.root / "storage.json"
+
+    @property
+    def has_record(self) -> bool:
+        """Whether the folder holds the record, or says where it is."""
+        return self.database.is_file() or self.storage.is_file()
 
     @property
     def screens(self) -> Path:
@@ -213,6 +252,6 @@ def study_folders() -> list[Path]:
             check_study_name(folder.name)
         except UsageError:
             continue
-        if (folder / "study.db").is_file() and (folder / "settings.yaml").is_file():
+        if StudyPaths(folder).has_record and (folder / "settings.yaml").is_file():
             found.append(folder)
     return found

@@ -34,3 +34,11 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress on the standard error")]
 Study = Annotated[str, typer.Argument(metavar="STUDY", help="name of a study")]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="where the record is: postgresql://USER@HOST/DB (a file in the folder)",
+    ),
+]

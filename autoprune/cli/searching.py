@@ -12,7 +12,7 @@ from autoprune.cli.live import live_view
 from autoprune.cli.output import print_json, print_pairs, print_table
 from autoprune.cli.rendering import show_front
 from autoprune.cli.schedules import given_schedule
-from autoprune.cli.settings import check_engine, gather
+from autoprune.cli.settings import check_engine, check_place, gather
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths, unknown_name
 
@@ -43,9 +43,27 @@ def search(
     max_latency_ms: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
     max_size_mb: Annotated[float | None, typer.Option(metavar="X", help="search only below it")] = None,
     min_accuracy: Annotated[float | None, typer.Option(metavar="X", help="search only above it")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="URL", help="only SQLite in this version")] = None,
-    workers: Annotated[int, typer.Option(metavar="N", help="only 1 in this version")] = 1,
-    engine: Annotated[str, typer.Option(metavar="local|ray", help="only local in this version")] = "local",
+    storage: options.Storage = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="trials side by side, each in a process of its own")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="local|ray", help="where trials run: this machine, or a Ray cluster")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|ray://HOST:PORT|HOST:PORT", help="Ray cluster to join; starts Ray here if not given"
+        ),
+    ] = None,
+    cpus_per_trial: Annotated[float | None, typer.Option(metavar="X", help="of one trial on Ray (1)")] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(metavar="X", help="of one trial on Ray, parts of one too (0)")
+    ] = None,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|URL", help="storage that all nodes reach, such as s3://bucket/folder"),
+    ] = None,
     seed: options.Seed = None,
     trust_code: options.TrustCode = None,
     fresh: Annotated[
@@ -59,16 +77,21 @@ def search(
     """Search a Pareto front; the same command again resumes."""
     flags = {
         "model": model, "data": data, "weights": weights, "space": space, "target": target, "objectives": objectives,
-        "budget": budget, "study": study, "sampler": sampler, "seed": seed, "trust_code": trust_code,
+        "budget": budget, "study": study, "storage": storage, "sampler": sampler, "seed": seed,
+        "trust_code": trust_code,
     }  # fmt: skip
     limits = {"max_latency_ms": max_latency_ms, "max_size_mb": max_size_mb, "min_accuracy": min_accuracy}
-    settings = gather(config, flags, overrides or (), limits=limits)
+    execution = {
+        "workers": workers, "engine": check_engine(engine), "address": address, "cpus_per_trial": cpus_per_trial,
+        "gpus_per_trial": gpus_per_trial, "artifacts": artifacts,
+    }  # fmt: skip
+    settings = gather(config, flags, overrides or (), limits=limits, execution=execution)
     # Faults that need no torch are told before it is loaded.
     from autoprune.search.limits import check_space
     from autoprune.space.space_files import load_space
     from autoprune.workloads.catalog import check_inputs
 
-    check_engine(engine, workers, storage, settings.study_name)
+    check_place(settings, fresh=fresh)
     check_space(settings, load_space(settings.space))
     check_inputs(settings)
     if dry_run:
@@ -80,8 +103,8 @@ def search(
         with live_view(f"autoprune {settings.study_name}", quiet) as listener:
             found = run_search(settings, fresh=fresh, progress=listener)
     except KeyboardInterrupt:
-        if StudyPaths.of(settings.study_name).database.exists():
-            show_front(open_study(settings.study_name), json=json)
+        if StudyPaths.of(settings.study_name).has_record:
+            show_front(open_study(settings.study_name, settings.storage), json=json)
         raise
     show_front(found, json=json)
     _check_limits(found, settings)

@@ -8,10 +8,9 @@ from typing import Any
 
 from autoprune.config import StudyConfig, make_config, read_targets
 from autoprune.errors import UsageError
+from autoprune.execution import ENGINES
 from autoprune.naming import StudyPaths, unknown_name
 from autoprune.yaml_io import parse_yaml, read_yaml
-
-ENGINES = ("local", "ray")
 
 
 def gather(
@@ -20,6 +19,7 @@ def gather(
     overrides: Iterable[str] = (),
     *,
     limits: Mapping[str, float | None] | None = None,
+    execution: Mapping[str, Any] | None = None,
 ) -> StudyConfig:
     """Validate settings from all three places; overrides win over flags, and flags over the file.
 
@@ -28,6 +28,7 @@ def gather(
         flags: Values of the options; those that are None were not given.
         overrides: Words such as ``target.threads=2``; the value is read as YAML.
         limits: Flags that are settings of ``limits``.
+        execution: Flags that are settings of ``execution``.
 
     Raises:
         UsageError: If a word, the file or a setting cannot be used.
@@ -39,10 +40,11 @@ def gather(
         if isinstance(values.get("target"), dict):
             given["target"] = {**values["target"], **given["target"]}
     values |= given
-    bounds = {name: value for name, value in (limits or {}).items() if value is not None}
-    if bounds:
-        before = values.get("limits")
-        values["limits"] = {**(before if isinstance(before, dict) else {}), **bounds}
+    for part, options in (("limits", limits), ("execution", execution)):
+        own = {name: value for name, value in (options or {}).items() if value is not None}
+        if own:
+            before = values.get(part)
+            values[part] = {**(before if isinstance(before, dict) else {}), **own}
     for word in overrides:
         _override(values, word)
     try:
@@ -84,26 +86,25 @@ def _override(values: dict[str, Any], word: str) -> None:
     inner[last] = parse_yaml(text, f"the value of {name}").values
 
 
-def check_engine(engine: str, workers: int, storage: str | None, study: str) -> None:
-    """Refuse ways of running that this version does not have.
+def check_engine(engine: str | None) -> str | None:
+    """Return an engine's name, or refuse it with near matches.
 
     Raises:
-        UsageError: If the engine is not ``local``, more than one worker is asked for, or the storage is
-            not the study's own SQLite database.
+        UsageError: If there is none of this name.
     """
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
-    if engine == "ray":
-        raise UsageError("engine 'ray' is not in this version; allowed: local", "leave --engine out")
-    if workers != 1:
-        raise UsageError(
-            f"workers {workers} cannot be used: this version runs one trial at a time; allowed: 1",
-            "leave --workers out",
-        )
-    own = f"sqlite:///{StudyPaths.of(study).database}"
-    if storage not in (None, "sqlite", own):
-        scheme = str(storage).split(":", 1)[0]
-        raise UsageError(
-            f"storage {scheme + ':…'!r} is not in this version; allowed: sqlite, the study's own database ({own})",
-            "leave --storage out; AUTOPRUNE_STUDIES moves the folder of all studies",
-        )
+    return engine
+
+
+def check_place(settings: StudyConfig, *, fresh: bool) -> None:
+    """Refuse a storage that the study cannot have, before anything is loaded.
+
+    Raises:
+        UsageError: If it cannot be used, psycopg is missing, or the study has its record somewhere else.
+    """
+    from autoprune.study.place import Place, check_installed
+
+    paths = StudyPaths.of(settings.study_name)
+    read = Place.of if fresh else Place.for_writing
+    check_installed(read(paths, settings.storage))

@@ -40,6 +40,7 @@ def front(
         bool, typer.Option("--robustness", help="on corrupted images, and of the worst class")
     ] = False,
     trust_code: options.TrustCode = None,
+    storage: options.Storage = None,
 ) -> None:
     """Show the points of a front that keep the given limits."""
     _exclude("--max-latency-ms", max_latency_ms, "--max-latency-ratio", max_latency_ratio)
@@ -50,7 +51,7 @@ def front(
     from autoprune.api import open_study
     from autoprune.study.front import dense_record, pick_points
 
-    found = open_study(study)
+    found = open_study(study, storage)
     if target is not None:
         found = found.on(target)
     if measurements is not None:
@@ -88,12 +89,13 @@ def report(
         bool, typer.Option("--robustness", help="robustness.csv and robustness.png too")
     ] = False,
     trust_code: options.TrustCode = None,
+    storage: options.Storage = None,
     json: options.Json = False,
 ) -> None:
     """Write report.html, front.png and front.csv of a study."""
     from autoprune.api import open_study
 
-    found = open_study(study)
+    found = open_study(study, storage)
     paths = found.report()
     if robustness:
         paths += write_robustness(found, bool(trust_code))
@@ -112,12 +114,13 @@ def export(
     target: Annotated[
         str | None, typer.Option(metavar="T", help="for this of the study's targets (the first)")
     ] = None,
+    storage: options.Storage = None,
     json: options.Json = False,
 ) -> None:
     """Write one point's model file, weights, recipe and card."""
     from autoprune.actions import export_point
 
-    folder = export_point(study, trial, to, target)
+    folder = export_point(study, trial, to, target, storage)
     if json:
         print_json({"study": study, "trial": trial, "target": target, "artifact": str(folder)})
     else:
@@ -144,12 +147,12 @@ def measure(
     print_json(result) if json else print_pairs(result)
 
 
-def studies(json: options.Json = False) -> None:
-    """List the studies that exist here."""
+def studies(storage: options.Storage = None, json: options.Json = False) -> None:
+    """List the studies that exist here, and in a database."""
     from autoprune.naming import studies_root
     from autoprune.study.listing import list_studies
 
-    found = list_studies()
+    found = list_studies(storage)
     if json:
         print_json(found)
         return

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ TIMEOUT_S = 1800.0
 # Waiting for those that train, which give way at every step.
 QUIET_TIMEOUT_S = 600.0
 _log = logging.getLogger(__name__)
+
+# Takes a job and the seconds after which it has failed; returns its result.
+RunJob = Callable[[dict[str, Any], float], dict[str, Any]]
+_elsewhere: RunJob | None = None
 
 
 def run_session(jobs: list[dict[str, Any]], timeout_s: float = TIMEOUT_S) -> list[dict[str, Any]]:
@@ -43,11 +48,29 @@ def run_session(jobs: list[dict[str, Any]], timeout_s: float = TIMEOUT_S) -> lis
     return results
 
 
+def measure_elsewhere(run: RunJob | None) -> None:
+    """Let this process's measurements be done by ``run``, such as on the node that has the device; None undoes it."""
+    global _elsewhere
+    _elsewhere = run
+
+
 def run_worker(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Run a measurement process, while nothing of ours trains on this machine, and return its result.
+    """Run a measurement where this process's measurements are done, and return its result.
 
     Raises:
         TrialError: If it fails, takes too long, or its output cannot be read.
+    """
+    if _elsewhere is None:
+        return run_here(job, timeout_s)
+    with standing_aside():
+        return _elsewhere(job, timeout_s)
+
+
+def run_here(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+    """Run a measurement process, while nothing of ours trains on this machine, and return its result.
+
+    Raises:
+        TrialError: As :func:`run_worker`.
     """
     # The measuring process has to say what it waited for before it is ended.
     job = {"quiet_timeout_s": min(QUIET_TIMEOUT_S, 0.8 * timeout_s), **job}

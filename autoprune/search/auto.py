@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -106,26 +107,32 @@ class AutoSearch:
         self._whole_s = self._whole_search_s()
         self._take_free()
         self._replay()
+        self.driver.run_each(self._baselines(baselines))
+        if self.config.auto.solver and not self._is_stalled():
+            self.driver.run_each(self._anchors())
+        self.driver.run_steps(lambda: self.driver.may_propose() and self._do_next())
+        if self.driver.may_propose():
+            self.driver.say("nothing more is to be gained by proposals")
+
+    def _baselines(self, baselines: Iterable[Baseline]) -> Iterator[Callable[[], object]]:
         for number, baseline in enumerate(baselines):
             few = number < _LEAST_BASELINES or number < self._fitting(_FIRST_SHARE / 2)
             if not few or self._is_stalled():
-                break
+                return
             choice = self.pool.options.encode(baseline.recipe)
             if choice not in self.pool and self.driver.may_propose():
-                self._evaluate(Proposal(choice, "baseline"), baseline.label, 0.0, baseline.recipe)
-        if self.config.auto.solver and not self._is_stalled():
-            axes = max(1, int(self.proposer.axes.counts[1:].sum()))
-            parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
-            begun_s = self.clock.monotonic()
-            anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
-            each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
-            for choice in anchors:
-                if choice not in self.pool and self.driver.may_propose():
-                    self._evaluate(Proposal(choice, "solver"), "", each_s)
-        while self.driver.may_propose() and self._do_next():
-            pass
-        if self.driver.may_propose():
-            self.driver.say("nothing more is to be gained by proposals")
+                proposal = Proposal(choice, "baseline")
+                yield partial(self._evaluate, proposal, baseline.label, 0.0, baseline.recipe)
+
+    def _anchors(self) -> Iterator[Callable[[], object]]:
+        axes = max(1, int(self.proposer.axes.counts[1:].sum()))
+        parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
+        begun_s = self.clock.monotonic()
+        anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
+        each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
+        for choice in anchors:
+            if choice not in self.pool and self.driver.may_propose():
+                yield partial(self._evaluate, Proposal(choice, "solver"), "", each_s)
 
     def _whole_search_s(self) -> float | None:
         """Return the seconds that proposals had when the first run of this round began them; None without a limit."""
@@ -183,7 +190,7 @@ class AutoSearch:
             counted = scaled[within][:, self.proposer.axes.counts > 0]
             if not pool or counted.shape[1] < 2:
                 return False
-            found = uncovered(counted, [1 in c.lost for c in pool], self.config.most_networks)
+            found = uncovered(counted, [c.reaches(1) for c in pool], self.config.most_networks)
             if found is None or not self.driver.fits(self.rungs[1].steps):
                 return False
             if not self._is_hopeless(pool[found], 0):
@@ -225,6 +232,8 @@ class AutoSearch:
         if given is not None:
             recipe = given.model_copy(update={"recovery": self._recovery})
         costs = self.pool.options.predicted_costs(proposal.choice)
+        self.pool.reserve(proposal.choice)
+        self.proposer.reserve(proposal.choice)
         if self._lowest == 1:
             candidate = Candidate(recipe, proposal.arm, label, costs)
             begun_s = self.clock.monotonic()
@@ -237,13 +246,14 @@ class AutoSearch:
         if len(self.proposer.results) % _TOLD_EVERY == 0:
             self.driver.say(f"screening, {len(self.proposer.results)} recipes so far")
         try:
-            lost = self._screen(recipe)
+            with self.driver.lanes.waiting():
+                lost = self._screen(recipe)
             self._failed_screens = 0
         except TrialError as error:
             self.driver.record_failure(recipe, proposal.arm, label, error, self.clock.monotonic() - begun_s)
             lost = ALL_LOST
             self._failed_screens += 1
-            if self._failed_screens == MAX_FAILURES_IN_A_ROW:
+            if self._failed_screens >= MAX_FAILURES_IN_A_ROW:
                 raise too_many_failures("screens", error) from error
         screen = Screen(
             recipe=recipe,
@@ -310,17 +320,21 @@ class AutoSearch:
         if start is None and self.config.auto.lineage and recipe.prunes:
             counts = recipe.kept_counts(self.driver.groups)
             start = find_parent(counts, self.driver.records, self.driver.groups, self.driver.has_artifact)
-        self.driver.trial(
-            Job(
-                recipe=recipe,
-                origin=candidate.arm,
-                label=candidate.label,
-                rung=rung,
-                started_from=None if start is None else start.number,
-                screened=candidate.screened,
+        candidate.running = rung
+        try:
+            record = self.driver.trial(
+                Job(
+                    recipe=recipe,
+                    origin=candidate.arm,
+                    label=candidate.label,
+                    rung=rung,
+                    started_from=None if start is None else start.number,
+                    screened=candidate.screened,
+                )
             )
-        )
-        self.pool.note(candidate, self.driver.records[-1])
+        finally:
+            candidate.running = None
+        self.pool.note(candidate, record)
         if rung == 1:
             self.proposer.rescale(float(self._scales_at(self._lowest)[0]))
             if self.pool.correct_costs(self.driver.groups):

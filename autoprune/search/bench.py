@@ -39,6 +39,7 @@ from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.records import TrialRecord
 from autoprune.target import Target
+from autoprune.workloads.weights import as_of_today
 from autoprune.workloads.workload import Workload
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -313,7 +314,7 @@ class Bench:
         # Artifacts of earlier versions name no ranks and no ranges.
         factorised = Factorised(content.get("ranks", {}), content.get("left_whole", {}))
         shape_factors(model, factorised.ranks)
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        model.load_state_dict(as_of_today(model, load_file(folder / WEIGHTS_FILE)))
         steps = int(content["train_steps"])
         ranges = {name: (float(low), float(high)) for name, (low, high) in content.get("ranges", {}).items()}
         return Compressed(model.eval(), plan, steps, [], factorised, ranges)

@@ -22,6 +22,7 @@ class Candidate:
         lost: Severity of the capability lost against the dense network, by rung; 0 is the screen.
         screened: Capability lost at the screen; None if it was not screened.
         trials: Its trials by rung.
+        running: Rung that it is being trained for; None while it is not.
         hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
     """
 
@@ -33,6 +34,11 @@ class Candidate:
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     screened: float | None = None
     hopeless: bool = False
+    running: int | None = None
+
+    def reaches(self, rung: int) -> bool:
+        """Return whether it has a result of ``rung``, or is about to."""
+        return rung in self.lost or rung == self.running
 
     def values(self, rung: int) -> list[float]:
         """Return the severity of what is lost at ``rung``, size and latency."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import optuna
 
 from autoprune.clock import Clock
 from autoprune.errors import ExportError, StorageError, TooManyFailuresError, TrialError
+from autoprune.measure.quiet import working
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
 from autoprune.search.baselines import Baseline, baselines, effective_key, grid_recipes
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
+from autoprune.search.executors.contract import Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
+from autoprune.search.lanes import Lanes
+from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
 from autoprune.search.trial import run_trial
 from autoprune.space.recipe import Recipe
@@ -31,7 +38,10 @@ from autoprune.study.store import StudyStore
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 MAX_RETRIES = 2
-UNFINISHED = ("lost", "interrupted")
+# A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
+WORKER_LOST = "worker-lost"
+CRASHED = "crashed"
+UNFINISHED = ("lost", "interrupted", WORKER_LOST)
 
 
 def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
@@ -56,6 +66,7 @@ class Driver:
         run: Evaluates a recipe into a folder, starting from the network in another one if that is given; the real
             trial if not given.
         adopt_dense: Called with the dense trial before anything is compared with it.
+        executor: Who runs trials side by side; the driver itself, one after the other, if not given.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Driver:
         clock: Clock,
         run: TrialFunction | None = None,
         adopt_dense: Callable[[TrialRecord], None] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self.store = store
         self.space = space
@@ -79,14 +91,15 @@ class Driver:
         self.listener = listener
         self.clock = clock
         self.paths: StudyPaths = store.paths
-        self._run = run or (
-            lambda recipe, folder, start: run_trial(bench, recipe, folder, deadline=interrupt, start=start)
-        )
+        self._run = run or self._here
         self.records: list[TrialRecord] = store.records()
         self.adopt_dense = adopt_dense or (
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
         )
         self.outlook = Outlook(store, space, bench, keeper, lambda: self.records)
+        self.executor = executor
+        self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
+        self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
 
     # -- what is run -------------------------------------------------------------------------
@@ -103,14 +116,13 @@ class Driver:
         self._phase = "baselines"
         self._dense()
         missing = self._missing_baselines()
-        for baseline in [b for b in missing if strategy is None or not b.recipe.prunes]:
-            if self.interrupt() or not self.keeper.fits_at_all(self._durations(), reserve_s()):
-                return
-            self.trial(Job(baseline.recipe, "baseline", baseline.label))
+        first = [b for b in missing if strategy is None or not b.recipe.prunes]
+        begun: list[Baseline] = []
+        self.run_each(self._fitting_baselines(first, reserve_s, begun))
+        if self.interrupt() or len(begun) < len(first):
+            return
         self._phase = "search"
-        for job in self._lost():
-            if self.may_propose():
-                self.trial(job)
+        self.run_each(partial(self.trial, job) for job in self._lost() if self.may_propose())
         if strategy is not None:
             strategy([b for b in missing if b.recipe.prunes])
             return
@@ -122,16 +134,42 @@ class Driver:
     def propose_by_sampler(self) -> None:
         """Let the study's sampler propose until the search's share of the budget is spent."""
         repeats = 0
-        while self.may_propose() and repeats < _MAX_REPEATS_IN_A_ROW:
-            repeats = repeats + 1 if self.trial(Job(None, self.store.sampler_name)) else 0
+
+        def step() -> bool:
+            nonlocal repeats
+            if not self.may_propose() or repeats >= _MAX_REPEATS_IN_A_ROW:
+                return False
+            repeats = repeats + 1 if self.trial(Job(None, self.store.sampler_name)).is_repeat else 0
+            return True
+
+        self.run_steps(step)
+
+    def run_steps(self, step: Callable[[], bool]) -> None:
+        """Take steps, as many side by side as there are workers, until none is left."""
+        self.lanes.run(step, self._stop)
+
+    def run_each(self, tasks: Iterator[Callable[[], object]]) -> None:
+        """Do every task, as many side by side as there are workers."""
+        self.lanes.each(tasks, self._stop)
+
+    def _stop(self) -> None:
+        if self.executor is not None:
+            self.executor.stop()
 
     def _run_grid(self) -> None:
         """Try every uniform recipe of the space once, in an order that the seed gives."""
         done = sum(r.origin == "grid" and r.failure_kind not in UNFINISHED for r in self.records)
-        for recipe in grid_recipes(self.space, self.groups, self.bench.config.seed)[done:]:
-            if not self.may_propose():
+        recipes = grid_recipes(self.space, self.groups, self.bench.config.seed)[done:]
+        self.run_each(partial(self.trial, Job(recipe, "grid")) for recipe in recipes if self.may_propose())
+
+    def _fitting_baselines(
+        self, wanted: list[Baseline], reserve_s: Callable[[], float], begun: list[Baseline]
+    ) -> Iterator[Callable[[], object]]:
+        for baseline in wanted:
+            if not self.keeper.fits_at_all(self._durations(), reserve_s()):
                 return
-            self.trial(Job(recipe, "grid"))
+            begun.append(baseline)
+            yield partial(self.trial, Job(baseline.recipe, "baseline", baseline.label))
 
     def _dense(self) -> None:
         """Measure the dense network as trial 0, or rebuild its artifact where an earlier run measured it."""
@@ -222,8 +260,16 @@ class Driver:
 
     # -- one trial ---------------------------------------------------------------------------
 
-    def trial(self, job: Job) -> bool:
-        """Run and record one trial; return whether it repeated an earlier one."""
+    def trial(self, job: Job) -> TrialRecord:
+        """Run and record one trial; one whose worker is lost is tried again, as a trial of its own."""
+        for attempt in range(MAX_RETRIES + 1):
+            record = self._once(job, last=attempt == MAX_RETRIES)
+            if record.failure_kind != WORKER_LOST or self.interrupt():
+                break
+            job = replace(job, recipe=record.recipe)
+        return record
+
+    def _once(self, job: Job, *, last: bool) -> TrialRecord:
         begun_s = self.clock.monotonic()
         trial, recipe = self._ask(job.recipe)
         plan = Plan(
@@ -235,20 +281,27 @@ class Driver:
             screened=job.screened,
         )
         self.store.begin(trial, plan)
+        self.records = self.store.records()
         self.say(f"trial {trial.number} {job.label or job.origin} begins")
-        repeated = self._same_as(recipe, job.rung)
+        key = (effective_key(recipe, self.groups), job.rung)
+        self.lanes.until(lambda: key not in self._running)
+        repeated = self._same_as(*key)
         if repeated is not None and repeated.measurement is not None:
             self._finish(trial, repeated.measurement, repeated.train_steps, 0.0, repeat_of=repeated.number)
-            return True
+            return self.records[trial.number]
+        self._running.add(key)
         folder = temporary_folder(self.paths.artifacts)
         try:
             start = None if job.started_from is None else self.paths.artifact(job.started_from)
-            outcome = self._run(recipe, folder, start)
+            with self.lanes.waiting():
+                outcome = self._run(recipe, folder, start, trial.number)
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
+            if last and error.kind == WORKER_LOST:
+                error = TrialError(CRASHED, f"{error.reason}; tried {MAX_RETRIES + 1} times")
             self._fail(trial, error, self.clock.monotonic() - begun_s)
         except KeyboardInterrupt:
             self.store.fail(
@@ -261,10 +314,21 @@ class Driver:
                 "free space or make the folder writable, then run the same command again: it resumes",
             ) from error
         finally:
+            self._running.discard(key)
             shutil.rmtree(folder, ignore_errors=True)
         self.store.set_spent(self.keeper.spent_s)
         self.store.note("timings", self.bench.timings.text())
-        return False
+        return self.records[trial.number]
+
+    def _here(self, recipe: Recipe, folder: Path, start: Path | None, number: int) -> Outcome:
+        """Run a trial in this process."""
+        with working() as gate:
+
+            def deadline() -> bool:
+                gate.give_way()
+                return self.interrupt()
+
+            return run_trial(self.bench, recipe, folder, deadline=deadline, start=start)
 
     def _ask(self, recipe: Recipe | None) -> tuple[optuna.Trial, Recipe]:
         if recipe is None:
@@ -276,8 +340,7 @@ class Driver:
             self.space.suggest(trial, self.groups)
         return trial, recipe
 
-    def _same_as(self, recipe: Recipe, rung: int) -> TrialRecord | None:
-        key = effective_key(recipe, self.groups)
+    def _same_as(self, key: str, rung: int) -> TrialRecord | None:
         for record in self.records:
             searched = record.state == "complete" and record.fidelity == "search" and record.rung == rung
             if (
@@ -387,4 +450,5 @@ class Driver:
             failures=dict(Counter(r.failure_kind for r in self.records if r.state == "failed")),
             left_s=self.keeper.left_s,
             last=last,
+            workers=() if self.executor is None else self.executor.states(),
         )

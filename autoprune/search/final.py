@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from autoprune.compress.pipeline import Compressed
 from autoprune.errors import TrialError
 from autoprune.search.bench import Bench
-from autoprune.search.driver import Driver
+from autoprune.search.driver import MAX_RETRIES, WORKER_LOST, Driver
 from autoprune.search.final_recovery import LongRecovery
 from autoprune.search.points import Points
 from autoprune.search.trial import failures_as_trial_errors
@@ -229,26 +230,40 @@ class FinalPhase:
 
     # -- recovery ----------------------------------------------------------------------------
 
+    def _recovered(self, record: TrialRecord, slot_s: float) -> Compressed:
+        """Train one network; one whose worker is lost is trained again, for the time that is left of its share."""
+        begun_s = self.driver.clock.monotonic()
+        for left in reversed(range(MAX_RETRIES + 1)):
+            spent_s = self.driver.clock.monotonic() - begun_s
+            try:
+                with failures_as_trial_errors():
+                    return self.recovery.recover(record, max(0.0, slot_s - spent_s))
+            except TrialError as error:
+                if error.kind != WORKER_LOST or not left or self.driver.interrupt():
+                    raise
+        raise AssertionError("the last try returns or raises")
+
     def _recover(self, networks: list[list[TrialRecord]]) -> list[Compressed | None]:
         """Train each network for its share of the time that measuring leaves."""
         artifacts = self._artifacts(networks)
         needs = self.recovery.needs(networks)
-        recovered: list[Compressed | None] = []
-        for index, members in enumerate(networks):
+        recovered: list[Compressed | None] = [None] * len(networks)
+        workers = self.driver.lanes.count
+
+        def recover(index: int) -> None:
+            record = networks[index][0]
             self.driver.listener(
                 self.driver.progress(
-                    f"final recovery {index + 1} of {len(networks)} (trial {members[0].number})", "final"
+                    f"final recovery {index + 1} of {len(networks)} (trial {record.number})", "final"
                 )
             )
-            if self.driver.interrupt():
-                return recovered
             left_s = self.keeper.training_left_s(self.reserve_s(artifacts))
-            slot_s = left_s * needs[index] / sum(needs[index:])
+            slot_s = left_s * min(1.0, workers * needs[index] / sum(needs[index:]))
             try:
-                with failures_as_trial_errors():
-                    recovered.append(self.recovery.recover(members[0], slot_s if self._trains else 0.0))
+                recovered[index] = self._recovered(record, slot_s if self._trains else 0.0)
             except TrialError as error:
-                recovered.append(None)
-                self.driver.note_final_failure(members[0], error)
+                self.driver.note_final_failure(record, error)
             self.driver.store.set_spent(self.keeper.spent_s)
+
+        self.driver.run_each(partial(recover, index) for index in range(len(networks)))
         return recovered

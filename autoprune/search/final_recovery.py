@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from copy import deepcopy
+from pathlib import Path
 
-from autoprune.compress.aware import IntegerTraining
-from autoprune.compress.finetune import Trainer
-from autoprune.compress.lowrank import with_factors
-from autoprune.compress.masking import hold_zeros, masked_layers
 from autoprune.compress.pipeline import Compressed
+from autoprune.measure.quiet import working
 from autoprune.search.bench import RECIPE_FILE, Bench
 from autoprune.search.driver import Driver
+from autoprune.search.executors.contract import Request
 from autoprune.search.fidelity import INHERITED
-from autoprune.search.jobs import with_steps
 from autoprune.search.lineage import prunes_further
+from autoprune.search.long_training import train_long
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
 from autoprune.study.records import TrialRecord
@@ -77,45 +76,72 @@ class LongRecovery:
             or self.driver.interrupt()
         ):
             return compressed
-        compressed = self._from_line(record, compressed)
-        earlier = self._earlier.get(record.number)
-        clock = self.driver.clock
-        begun_s = clock.monotonic()
-        network = deepcopy(compressed.model)
-        integers = IntegerTraining.of(network, recipe, self.bench.groups, self.bench.config.target.facts.int8)
+        line = self._line_of(record, compressed)
         if recipe.trains_integers:  # no other recipe's network goes on from this one
             self._integers.add(record.number)
-        trainer = Trainer(
-            network,
-            self.bench.stream,
-            self._recovery_of(recipe),
-            loss=self.bench.workload.loss,
-            device=self.bench.device,
-            training_step=self.bench.workload.training_step,
-            # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
-            start_step=earlier.train_steps if earlier is not None else 0,
-        )
-        groups = self.bench.groups
-        masked = masked_layers(recipe, groups, groups.removed_blocks(recipe.kept_counts(groups)))
-        hold_zeros(with_factors(trainer.model, list(masked)))(trainer)
-        integers.watch(trainer)
-        steps = trainer.run_for(lambda: (clock.monotonic() - begun_s) / slot_s, stop=self.driver.interrupt)
-        trained = Compressed(
-            model=integers.finish(trainer.finish()),
-            plan=compressed.plan,
-            train_steps=compressed.train_steps + steps,
-            solved=[],
-            factorised=compressed.factorised,
-            ranges=integers.ranges,
-        )
-        if not self.driver.interrupt():
-            folder = temporary_folder(self.paths.artifacts)
-            self.bench.save(trained, recipe, folder)
-            if record.number in self.started_from:
-                self.driver.store.note(self._line_note(record), str(self.started_from[record.number]))
-            commit_folder(folder, checkpoint)
-            self._lines[record.number] = trained
+        earlier = self._earlier.get(record.number)
+        # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
+        start_step = earlier.train_steps if earlier is not None else 0
+        folder = temporary_folder(self.paths.artifacts)
+        try:
+            self._train(record, recipe, folder, line, slot_s, start_step)
+            trained = self.bench.load(folder)
+            if not self.driver.interrupt():
+                if line is not None:
+                    self.driver.store.note(self._line_note(record), str(line))
+                commit_folder(folder, checkpoint)
+                self._lines[record.number] = trained
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         return trained
+
+    def _train(
+        self,
+        record: TrialRecord,
+        recipe: Recipe,
+        folder: Path,
+        line: int | None,
+        slot_s: float,
+        start_step: int,
+    ) -> None:
+        """Train a network for its time, here or in a worker, and leave it in ``folder``."""
+        own = self._own(record)
+        start = None if line is None else self.paths.recovered(line, self.round)
+        executor = self.driver.executor
+        if executor is None:
+            with working() as gate:
+
+                def stop() -> bool:
+                    gate.give_way()
+                    return self.driver.interrupt()
+
+                train_long(
+                    self.bench,
+                    recipe,
+                    folder,
+                    own=own,
+                    line=start,
+                    recovery=self._recovery_of(recipe),
+                    slot_s=slot_s,
+                    start_step=start_step,
+                    stop=stop,
+                    clock=self.driver.clock,
+                )
+            return
+        request = Request(
+            executor.next_token(),
+            "recover",
+            f"final recovery of trial {record.number}",
+            recipe,
+            folder,
+            start=start,
+            recovery=self._recovery_of(recipe),
+            slot_s=slot_s,
+            start_step=start_step,
+            own=own,
+        )
+        with self.driver.lanes.waiting():
+            executor.run(request)
 
     def _line_note(self, record: TrialRecord) -> str:
         return f"line:{self.round}:{record.number}"
@@ -125,14 +151,14 @@ class LongRecovery:
         auto = self.bench.config.sampler == "auto"
         return self.driver.space.default_recovery() if auto else recipe.recovery
 
-    def _from_line(self, record: TrialRecord, own: Compressed) -> Compressed:
-        """Return the network to continue: the trial's own, or a network of this phase that it cuts further.
+    def _line_of(self, record: TrialRecord, own: Compressed) -> int | None:
+        """Return the trial whose network of this phase is cut further instead of the trial's own; None for its own.
 
         Networks come from the mildest on, so that each one's training goes on in those that follow.
         """
         recipe = record.recipe
         if recipe is None or not self.bench.config.has_lineage:
-            return own
+            return None
         counts = recipe.kept_counts(self.bench.groups)
         parents = [
             (parent.train_steps, number)
@@ -143,14 +169,18 @@ class LongRecovery:
             and prunes_further(counts, {g.name: parent.kept(g) for g in self.bench.groups.groups})
         ]
         if not parents:
-            return own
+            return None
         _, number = max(parents)
         self.started_from[record.number] = number
-        untrained = recipe.model_copy(update={"recovery": with_steps(recipe.recovery, 0)})
-        return self.bench.compressed(untrained, start=self.paths.recovered(number, self.round))
+        return number
+
+    def _own(self, record: TrialRecord) -> Path | None:
+        """Return where the network lies that a trial left; None for the dense one."""
+        if record.recipe is None or not record.recipe.prunes:
+            return None
+        return artifact_folder(self.paths, self._earlier.get(record.number) or record)
 
     def untrained(self, record: TrialRecord) -> Compressed:
-        if record.recipe is None or not record.recipe.prunes:
-            return Compressed(self.bench.workload.model)
-        earlier = self._earlier.get(record.number)
-        return self.bench.load(artifact_folder(self.paths, earlier or record))
+        """Return the network that a trial left, or an earlier round made of it."""
+        own = self._own(record)
+        return Compressed(self.bench.workload.model) if own is None else self.bench.load(own)

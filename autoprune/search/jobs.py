@@ -8,14 +8,15 @@ from pathlib import Path
 
 from autoprune.measure.record import Measurement
 from autoprune.search.baselines import Baseline
-from autoprune.search.trial import Outcome
+from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe, Recovery
 
 # Steps from which on the learning rate of a space is right; over fewer steps a network settles at a smaller one.
 _LONG_TRAINING = 800
 
 Strategy = Callable[[Sequence[Baseline]], None]
-TrialFunction = Callable[[Recipe, Path, Path | None], Outcome]
+# Takes a recipe, the folder for its artifact, the folder of the network that it starts from, and the trial's number.
+TrialFunction = Callable[[Recipe, Path, Path | None, int], Outcome]
 
 
 @dataclass(frozen=True)

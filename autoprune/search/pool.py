@@ -38,9 +38,14 @@ class Pool:
         self._rungs = rungs
         self._prunes = any(kept < o.group.size for o in options.of for kept in o.kept)
         self._corrected_by = 0
+        self._reserved: set[bytes] = set()
 
     def __contains__(self, choice: Choices) -> bool:
-        return self._key(choice) in self.candidates
+        return self._key(choice) in self.candidates or self._key(choice) in self._reserved
+
+    def reserve(self, choice: Choices) -> None:
+        """Hold a place for a choice that is being looked at, so that it is not looked at twice."""
+        self._reserved.add(self._key(choice))
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.candidates.values())
@@ -53,6 +58,7 @@ class Pool:
 
     def put(self, choice: Choices, candidate: Candidate) -> None:
         """Take up a candidate under the choice that it comes from."""
+        self._reserved.discard(self._key(choice))
         self.candidates[self._key(choice)] = candidate
 
     # -- rungs -------------------------------------------------------------------------------
@@ -63,18 +69,18 @@ class Pool:
 
     def count(self, rung: int) -> int:
         """Return how many candidates that count have a result of ``rung``; all that were screened do."""
-        return sum(rung in c.lost and (rung == 0 or self.counts(c)) for c in self)
+        return sum(c.reaches(rung) and (rung == 0 or self.counts(c)) for c in self)
 
     def waiting(self, rung: int) -> list[Candidate]:
         """Return the candidates of ``rung`` that may be taken to the next one."""
         return [
             c for c in self
-            if rung in c.lost and rung + 1 not in c.lost and not c.hopeless and (rung == 0 or self.counts(c))
+            if rung in c.lost and not c.reaches(rung + 1) and not c.hopeless and (rung == 0 or self.counts(c))
         ]  # fmt: skip
 
     def promoted(self, rung: int) -> list[Candidate]:
         """Return the candidates of ``rung`` that were taken to the next one."""
-        return [c for c in self if rung in c.lost and rung + 1 in c.lost]
+        return [c for c in self if rung in c.lost and c.reaches(rung + 1)]
 
     # -- results -----------------------------------------------------------------------------
 

@@ -103,6 +103,7 @@ class Proposer:
         self._problem = problem
         self._gained = {arm: _FIRST_SHARES[arm] for arm in self.arms}
         self._seen: set[bytes] = set()
+        self._pending: set[bytes] = set()
         self._raw = np.empty((0, 3))
         self.model = LossModel.fit(np.zeros((0, len(problem.loss))), np.zeros(0))
         self._pool: Choices | None = None
@@ -116,6 +117,7 @@ class Proposer:
         self.results.append(result)
         self._raw = np.concatenate([self._raw, result.values[None]])
         self._seen.add(self._key(result.choice))
+        self._pending.discard(self._key(result.choice))
         if gain > 0:
             self.axes.take(self._raw)
         if result.arm in self._gained:
@@ -124,6 +126,11 @@ class Proposer:
             kept = self._gained[result.arm] * _MEMORY
             self._gained[result.arm] = kept + (1 - _MEMORY) * min(1.0, gain / unit)
         return gain
+
+    def reserve(self, choice: Choices) -> None:
+        """Hold back a choice that is being evaluated, so that it is not proposed twice."""
+        self._seen.add(self._key(choice))
+        self._pending.add(self._key(choice))
 
     def correct(self, problem: Problem, costs: Array) -> None:
         """Take better predictions of costs: the solver's tables, and size and latency of all results, ``(n, 2)``."""
@@ -335,5 +342,6 @@ class Proposer:
         return np.array([loss[option] for loss, option in zip(self._plain.loss, choice, strict=True)])
 
     def _generator(self) -> np.random.Generator:
-        text = f"{self.seed}:{len(self.results)}"
+        # What is drawn while others are evaluated differs from what was drawn for them.
+        text = f"{self.seed}:{len(self.results) + len(self._pending)}"
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
@@ -17,6 +18,9 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.cost_model import CostModel
 from autoprune.search.driver import Driver
 from autoprune.search.events import Listener, Progress
+from autoprune.search.executors.contract import Setup
+from autoprune.search.executors.start import WorkerTrials, started_executor
+from autoprune.search.executors.work import build_bench
 from autoprune.search.final import FinalPhase
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
@@ -33,6 +37,7 @@ from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.env import write_environment
 from autoprune.study.front import dense_number
+from autoprune.study.opening import has_record
 from autoprune.study.store import StudyStore
 from autoprune.workloads.training import train_dense, trained_before
 from autoprune.workloads.weights import state_digest
@@ -80,7 +85,9 @@ def run_study(
     check_space(config, space)
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
-    store = StudyStore.create_or_resume(config, paths, fresh=fresh) if paths.database.exists() else None
+    store = (
+        StudyStore.create_or_resume(config, paths, fresh=fresh) if has_record(paths, config.storage) else None
+    )
     if store is not None and store.phase == "done" and not _extends(config, store):
         listener(
             Progress(
@@ -165,27 +172,52 @@ def _search(
     auto = config.sampler == "auto"
     # The default search's profile estimates from gradients what it has no time to measure.
     by_gradient = any(name in GRADIENT_CRITERIA for names in space.criteria.values() for name in names)
-    bench = Bench.build(config, workload, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
-    driver = Driver(store, space, bench, keeper, interrupt, listener, clock)
-    final = FinalPhase(driver, bench)
-    store.phase = "search"
-    # A run that goes on after a kill has timed nothing itself.
-    bench.timings.take(store.notes().get("timings", "{}"))
-    strategy = default_strategy(driver, bench, config, clock, cut.in_float) if auto else None
-    driver.search(final.reserve_s, strategy)
-    if interrupt():
-        return
-    keeper.begin_final()
-    store.phase = "final"
-    final.run()
-    if not interrupt():
-        store.end_round(keeper.spent_s, config.budget)
+    setup = Setup(config, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
+    with started_executor(setup, workload, keeper, interrupt, paths=store.paths) as executor:
+        bench = build_bench(setup, workload)
+        # A run that goes on after a kill has timed nothing itself.
+        bench.timings.take(store.notes().get("timings", "{}"))
+        trials = None if executor is None else WorkerTrials(executor, bench, store.paths)
+        driver = Driver(
+            store, space, bench, keeper, interrupt, listener, clock,
+            run=None if trials is None else trials.run,
+            adopt_dense=None if trials is None else trials.adopt_dense,
+            executor=executor,
+        )  # fmt: skip
+        final = FinalPhase(driver, bench)
+        store.phase = "search"
+        screen = None if trials is None else trials.screen
+        strategy = default_strategy(driver, bench, config, clock, cut.in_float, screen) if auto else None
+        driver.search(final.reserve_s, strategy)
+        if interrupt():
+            return
+        keeper.begin_final()
+        store.phase = "final"
+        final.run()
+        if not interrupt():
+            store.end_round(keeper.spent_s, config.budget)
 
 
 def default_strategy(
-    driver: Driver, bench: Bench, config: StudyConfig, clock: Clock, in_float: Collection[str] = ()
+    driver: Driver,
+    bench: Bench,
+    config: StudyConfig,
+    clock: Clock,
+    in_float: Collection[str] = (),
+    scored: Callable[[Recipe, int | None], float] | None = None,
 ) -> Strategy:
-    """Return the default search, which begins with the profile once the dense network is measured."""
+    """Return the default search, which begins with the profile once the dense network is measured.
+
+    Args:
+        driver: The driver of the study.
+        bench: What the trials share.
+        config: Settings of the study.
+        clock: Source of time.
+        in_float: Groups that run in float whatever bits are asked for.
+        scored: Returns the capability of a recipe after closed-form recovery alone, by so many examples; the bench's
+            if not given.
+    """
+    scored = scored or (lambda recipe, examples: bench.screened(recipe, examples).value)
 
     def strategy(baselines: Sequence[Baseline]) -> None:
         if not driver.may_propose():
@@ -195,9 +227,11 @@ def default_strategy(
         except TrialError as error:
             driver.store.note("profile_failure", f"{error.kind}: {error.reason}")
             driver.say(f"no profile ({error.kind}: {error.reason}); TPE proposes instead")
-            for baseline in baselines:
-                if driver.may_propose():
-                    driver.trial(Job(baseline.recipe, "baseline", baseline.label))
+            driver.run_each(
+                partial(driver.trial, Job(baseline.recipe, "baseline", baseline.label))
+                for baseline in baselines
+                if driver.may_propose()
+            )
             driver.propose_by_sampler()
             return
         if driver.interrupt():
@@ -210,7 +244,7 @@ def default_strategy(
 
         def screen(recipe: Recipe) -> float:
             with failures_as_trial_errors():
-                return dense - bench.screened(recipe, examples).value
+                return dense - scored(recipe, examples)
 
         AutoSearch(driver, options, screen, config, clock).run(baselines)
 

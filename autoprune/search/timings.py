@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
 
@@ -24,6 +25,15 @@ class Timings:
     example: list[float] = field(default_factory=list)
     step: list[float] = field(default_factory=list)
     latency: list[float] = field(default_factory=list)
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Return all that was timed, by stage."""
+        return {f.name: list(getattr(self, f.name)) for f in fields(self)}
+
+    def add(self, seconds: Mapping[str, Sequence[float]]) -> None:
+        """Take up what a worker timed."""
+        for name, values in seconds.items():
+            getattr(self, name).extend(values)
 
     def text(self) -> str:
         """Return the medians, for a later run that goes straight to the final phase."""

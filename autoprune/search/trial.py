@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,26 +18,12 @@ from autoprune.measure.cost import count_macs, count_params, size_bytes
 from autoprune.measure.latency import SEARCH_PROTOCOL, measure_latency
 from autoprune.measure.record import Capability, Latency, Measurement, RunFigures
 from autoprune.search.bench import Bench
+from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe
 from autoprune.workloads.splits import Split
 from autoprune.workloads.workload import Metric
 
 _EVALUATION_BATCH = 100
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial gives.
-
-    Attributes:
-        measurement: All that was measured of its artifact.
-        train_steps: Gradient steps that the network took, those of the network that it was cut from included.
-        own_steps: Those of this trial.
-    """
-
-    measurement: Measurement
-    train_steps: int
-    own_steps: int
 
 
 def run_trial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,24 +63,29 @@ def failure_text(kind: str, reason: str, duration_s: float, ended_s: float = 0.0
     return json.dumps(content)
 
 
-def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-    """Return an Optuna trial as a record.
+def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str, str]) -> TrialRecord:
+    """Return a trial as a record.
+
+    Args:
+        number: Its number in the study.
+        state: Its state.
+        attributes: Its texts by their keys.
 
     Raises:
-        StorageError: If its attributes are not what this version wrote; names the trial.
+        StorageError: If the texts are not what this version wrote; names the trial.
     """
     try:
-        values: dict[str, Any] = json.loads(trial.user_attrs.get(PLAN, "{}"))
-        if trial.state == optuna.trial.TrialState.COMPLETE:
-            values |= {"state": "complete"} | json.loads(trial.user_attrs[RESULT])
-        elif trial.state.is_finished():
-            failure = trial.user_attrs.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
+        values: dict[str, Any] = json.loads(attributes.get(PLAN, "{}"))
+        if state == optuna.trial.TrialState.COMPLETE:
+            values |= {"state": "complete"} | json.loads(attributes[RESULT])
+        elif state.is_finished():
+            failure = attributes.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
             values |= {"state": "failed"} | json.loads(failure)
         else:
             values |= {"state": "running"}
-        return TrialRecord.model_validate({**values, "number": trial.number})
-    except (KeyError, ValueError, TypeError) as error:
+        return TrialRecord.model_validate({**values, "number": number})
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
-            f"trial {trial.number} cannot be read: {str(error).splitlines()[0]}",
+            f"trial {number} cannot be read: {str(error).splitlines()[0]}",
             "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
         ) from error

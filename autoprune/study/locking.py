@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Collection
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
@@ -34,12 +35,17 @@ def take_lock(paths: StudyPaths) -> int:
     return descriptor
 
 
-def move_aside(paths: StudyPaths) -> None:
-    """Rename the study's folder to ``<name>.1``, or the next number that is free."""
+def free_name(paths: StudyPaths, taken: Collection[str] = ()) -> str:
+    """Return ``<name>.1``, or with the next number under which there is no folder and which is not ``taken``."""
     number = 1
-    while (place := paths.root.with_name(f"{paths.name}.{number}")).exists():
+    while paths.root.with_name(name := f"{paths.name}.{number}").exists() or name in taken:
         number += 1
+    return name
+
+
+def move_aside(paths: StudyPaths, name: str) -> None:
+    """Rename the study's folder."""
     try:
-        paths.root.rename(place)
+        paths.root.rename(paths.root.with_name(name))
     except OSError as error:
         raise StorageError(f"{str(paths.root)!r} cannot be moved aside: {error.strerror or error}") from error

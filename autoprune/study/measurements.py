@@ -87,7 +87,9 @@ def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
     target = target_word(store.settings().get("target", {}))
     seen: set[int] = set()
     found: dict[int, Measurement] = {}
-    records = {r.number: r for r in store.records() if r.measurement is not None}
+    every = store.records()
+    records = {r.number: r for r in every if r.measurement is not None}
+    dense = dense_record(every)
     for number, entry in enumerate(_entries(path), start=1):
         where = f"{str(path)!r}, measurement {number}"
         reported = _reported(entry, where)
@@ -108,9 +110,8 @@ def read_measurements(path: Path, store: StudyStore) -> dict[int, Measurement]:
         seen.add(reported.trial)
         _check_same_file(record, reported, store, where)
         found[record.number] = _measurement(record, reported)
-        dense = dense_record(store.records())
-        if dense is not None and dense.number not in found:
-            found[dense.number] = _dense(dense, reported)
+        if dense is not None and dense.measurement is not None and dense.number not in found:
+            found[dense.number] = _dense(dense.measurement, reported)
     if not found:
         raise UsageError(
             f"{str(path)!r} holds no measurement", "`autoprune measure ARTIFACT --json` prints one"
@@ -217,10 +218,8 @@ def _measurement(record: TrialRecord, reported: Reported) -> Measurement:
     )
 
 
-def _dense(record: TrialRecord, reported: Reported) -> Measurement:
+def _dense(own: Measurement, reported: Reported) -> Measurement:
     """Return the dense network's measurement, as far as a candidate's session tells it."""
-    own = record.measurement
-    assert own is not None  # noqa: S101
     latency = Latency(
         latency_ms=reported.dense_latency_ms,
         latency_p95_ms=None,

@@ -65,6 +65,11 @@ class TrialRecord(BaseModel):
     ended_s: float = 0.0
 
     @property
+    def is_repeat(self) -> bool:
+        """Whether it has the measurement of an earlier trial of the same network."""
+        return self.repeat_of is not None
+
+    @property
     def is_trained(self) -> bool:
         """Whether it is a finished search trial of a network that was cut, and no repeat."""
         return self.is_measured_search and self.recipe is not None and self.recipe.prunes

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study.database import storage_faults
+from autoprune.study.place import Place
 
 
 class Screen(BaseModel):
@@ -48,7 +49,7 @@ class Screen(BaseModel):
 
 def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
     """Add screens to the study's."""
-    with storage_faults(paths), paths.screens.open("a+b") as file:
+    with storage_faults(Place(paths)), paths.screens.open("a+b") as file:
         torn = file.tell() > 0 and _last_byte(paths) != b"\n"
         text = "".join(screen.model_dump_json() + "\n" for screen in screens)
         file.write((b"\n" if torn else b"") + text.encode())

@@ -8,6 +8,7 @@ from typing import Any
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
 from autoprune.study.database import SCHEMA
+from autoprune.study.place import Place
 
 
 def settings_text(settings: dict[str, Any]) -> str:
@@ -25,19 +26,37 @@ def read_settings(paths: StudyPaths) -> dict[str, Any]:
         StorageError: If the file cannot be read or is damaged.
     """
     try:
-        lines = paths.settings.read_text(encoding="utf-8").splitlines()
-        settings = {
-            name: json.loads(value)
-            for name, _, value in (
-                line.partition(": ") for line in lines if line and not line.startswith("#")
-            )
-        }
-        settings["objectives"], settings["sampler"], settings["study"]
-    except (OSError, ValueError, KeyError) as error:
+        return _parsed(paths.settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise StorageError(
             f"{str(paths.settings)!r} cannot be read: {error}",
             "restore the file, or set the study aside with --fresh",
         ) from error
+
+
+def settings_in_database(text: object, place: Place) -> dict[str, Any]:
+    """Return the settings that a study's database holds, which are those of its folder.
+
+    Raises:
+        StorageError: If they are missing or damaged.
+    """
+    try:
+        if not isinstance(text, str):
+            raise ValueError("they are missing")
+        return _parsed(text)
+    except (ValueError, KeyError, RecursionError) as error:
+        raise StorageError(
+            f"the settings of study {place.paths.name!r} in {str(place)!r} cannot be read: {error}",
+            "run the same search again, which writes what is missing, or set the study aside with --fresh",
+        ) from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    lines = (line for line in text.splitlines() if line and not line.startswith("#"))
+    settings = {name: json.loads(value) for name, _, value in (line.partition(": ") for line in lines)}
+    if not isinstance(settings["objectives"], list) or not isinstance(settings["sampler"], str):
+        raise ValueError("objectives or sampler are of another type")
+    settings["study"]
     return settings
 
 

@@ -1,9 +1,9 @@
-"""The study's one record: an Optuna study in SQLite, written by one driver."""
+"""The study's one record: an Optuna study in SQLite or PostgreSQL, written by one driver."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -11,18 +11,22 @@ import optuna
 from autoprune.config import StudyConfig
 from autoprune.errors import UsageError
 from autoprune.measure.record import Measurement
-from autoprune.naming import StudyPaths, study_folders, unknown_name
+from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study import decode
-from autoprune.study.artifacts import discard_unfinished, write_text_atomic
-from autoprune.study.database import open_database, storage_faults
+from autoprune.study.artifacts import discard_unfinished
+from autoprune.study.database import storage_faults
 from autoprune.study.decode import Plan
-from autoprune.study.locking import move_aside, take_lock
+from autoprune.study.lease import LEASE_S
+from autoprune.study.opening import open_for_reading, open_for_writing, set_aside
+from autoprune.study.place import Place
+from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import make_sampler
-from autoprune.study.settings import check_same, read_settings, settings_text
+from autoprune.study.trial_log import TrialLog
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+# What it warns of on the way, such as a statement that is repeated, is told once it cannot be mended.
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class StudyStore:
@@ -30,18 +34,26 @@ class StudyStore:
 
     Attributes:
         paths: Where everything of the study lies.
+        place: Where its record is.
         objectives: Names of the objectives, accuracy among them.
         sampler_name: Who proposes.
     """
 
     def __init__(
-        self, paths: StudyPaths, study: optuna.Study, settings: dict[str, Any], lock: int | None
+        self,
+        place: Place,
+        study: optuna.Study,
+        storage: RecordStorage,
+        settings: dict[str, Any],
+        release: Callable[[], object] | None = None,
     ) -> None:
-        self.paths = paths
+        self.place = place
+        self.paths = place.paths
         self._study = study
+        self._storage = storage
         self._settings = settings
-        self._lock = lock
-        self._finished: dict[int, TrialRecord] = {}
+        self._release = release
+        self._log = TrialLog(storage, study._study_id)
         self._seen: Callable[[TrialRecord], TrialRecord] | None = None
         self.objectives: tuple[str, ...] = tuple(settings["objectives"])
         self.sampler_name: str = settings["sampler"]
@@ -49,7 +61,9 @@ class StudyStore:
     # -- opening -----------------------------------------------------------------------------
 
     @classmethod
-    def create_or_resume(cls, config: StudyConfig, paths: StudyPaths, *, fresh: bool = False) -> StudyStore:
+    def create_or_resume(
+        cls, config: StudyConfig, paths: StudyPaths, *, fresh: bool = False, lease_s: float = LEASE_S
+    ) -> StudyStore:
         """Open the study for the one driver that writes it; make it if there is none.
 
         Trials that a killed run left running are told to have failed with the kind ``lost``.
@@ -58,62 +72,54 @@ class StudyStore:
             config: Settings; those of an existing study must be the same but for the budget.
             paths: The study's paths.
             fresh: Move an existing study aside, to ``<name>.1`` and so on, and begin anew.
+            lease_s: Seconds after which a driver that does not answer loses a study in PostgreSQL.
 
         Raises:
             UsageError: If a setting differs from the study's; shows which.
             StorageError: If another driver has the study, or it cannot be read or written.
         """
-        if fresh and paths.root.exists():
-            # Whoever runs the study now must not have its folder moved away under it.
-            os.close(take_lock(paths))
-            move_aside(paths)
-        lock = take_lock(paths)
+        if fresh:
+            set_aside(Place.of(paths, config.storage), lease_s)
+        opened = open_for_writing(Place.for_writing(paths, config.storage), config.identity(), lease_s)
         try:
-            settings = config.identity()
-            if paths.settings.exists():
-                check_same(read_settings(paths), settings, paths)
-            else:
-                write_text_atomic(paths.settings, settings_text(settings))
-            with storage_faults(paths):
-                study = open_database(paths, settings, create=True)
-                store = cls(paths, study, settings, lock)
+            store = cls(opened.place, opened.study, opened.storage, opened.settings, opened.release)
+            with storage_faults(opened.place):
                 store._reap()
-                study.sampler = make_sampler(
-                    config.sampler, config.seed, len(study.get_trials(deepcopy=False))
-                )
+                trials = store._log.count()
+                opened.study.sampler = make_sampler(config.sampler, config.seed, trials)
             discard_unfinished(paths)
         except BaseException:
-            os.close(lock)
+            opened.release()
             raise
         return store
 
     @classmethod
-    def open(cls, name: str) -> StudyStore:
+    def open(cls, name: str, storage: str | None = None) -> StudyStore:
         """Open an existing study for reading.
+
+        Args:
+            name: Name of the study.
+            storage: Where its record is, if not where its folder says.
 
         Raises:
             UsageError: If there is none of this name; the message holds near matches.
             StorageError: If it cannot be read.
         """
-        paths = StudyPaths.of(name)
-        if not paths.database.is_file() or not paths.settings.is_file():
-            known = [entry.name for entry in study_folders()]
-            raise unknown_name("study", name, known, "`autoprune studies` lists the studies here")
-        settings = read_settings(paths)
-        with storage_faults(paths):
-            return cls(paths, open_database(paths, settings, create=False), settings, None)
+        opened = open_for_reading(Place.of(StudyPaths.of(name), storage))
+        return cls(opened.place, opened.study, opened.storage, opened.settings)
 
     def release(self) -> None:
         """Let another driver have the study; the record stays readable."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._release is not None:
+            self._release()
+            self._release = None
 
     def as_seen(
         self, seen: Callable[[TrialRecord], TrialRecord], settings: dict[str, Any], paths: StudyPaths
     ) -> StudyStore:
         """Return the study for reading, with its records as ``seen`` makes them, and other settings and paths."""
-        other = StudyStore(paths, self._study, settings, None)
+        other = StudyStore(replace(self.place, paths=paths), self._study, self._storage, settings)
+        other._log = self._log
         other._seen = seen
         return other
 
@@ -121,17 +127,26 @@ class StudyStore:
 
     def ask(self, params: dict[str, Any] | None = None) -> optuna.Trial:
         """Return a new trial; with ``params`` its suggestions are those."""
-        with storage_faults(self.paths):
-            if params:
-                self._study.enqueue_trial(params)
-            trial = self._study.ask()
-            # NSGA-II ignores an enqueued trial as a parent unless its relative parameters were asked for.
-            _ = trial.relative_params
+        sampler = self._study.sampler
+        with storage_faults(self.place):
+            # What samplers read of other trials is as old as their last look, which is that of another trial.
+            self._study._thread_local.cached_all_trials = None
+            # Not by Study.enqueue_trial and Study.ask, which look for waiting trials through all of a study's.
+            fixed = {"fixed_params": params} if params else {}
+            states = optuna.trial.TrialState
+            template = optuna.trial.create_trial(state=states.RUNNING, system_attrs=fixed)
+            trial = optuna.Trial(
+                self._study, self._study._storage.create_new_trial(self._study._study_id, template)
+            )
+            # NSGA-II ignores an enqueued trial as a parent unless its relative parameters were asked for; TPE would
+            # look through the study for parameters that are given.
+            if not params or isinstance(sampler, optuna.samplers.NSGAIISampler):
+                _ = trial.relative_params
             return trial
 
     def begin(self, trial: optuna.Trial, plan: Plan) -> None:
         """Record what a trial is going to evaluate, before it does."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             trial.set_user_attr(decode.PLAN, plan.text())
 
     def complete(
@@ -145,7 +160,7 @@ class StudyStore:
         ended_s: float = 0.0,
     ) -> None:
         """Record a finished trial; once this returns it is never lost."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             trial.set_user_attr(
                 decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
             )
@@ -155,7 +170,7 @@ class StudyStore:
         self, trial: optuna.Trial, kind: str, reason: str, *, duration_s: float, ended_s: float = 0.0
     ) -> None:
         """Record a failed trial with its reason; it never enters a front."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             trial.set_user_attr(decode.FAILURE, decode.failure_text(kind, reason, duration_s, ended_s))
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
@@ -188,7 +203,7 @@ class StudyStore:
             variant=variant,
             screened=parent.screened,
         )
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             # Without parameters, so that no sampler takes the long training for what a trial reaches.
             trial = optuna.trial.create_trial(
                 values=self._values(measurement),
@@ -197,22 +212,13 @@ class StudyStore:
                     decode.RESULT: decode.result_text(measurement, train_steps, duration_s, None, ended_s),
                 },
             )
-            self._study.add_trial(trial)
-            return len(self._study.get_trials(deepcopy=False)) - 1
+            added = self._study._storage.create_new_trial(self._study._study_id, trial)
+            return int(self._study._storage.get_trial(added).number)
 
     def records(self) -> list[TrialRecord]:
         """Return every trial in the order of its number."""
-        found = []
-        with storage_faults(self.paths):
-            trials = self._study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.number not in self._finished:
-                record = decode.record(trial)
-                if record.state == "running":
-                    found.append(record)
-                    continue
-                self._finished[trial.number] = record
-            found.append(self._finished[trial.number])
+        with storage_faults(self.place):
+            found = self._log.records()
         return found if self._seen is None else [self._seen(record) for record in found]
 
     def record(self, number: int) -> TrialRecord:
@@ -241,23 +247,22 @@ class StudyStore:
     def _reap(self) -> None:
         """Fail what killed runs left waiting or running: with the driver's lock held nobody works on it."""
         states = optuna.trial.TrialState
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == states.WAITING:
-                self.fail(
-                    self._study.ask(), "lost", "the run was killed before this trial began", duration_s=0.0
-                )
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state == states.RUNNING:
-                self._study._storage.set_trial_user_attr(
-                    trial._trial_id, decode.FAILURE, decode.failure_text("lost", "the run was killed", 0.0)
-                )
-                self._study.tell(trial.number, state=states.FAIL)
+        left = [row for row in self._log.rows() if not row.state.is_finished()]
+        for row in left:
+            waited = row.state == states.WAITING
+            if waited:  # as earlier versions queued their trials
+                self._storage.set_trial_state_values(row.id, states.RUNNING)
+            reason = "the run was killed before this trial began" if waited else "the run was killed"
+            self._storage.set_trial_user_attr(
+                row.id, decode.FAILURE, decode.failure_text("lost", reason, 0.0)
+            )
+            self._storage.set_trial_state_values(row.id, states.FAIL)
 
     # -- the study's own attributes ------------------------------------------------------------
 
     def note(self, key: str, value: str) -> None:
         """Keep a short text with the study."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             self._study.set_user_attr(f"note:{key}", value)
 
     def notes(self) -> dict[str, str]:
@@ -276,7 +281,7 @@ class StudyStore:
 
     def set_spent(self, seconds: float) -> None:
         """Record the seconds used so far, from which a resumed run counts on."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             self._study.set_user_attr("spent_s", float(seconds))
 
     @property
@@ -296,7 +301,7 @@ class StudyStore:
 
     def end_round(self, spent_s: float, budget: str) -> None:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             self._study.set_user_attr("ended_budget", budget)
             self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
         self.phase = "done"
@@ -308,5 +313,5 @@ class StudyStore:
 
     @phase.setter
     def phase(self, phase: str) -> None:
-        with storage_faults(self.paths):
+        with storage_faults(self.place):
             self._study.set_user_attr("phase", phase)

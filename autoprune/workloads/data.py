@@ -27,7 +27,7 @@ def say_on_stderr(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def load_data(config: StudyConfig, say: Say = say_on_stderr) -> Data:
+def load_data(config: StudyConfig, say: Say = say_on_stderr, root: Path | None = None) -> Data:
     """Load the data that the settings name, cut into splits.
 
     The model's settings count too: they decide on the size of images and their normalisation.
@@ -35,12 +35,13 @@ def load_data(config: StudyConfig, say: Say = say_on_stderr) -> Data:
     Args:
         config: Settings of the study.
         say: Gets progress of a download.
+        root: Folder of data sets; :func:`autoprune.naming.data_root` if not given.
 
     Raises:
         UsageError: If the data is unknown, missing, damaged or too small, or cannot be downloaded.
     """
     model = parse_model(config.model)
-    spec = parse_data(config.data) if config.data is not None else _usual_data(model)
+    spec = data_spec(config)
     limits = Limits(config.search_examples, config.report_examples, config.calibration_examples)
     if spec.kind == "code":
         what = f"--data {spec.name}:{spec.function}"
@@ -49,9 +50,14 @@ def load_data(config: StudyConfig, say: Say = say_on_stderr) -> Data:
         return data_from_objects(
             given, name=f"{Path(spec.name).name}:{spec.function}", seed=config.seed, limits=limits
         )
-    found = find_images(spec, say)
+    found = find_images(spec, say, root)
     wanted = preset(model, choose_weights(model, config.weights, found.classes))
     return split_images(found, spec.name, wanted, config.pixels, config.seed, limits)
+
+
+def data_spec(config: StudyConfig) -> Spec:
+    """Return the data that the settings name, or the model's usual data as it is found on this machine."""
+    return parse_data(config.data) if config.data is not None else _usual_data(parse_model(config.model))
 
 
 def _usual_data(model: Spec) -> Spec:

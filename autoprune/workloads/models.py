@@ -133,12 +133,46 @@ def load_network(
         return Loaded(model, source, fitted.kept, seen=fitted.kept, notes=_notes(fitted.note))
 
 
+def rebuild_network(
+    spec: Spec,
+    weights: str | None,
+    classes: Sequence[str],
+    input_shape: Sequence[int],
+    *,
+    seed: int,
+    trusted: bool,
+) -> nn.Module:
+    """Build the network that :func:`load_network` returns, with weights that have no meaning: others follow.
+
+    No weights are read and nothing is downloaded.
+
+    Args:
+        spec: What was named.
+        weights: The weights that it had, as :func:`choose_weights` returns them; torchvision's own decide on more
+            than numbers.
+        classes: The data's classes.
+        input_shape: Shape of one input.
+        seed: Seed of random weights.
+        trusted: Whether a user's file may be run.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(spec, len(classes), input_shape, trusted, pretrained=weights == "DEFAULT")
+        fit_head(model, classes, input_shape, of_imagenet=False)
+    return model.eval()
+
+
 def _notes(note: str) -> tuple[str, ...]:
     return (note,) if note else ()
 
 
-def _build(spec: Spec, classes: int, input_shape: Sequence[int], trusted: bool) -> nn.Module:
-    """Build a network with random weights, or with those that a user's function gives it."""
+def _build(
+    spec: Spec, classes: int, input_shape: Sequence[int], trusted: bool, *, pretrained: bool = False
+) -> nn.Module:
+    """Build a network with random weights, or with those that a user's function gives it.
+
+    ``pretrained`` builds one of torchvision's as its own weights need it.
+    """
     if spec.kind == "code":
         what = f"--model {spec.name}:{spec.function}"
         function = load_function(spec.name, spec.function, "--model", trusted=trusted)
@@ -151,7 +185,7 @@ def _build(spec: Spec, classes: int, input_shape: Sequence[int], trusted: bool) 
         return cifar_resnet(spec.name, classes).eval()
     import torchvision
 
-    options = _options(spec.name, input_shape)
+    options = _options(spec.name, input_shape, pretrained)
     try:
         model = torchvision.models.get_model(spec.name, weights=None, num_classes=classes, **options)
     except (ValueError, RuntimeError, AssertionError) as error:
@@ -162,12 +196,13 @@ def _build(spec: Spec, classes: int, input_shape: Sequence[int], trusted: bool) 
     return model.eval()  # type: ignore[no-any-return]
 
 
-def _options(name: str, input_shape: Sequence[int]) -> dict[str, Any]:
+def _options(name: str, input_shape: Sequence[int], pretrained: bool) -> dict[str, Any]:
     """Return what some of torchvision's builders need to know."""
     side = int(input_shape[-1])
     if name in ("googlenet", "inception_v3"):
         # The auxiliary classifiers make a tuple of the outputs in training mode.
-        return {"aux_logits": False, "init_weights": True}
+        # Their own weights are for inputs that the network normalises once more.
+        return {"aux_logits": False, "init_weights": True, "transform_input": pretrained}
     if name.startswith("vit_"):
         return {"image_size": side}
     if name.startswith("maxvit"):

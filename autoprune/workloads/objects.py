@@ -205,6 +205,10 @@ class DatasetSplit:
         self._epochs = Epochs(len(indices), self.fingerprint)
         self._kept: Batch | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out what is kept of the examples: another process reads them again."""
+        return {**self.__dict__, "_kept": None}
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.indices)

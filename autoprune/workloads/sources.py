@@ -69,16 +69,23 @@ class Collection:
     natural: bool
 
 
-def find_images(spec: Spec, say: Say) -> Collection:
-    """Find the images of a specification; downloads them where they are missing."""
+def find_images(spec: Spec, say: Say, root: Path | None = None) -> Collection:
+    """Find the images of a specification; downloads them where they are missing.
+
+    Args:
+        spec: What was named.
+        say: Gets progress of a download.
+        root: Folder of data sets; :func:`autoprune.naming.data_root` if not given.
+    """
+    root = data_root() if root is None else root
     if spec.kind == "digits":
         return _digits()
     if spec.kind == "cifar10":
-        return _cifar10(say)
+        return _cifar10(say, root)
     if spec.kind == "imagenette":
-        return _from_folder(scan_folder(_imagenette(say)))
+        return _from_folder(scan_folder(_imagenette(say, root)))
     if spec.kind == "imagenet":
-        folder = data_root() / "imagenet"
+        folder = root / "imagenet"
         if not folder.is_dir():
             raise UsageError(
                 f"data 'imagenet' needs the folder {str(folder)!r} with train and val, one folder for each class; "
@@ -87,6 +94,32 @@ def find_images(spec: Spec, say: Say) -> Collection:
             )
         return _from_folder(scan_folder(folder))
     return _from_folder(scan_folder(Path(spec.name)))
+
+
+def folder_of(spec: Spec, root: Path) -> Path | None:
+    """Return the folder that holds the images of a specification; None where there is none, nothing is downloaded.
+
+    Args:
+        spec: A data set by name, or a folder.
+        root: Folder of data sets.
+    """
+    if spec.kind == "cifar10":
+        import torchvision
+
+        folder = root / torchvision.datasets.CIFAR10.base_folder
+    elif spec.kind == "imagenette":
+        found = _imagenette_in(root)
+        return found[0] if found else None
+    elif spec.kind in ("imagenet", "folder"):
+        folder = root / "imagenet" if spec.kind == "imagenet" else Path(spec.name)
+    else:
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _imagenette_in(root: Path) -> list[Path]:
+    folders = sorted(root.glob("imagenette2*"))
+    return [folder for folder in folders if (folder / "train").is_dir() and (folder / "val").is_dir()]
 
 
 def _from_folder(folder: ImageFolder) -> Collection:
@@ -132,11 +165,10 @@ def _digits() -> Collection:
     return Collection(classes, images, None, None, _DIGITS_SIDE, small=True, natural=False)
 
 
-def _cifar10(say: Say) -> Collection:
+def _cifar10(say: Say, root: Path) -> Collection:
     import torchvision
 
     kind: Any = torchvision.datasets.CIFAR10
-    root = data_root()
     if not (root / kind.base_folder).is_dir():
         archive = fetch(
             kind.url,
@@ -161,12 +193,11 @@ def _cifar10(say: Say) -> Collection:
     return Collection(tuple(train.classes), parts[0], None, parts[1], 32, small=True, natural=True)
 
 
-def _imagenette(say: Say) -> Path:
+def _imagenette(say: Say, root: Path) -> Path:
     """Return the folder of Imagenette, in any of its sizes; downloads the middle one if there is none."""
-    root = data_root()
-    for folder in sorted(root.glob("imagenette2*")):
-        if (folder / "train").is_dir() and (folder / "val").is_dir():
-            return folder
+    found = _imagenette_in(root)
+    if found:
+        return found[0]
     archive = root / IMAGENETTE_URL.rpartition("/")[2]
     fetch(
         IMAGENETTE_URL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,17 @@ def apply_state(model: nn.Module, state: dict[str, Tensor], source: str) -> None
         raise UsageError(
             f"weights {source} do not fit the network; " + "; ".join(faults), "check --model and --weights"
         )
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(as_of_today(model, state), strict=False)
+
+
+def as_of_today(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the versions of the network's modules, which files of tensors alone do not hold.
+
+    Some modules, MnasNet's among them, refuse weights of no version.
+    """
+    result = OrderedDict(state)
+    result._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return result
 
 
 def _shown(names: list[str]) -> str:

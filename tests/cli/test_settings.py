@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.cli.settings import check_engine, gather
+from autoprune.cli.settings import check_engine, check_place, gather
+from autoprune.config import make_config
 from autoprune.errors import UsageError
 from autoprune.naming import StudyPaths
 
@@ -70,17 +71,36 @@ def test_faulty_words(word: str, says: str) -> None:
     assert says in caught.value.message
 
 
-def test_the_only_engine_storage_and_number_of_workers_pass() -> None:
-    check_engine("local", 1, None, "mine")
-    check_engine("local", 1, "sqlite", "mine")
-    check_engine("local", 1, f"sqlite:///{StudyPaths.of('mine').database}", "mine")
+def test_the_only_engine_and_number_of_workers_pass() -> None:
+    check_engine("local", 1)
+
+
+def test_the_study_s_own_file_passes_as_storage() -> None:
+    own = f"sqlite:///{StudyPaths.of('mine').database}"
+    for storage in (None, "sqlite", own):
+        check_place(make_config({"model": "m", "study": "mine", "storage": storage}), fresh=False)
 
 
 @pytest.mark.parametrize(
-    "storage", ["postgresql://u:secret@h/db", "sqlite:////elsewhere.db", "redis://h", ""]
+    "storage",
+    [
+        "mysql://u:secret@h/db",
+        "postgresql+psycopg2://u:secret@h/db",
+        "postgresql://u:secret@h",
+        "postgresql://u:sec/ret@h/db",
+        "postgresql://u:secret@h:many/db",
+        "postgresql://u:secret@h/db?sslmode",
+        "postgresql://u:secret@[h/db",
+        "sqlite:////elsewhere.db?password=secret",
+        "redis://:secret@h",
+        "secret",
+        "",
+        ["postgresql://u:secret@h/db"],
+    ],
 )
-def test_other_storages_are_refused_without_their_password(storage: str) -> None:
+def test_other_storages_are_refused_without_their_password(storage: object) -> None:
     with pytest.raises(UsageError) as caught:
-        check_engine("local", 1, storage, "mine")
+        check_place(make_config({"model": "m", "study": "mine", "storage": storage}), fresh=False)
     assert "secret" not in str(caught.value)
-    assert "allowed: sqlite" in caught.value.message
+    assert "ret@" not in str(caught.value)
+    assert "allowed: sqlite" in str(caught.value) or "than the study's own" in str(caught.value)

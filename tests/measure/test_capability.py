@@ -38,6 +38,18 @@ def test_a_score_that_is_not_finite_fails_the_trial(value: float, kind: str) -> 
     assert caught.value.kind == kind
 
 
+def test_a_mean_has_the_normal_interval() -> None:
+    metric = Metric("closeness", "", lambda o, t: float(o.mean()), lambda o, t: o)
+    found = score(torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.zeros(4), metric)
+    # Standard deviation sqrt(1/6), of the mean half of it.
+    half = 1.96 * (1 / 6) ** 0.5 / 2
+    assert found.ci == pytest.approx((0.5 - half, 0.5 + half))
+    assert score(torch.tensor([0.2, 0.6]), torch.zeros(2), metric).ci == pytest.approx(
+        (0.008, 0.792), abs=1e-6
+    )
+    assert score(torch.tensor([0.25]), torch.zeros(1), metric).ci == (0.25, 0.25)
+
+
 def test_macs_and_params_of_a_known_network() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 16, 5)

@@ -35,6 +35,20 @@ def test_classes_without_examples_or_names_are_left_out_or_numbered() -> None:
         worst_class(torch.zeros(0, 3), torch.zeros(0))
 
 
+def test_the_worst_class_has_the_lowest_share_and_is_the_first_of_equals() -> None:
+    # One of four is right in class 1, one of two in class 0.
+    targets = torch.tensor([0, 0, 1, 1, 1, 1])
+    found = worst_class(F.one_hot(torch.tensor([0, 1, 1, 0, 0, 0]), 2).float(), targets, ("cat", "dog"))
+    assert (found.name, found.value) == ("dog", 0.25)
+    assert found.ci == wilson_interval(1, 4)
+    # The order of the examples says nothing.
+    found = worst_class(F.one_hot(torch.tensor([0, 0, 0]), 9).float(), torch.tensor([8, 1, 8]), ("a", "b"))
+    assert (found.index, found.name, found.examples) == (1, "b", 1)
+    assert (
+        worst_class(F.one_hot(torch.tensor([2, 0]), 3).float(), torch.tensor([2, 2]), ("a", "b")).name == "2"
+    )
+
+
 def grey_levels() -> Split:
     """Images of a bright square whose contrast with what is around it is the class; half of each."""
     targets = torch.arange(80) % 2

@@ -10,6 +10,7 @@ from autoprune.measure.stats import (
     median_ratio_interval,
     percentile_or_none,
     spread,
+    trimmed_mean,
     wilson_interval,
 )
 
@@ -75,3 +76,61 @@ def test_few_sessions_that_differ_still_give_an_interval_that_holds(sessions: in
         low, high = median_ratio_interval(ratios, resamples=300)[1]
         held += low <= 1.0 <= high
     assert held >= 88
+
+
+def test_wilson_intervals_stay_within_shares() -> None:
+    # For 5 of 5 and 0 of 5 the rounding of the formula itself leaves [0, 1].
+    for total in range(1, 60):
+        assert 1.0 - 1e-9 <= wilson_interval(total, total)[1] <= 1.0
+        assert 0.0 <= wilson_interval(0, total)[0] <= 1e-9
+    # All of n: from n / (n + z^2) on.
+    assert wilson_interval(4, 4, z=2.0) == pytest.approx((0.5, 1.0))
+    assert wilson_interval(0, 4, z=2.0) == pytest.approx((0.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("centres", "student"),
+    # Quantiles of Student's t at 97.5 % for one degree of freedom less than sessions, from any table.
+    [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245)],
+)
+def test_sessions_that_agree_within_themselves_are_widened_by_student_s_quantile(
+    centres: tuple[float, ...], student: float
+) -> None:
+    middle, (low, high) = median_ratio_interval([np.full(9, centre) for centre in centres])
+    m = len(centres)
+    widening = (m / (m - 1)) ** 0.5 * student / 1.959964
+    assert middle == pytest.approx(np.median(centres))
+    # With so few sessions the bootstrap's quantiles are the outer sessions themselves.
+    assert low == pytest.approx(middle * (centres[0] / middle) ** widening, rel=1e-4)
+    assert high == pytest.approx(middle * (centres[-1] / middle) ** widening, rel=1e-4)
+
+
+def test_one_session_s_interval_is_the_plain_bootstrap_s() -> None:
+    middle, interval = median_ratio_interval([np.array([0.8, 1.2])])
+    assert middle == pytest.approx(1.0)
+    assert interval == pytest.approx((0.8, 1.2))
+    middle, interval = median_ratio_interval([np.array([0.7])])
+    assert (middle, *interval) == pytest.approx((0.7, 0.7, 0.7))
+
+
+@pytest.mark.parametrize(("percent", "needed"), [(50, 1), (90, 44), (95, 90), (99, 459)])
+def test_a_percentile_has_as_many_samples_as_it_needs_or_is_none(percent: int, needed: int) -> None:
+    assert percentile_or_none(np.ones(needed), percent) == 1.0
+    assert percentile_or_none(np.ones(needed - 1), percent) is None
+
+
+def test_intervals_that_touch_or_hold_one_another_are_not_told_apart() -> None:
+    apart = [((0.1, 0.2), (0.3, 0.4)), ((0.1, 0.1), (0.2, 0.2))]
+    together = [((0.1, 0.3), (0.3, 0.4)), ((0.1, 0.4), (0.2, 0.3)), ((0.1, 0.3), (0.2, 0.4))]
+    for one, other in apart:
+        assert not indistinguishable(one, other) and not indistinguishable(other, one)
+    for one, other in together:
+        assert indistinguishable(one, other) and indistinguishable(other, one)
+
+
+def test_the_trimmed_mean_leaves_out_the_largest_share() -> None:
+    assert trimmed_mean(np.array([9.0, 1.0, 5.0, 3.0, 100.0])) == 4.5
+    # Of 7 samples 5.6 stay, which are 6.
+    assert trimmed_mean(np.array([60.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])) == 3.5
+    assert trimmed_mean(np.array([1.0, 3.0, 8.0]), share=0.0) == 4.0
+    assert trimmed_mean(np.array([4.0, 2.0]), share=0.9) == 2.0

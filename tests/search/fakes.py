@@ -8,75 +8,20 @@ from pathlib import Path
 from autoprune.clock import FakeClock
 from autoprune.config import Budget, StudyConfig
 from autoprune.errors import TrialError
-from autoprune.measure.record import Capability, Executed, Latency, Measurement
 from autoprune.naming import StudyPaths
 from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.outcome import Outcome
 from autoprune.search.timings import Timings
-from autoprune.search.trial import Outcome
-from autoprune.space.groups import Group, Groups, Member
+from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
 from autoprune.space.space_files import load_space
 from autoprune.study.store import StudyStore
+from tests.study.made import make_groups, make_measurement
 
-
-def make_groups(sizes: tuple[int, ...] = (32, 64, 64)) -> Groups:
-    """Return prunable groups and one that is left alone."""
-    groups = [
-        Group(
-            name=f"conv{i}",
-            type="conv",
-            size=size,
-            members=(
-                Member(layer=f"conv{i}", kind="conv", axis="out", index_map=tuple((u,) for u in range(size))),
-                Member(layer=f"next{i}", kind="conv", axis="in", index_map=tuple((u,) for u in range(size))),
-            ),
-            prunable=True,
-        )
-        for i, size in enumerate(sizes)
-    ]
-    head = Group(
-        name="head",
-        type="linear",
-        size=10,
-        members=(Member(layer="head", kind="linear", axis="out", index_map=tuple((u,) for u in range(10))),),
-        prunable=False,
-        reason="makes the outputs of the network",
-    )
-    return Groups(groups=(*groups, head), input_shape=(3, 8, 8))
-
-
-def make_measurement(recipe: Recipe, groups: Groups, *, report: bool = False) -> Measurement:
-    """Return figures that fall and rise with what the recipe removes."""
-    removed = sum(recipe.choice(g.name).ratio for g in groups.prunable) / max(1, len(groups.prunable))
-    bits = sum(recipe.choice(g.name).bits for g in groups.groups) / len(groups.groups)
-    accuracy = 0.9 - 0.4 * removed**2 - 0.01 * (32 - bits) / 24
-    ratio = (1 - 0.8 * removed) * (0.5 + 0.5 * bits / 32)
-    size = int(1_000_000 * (1 - 0.9 * removed) * bits / 32)
-    capability = Capability(
-        name="accuracy", value=accuracy, ci=(accuracy - 0.01, accuracy + 0.01), examples=1000
-    )
-    return Measurement(
-        search=capability,
-        report=capability if report else None,
-        latency=Latency(
-            latency_ms=ratio,
-            latency_p95_ms=None,
-            dense_ms=1.0,
-            ratio=ratio,
-            ratio_ci=(ratio, ratio),
-            samples=50,
-            noisy=False,
-        ),
-        size_bytes=size,
-        size_ratio=size / 1_000_000,
-        params=1000,
-        macs=1000,
-        executed=Executed(layers=4, int8_layers=0, asked_int8=0, operators={}),
-        parity_error=0.0,
-    )
+__all__ = ["FakeBench", "FakeTrials", "Scene", "make_groups", "make_measurement", "make_scene"]
 
 
 @dataclass
@@ -91,7 +36,7 @@ class FakeTrials:
     interrupt_at: int | None = None
     seen: list[Recipe] = field(default_factory=list)
 
-    def __call__(self, recipe: Recipe, folder: Path, start: Path | None = None) -> Outcome:
+    def __call__(self, recipe: Recipe, folder: Path, start: Path | None = None, number: int = 0) -> Outcome:
         self.seen.append(recipe)
         self.clock.advance(self.duration_s)
         if self.fail_from is not None and len(self.seen) > self.fail_from:

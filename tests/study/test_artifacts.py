@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,13 +13,16 @@ import pytest
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import (
+    artifact_folder,
     commit_folder,
     discard_unfinished,
     discard_unlisted,
     temporary_folder,
     verify,
+    write_bytes_atomic,
     write_text_atomic,
 )
+from autoprune.study.records import TrialRecord
 
 
 def make(parent: Path, name: str, content: bytes = b"weights") -> Path:
@@ -67,3 +74,112 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be written"):
         write_text_atomic(tmp_path / "wall" / "file", "content")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["file"]
+
+
+def test_the_manifest_holds_the_hash_of_every_file_but_its_own(tmp_path: Path) -> None:
+    folder = temporary_folder(tmp_path / "new" / "parent")
+    assert folder.parent == tmp_path / "new" / "parent"
+    (folder / "targets" / "torch").mkdir(parents=True)
+    (folder / "targets" / "torch" / "model.pt2").write_bytes(b"graph")
+    (folder / "model.onnx").write_bytes(b"weights")
+    (folder / "manifest.json").write_text("of before")
+    place = folder.with_name("trial-00001")
+    commit_folder(folder, place)
+    text = (place / "manifest.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {
+        "model.onnx": hashlib.sha256(b"weights").hexdigest(),
+        "targets/torch/model.pt2": hashlib.sha256(b"graph").hexdigest(),
+    }
+    assert text.splitlines()[0] == "{" and text.index("model.onnx") < text.index("targets")
+    # Made as a temporary folder, which its owner alone may read, and read by others once it is whole.
+    assert place.stat().st_mode & 0o777 == 0o755
+    verify(place)
+
+
+def test_all_is_on_the_disk_before_the_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+    place = tmp_path / "trial-00001"
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, place.exists()))
+        really(descriptor)
+
+    monkeypatch.setattr("autoprune.study.artifacts.os.fsync", fsync)
+    folder = temporary_folder(tmp_path)
+    (folder / "model.onnx").write_bytes(b"weights")
+    commit_folder(folder, place)
+    assert flushed == [
+        ("model.onnx", False),
+        ("manifest.json", False),
+        (folder.name, False),
+        (tmp_path.name, True),
+    ]
+    flushed.clear()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    write_text_atomic(place / "file", "content")
+    assert len(flushed) == 1 and flushed[0][0].startswith(".file.")
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_folders_that_cannot_be_made_or_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "wall").write_text("")
+    with pytest.raises(StorageError, match=r"wall/in' cannot be written: Not a directory"):
+        temporary_folder(tmp_path / "wall" / "in")
+    for content in ("", "[]", "\xff"):
+        (tmp_path / "manifest.json").write_text(content, encoding="latin-1")
+        with pytest.raises(StorageError, match="is damaged: ") as caught:
+            verify(tmp_path)
+        assert "search it again" in caught.value.hint
+    with pytest.raises(StorageError, match="is damaged: .*manifest"):
+        verify(tmp_path / "gone")
+
+
+def test_all_damaged_files_are_named_and_no_other(tmp_path: Path) -> None:
+    folder = temporary_folder(tmp_path)
+    for name in ("a", "b", "c"):
+        (folder / name).write_text(name)
+    commit_folder(folder, tmp_path / "whole")
+    for name in ("a", "c"):
+        (tmp_path / "whole" / name).write_text("other")
+    with pytest.raises(StorageError, match="damaged: a, c differs from its manifest") as caught:
+        verify(tmp_path / "whole")
+    assert "search it again" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("values", "folder"),
+    [
+        ({"fidelity": "search"}, "trial-00007"),
+        ({"fidelity": "search", "parent": 2, "round": 1}, "trial-00007"),
+        ({"fidelity": "final", "parent": 2, "round": 1}, "trial-00002-final1"),
+        ({"fidelity": "final", "parent": 2, "round": 2, "variant": "bits4"}, "trial-00002-final2-bits4"),
+        ({"fidelity": "final"}, "trial-00007"),
+    ],
+)
+def test_a_final_trial_s_artifact_is_named_after_its_parent(
+    tmp_path: Path, values: dict[str, object], folder: str
+) -> None:
+    record = TrialRecord.model_validate({"number": 7, "state": "complete", **values})
+    paths = StudyPaths(tmp_path)
+    assert artifact_folder(paths, record) == paths.artifacts / folder
+    there = paths.on_target("torch:cuda")
+    assert artifact_folder(there, record) == paths.artifacts / folder / "targets" / "torch-cuda"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes_atomic(tmp_path / "file", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("autoprune.study.artifacts.os.fsync", full)
+    with pytest.raises(StorageError, match="file' cannot be written: No space left on device") as caught:
+        write_bytes_atomic(tmp_path / "file", b"new")
+    assert "AUTOPRUNE_STUDIES" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"

@@ -1,4 +1,4 @@
-"""The record of a study: resumed whole, never doubled, refused where it must be."""
+"""The record of a study, in SQLite and PostgreSQL alike: resumed whole, never doubled, refused where it must be."""
 
 from __future__ import annotations
 
@@ -11,34 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.config import StudyConfig
 from autoprune.errors import StorageError, UsageError
 from autoprune.measure.record import Measurement, RunFigures
-from autoprune.naming import StudyPaths, studies_root
+from autoprune.naming import studies_root
 from autoprune.space.recipe import uniform_recipe
 from autoprune.study.decode import Plan
-from autoprune.study.listing import list_studies
 from autoprune.study.store import StudyStore
-from tests.search.fakes import make_groups, make_measurement
+from tests.study.made import GROUPS, add, make_measurement, open_for_writing
 
-GROUPS = make_groups()
-
-
-def config(name: str, **changes: object) -> StudyConfig:
-    return StudyConfig.model_validate({"model": "m", "data": "d", "study": name, **changes})
-
-
-def open_for_writing(name: str, *, fresh: bool = False, **changes: object) -> StudyStore:
-    settings = config(name, **changes)
-    return StudyStore.create_or_resume(settings, StudyPaths.of(name), fresh=fresh)
-
-
-def add(store: StudyStore, ratio: float, label: str = "") -> int:
-    recipe = uniform_recipe(GROUPS, ratio, 8)
-    trial = store.ask()
-    store.begin(trial, Plan(recipe, "tpe", label))
-    store.complete(trial, make_measurement(recipe, GROUPS), train_steps=7, duration_s=1.5)
-    return int(trial.number)
+pytestmark = pytest.mark.usefixtures("storage")
 
 
 def test_a_finished_trial_comes_back_as_it_was() -> None:
@@ -91,9 +72,9 @@ def test_fresh_keeps_the_old_study_aside() -> None:
 
 def test_a_second_driver_is_refused() -> None:
     store = open_for_writing("locked")
-    with pytest.raises(StorageError, match="another process"):
+    with pytest.raises(StorageError, match="being run by another"):
         open_for_writing("locked")
-    with pytest.raises(StorageError, match="another process"):
+    with pytest.raises(StorageError, match="being run by another"):
         open_for_writing("locked", fresh=True)
     store.release()
     open_for_writing("locked").release()
@@ -125,32 +106,6 @@ def test_an_unknown_study_names_its_neighbours() -> None:
         StudyStore.open("resnet18-digit")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database at all" * 100])
-def test_a_damaged_database_is_named(content: bytes) -> None:
-    open_for_writing("damaged").release()
-    paths = StudyPaths.of("damaged")
-    for extra in ("-wal", "-shm"):
-        paths.database.with_name(paths.database.name + extra).unlink(missing_ok=True)
-    paths.database.write_bytes(content)
-    with pytest.raises(StorageError, match=r"study\.db"):
-        StudyStore.open("damaged").records()
-    assert list_studies()[0]["phase"].startswith("unreadable")
-
-
-def test_a_truncated_database_is_named_or_whole() -> None:
-    store = open_for_writing("cut")
-    for ratio in (0.2, 0.4, 0.6):
-        add(store, ratio)
-    store.release()
-    paths = StudyPaths.of("cut")
-    raw = paths.database.read_bytes()
-    for extra in ("-wal", "-shm"):
-        paths.database.with_name(paths.database.name + extra).unlink(missing_ok=True)
-    paths.database.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(StorageError):
-        open_for_writing("cut")
-
-
 def test_a_study_folder_that_cannot_be_made_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,20 +115,23 @@ def test_a_study_folder_that_cannot_be_made_is_a_storage_error(
         open_for_writing("nowhere")
 
 
-def test_metric_names_are_there_for_the_dashboard() -> None:
+def test_metric_names_are_there_for_the_dashboard(storage: str) -> None:
     import optuna
 
     store = open_for_writing("named")
     add(store, 0.5)
     store.release()
-    study = optuna.load_study(study_name="named", storage=f"sqlite:///{store.paths.database}")
+    url = f"sqlite:///{store.paths.database}"
+    if storage != "sqlite":
+        url = storage.replace("postgresql:", "postgresql+psycopg:")
+    study = optuna.load_study(study_name="named", storage=url)
     assert study.metric_names == ["accuracy", "latency_ratio", "size_ratio"]
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE", "MINIMIZE"]
 
 
 _LOOP = """
 import sys
-from tests.study.test_store import add, open_for_writing
+from tests.study.made import add, open_for_writing
 store = open_for_writing("murdered")
 while True:
     print(add(store, 0.5), flush=True)

@@ -1,0 +1,280 @@
+"""Workers on this machine: spawned processes, each on its share of the processors or on its GPU."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from autoprune.errors import TrialError, WorkerError
+from autoprune.search.events import WorkerState
+from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.worker import Seat, main, serve_bench
+
+# Seconds without a sign of life after which a worker counts as lost: it is stopped, or its machine is swamped.
+LEASE_S = 60.0
+# Starts of one worker in a row that may fail.
+_MAX_STARTS = 3
+_LOOK_S = 0.2
+
+
+def seats(count: int, gpus: Sequence[str] = ()) -> list[Seat]:
+    """Share out the processors and GPUs of this machine.
+
+    Args:
+        count: Workers.
+        gpus: Names of the GPUs; workers beyond their number share them.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    found = []
+    for number in range(count):
+        own = cores[len(cores) * number // count : len(cores) * (number + 1) // count]
+        gpu = gpus[number % len(gpus)] if gpus else None
+        found.append(Seat(number, tuple(own or [cores[number % len(cores)]]), gpu))
+    return found
+
+
+class LocalExecutor:
+    """Runs requests in processes of this machine.
+
+    A worker that dies or gives no sign of life costs the request that it had; another one takes its place.
+
+    Args:
+        given: What workers are made of: the setup and the workload, which have to be picklable.
+        seats: What each worker has of the machine.
+        limit_s: Returns the seconds after which a request counts as hung.
+        serve: Makes what answers requests in the worker.
+        lease_s: Seconds without a sign of life after which a worker is given up.
+    """
+
+    def __init__(
+        self,
+        given: Any,
+        seats: Sequence[Seat],
+        limit_s: Callable[[], float],
+        serve: Callable[[Any], Callable[[Any, Any], Any]] = serve_bench,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._stopping = context.RawValue("b", 0)
+        self._ended = threading.Event()
+        self._tokens = itertools.count()
+        self._workers = [
+            _Worker(context, seat, given, serve, self._stopping, self._ended, limit_s, lease_s)
+            for seat in seats
+        ]
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+
+    @property
+    def size(self) -> int:
+        """Requests that run side by side."""
+        return len(self._workers)
+
+    def start(self) -> None:
+        """Start all workers; :meth:`run` waits until one is ready."""
+        for worker in self._workers:
+            worker.start()
+
+    def adopt_dense(self, reference: Reference) -> None:
+        """Tell every worker, also those that take a dead one's place, what candidates are measured against."""
+        for worker in self._workers:
+            worker.reference = reference
+
+    def next_token(self) -> int:
+        """Return a number that no other request has."""
+        return next(self._tokens)
+
+    def run(self, request: Request) -> Reply:
+        """Wait for a worker, let it do the work, and return what came of it; see :class:`Executor`."""
+        worker = self._free.get()
+        try:
+            return worker.run(request).check()
+        finally:
+            self._free.put(worker)
+
+    def ask_to_end(self) -> None:
+        """Let trainings end in order, with the steps that they have taken."""
+        self._stopping.value = 1
+
+    def states(self) -> tuple[WorkerState, ...]:
+        """Return what each worker does now."""
+        return tuple(worker.state() for worker in self._workers)
+
+    def stop(self) -> None:
+        """End all that runs at once."""
+        self._ended.set()
+
+    def close(self) -> None:
+        """Let all workers go; nothing of them is left running."""
+        self._ended.set()
+        for worker in self._workers:
+            worker.kill()
+
+
+class _Worker:
+    """One seat, and the process that has it."""
+
+    def __init__(
+        self,
+        context: Any,
+        seat: Seat,
+        given: Any,
+        serve: Callable[[Any], Callable[[Any, Any], Any]],
+        stopping: Any,
+        ended: threading.Event,
+        limit_s: Callable[[], float],
+        lease_s: float,
+    ) -> None:
+        self.seat = seat
+        self.reference: Reference | None = None
+        self._told: Reference | None = None
+        self._context, self._given, self._serve = context, given, serve
+        self._stopping, self._ended = stopping, ended
+        self._limit_s, self._lease_s = limit_s, lease_s
+        self._process: Any = None
+        self._connection: Any = None
+        self._is_ready = False
+        self._doing, self._since_s = "idle", time.monotonic()
+        self._first_s, self._busy_s, self._lost = time.monotonic(), 0.0, 0
+
+    def start(self) -> None:
+        """Start a process in this seat, unless there is one."""
+        if self._process is not None:
+            return
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=main, args=(theirs, self.seat, self._stopping, self._serve)
+        )
+        self._set("starting")
+        self._process.start()
+        theirs.close()
+        self._is_ready, self._told = False, None
+        with suppress(OSError):  # one that died at once is found when it is waited for
+            self._connection.send(self._given)
+
+    def run(self, request: Request) -> Reply:
+        """Do one request in the process."""
+        self._make_ready()
+        begun_s = time.monotonic()
+        self._set(request.name)
+        try:
+            if self.reference is not self._told:
+                self._connection.send(self.reference)
+                self._told = self.reference
+            self._connection.send(request)
+            while True:
+                kind, content = self._next(begun_s + self._limit_s())
+                if kind == "reply" and content.token == request.token:
+                    reply: Reply = content
+                    return reply
+        except (EOFError, OSError):
+            raise self._gone() from None
+        finally:
+            self._busy_s += time.monotonic() - begun_s
+            if self._process is not None:
+                self._set("idle")
+
+    def _make_ready(self) -> None:
+        """Wait for the process to be ready; one that dies on the way is started again, a few times."""
+        for _ in range(_MAX_STARTS):
+            self.start()
+            try:
+                while not self._is_ready:
+                    kind, content = self._next(None)
+                    if kind == "failed":
+                        raise WorkerError(f"worker {self.seat.number} cannot start: {content[0]}", content[1])
+                    self._is_ready = kind == "ready"
+                return
+            except (EOFError, OSError):
+                error = self._gone()
+        raise WorkerError(
+            f"worker {self.seat.number} died {_MAX_STARTS} times while it started: {error.reason}",
+            "see what it wrote above; a script that searches needs `if __name__ == '__main__':` around its calls",
+        )
+
+    def _next(self, until_s: float | None) -> tuple[str, Any]:
+        """Return the next message.
+
+        Raises:
+            TrialError: If there is none in time, or all is to end.
+            EOFError: If the process is gone.
+        """
+        heard_s = time.monotonic()
+        while not self._connection.poll(_LOOK_S):
+            now_s = time.monotonic()
+            if self._ended.is_set():
+                self.kill()
+                raise TrialError(INTERRUPTED, "stopped at once")
+            if now_s - heard_s > self._lease_s:
+                self._lost += 1
+                self.kill(f"gave no sign of life for {self._lease_s:g} s")
+                raise TrialError(
+                    WORKER_LOST, f"worker {self.seat.number} gave no sign of life for {self._lease_s:g} s"
+                )
+            if until_s is not None and now_s > until_s:
+                raise self._hung()
+        if until_s is not None and time.monotonic() > until_s:
+            raise self._hung()
+        message: tuple[str, Any] = self._connection.recv()
+        return message
+
+    def _hung(self) -> TrialError:
+        self._lost += 1
+        self.kill("hung")
+        return TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s; its worker was ended")
+
+    def _gone(self) -> TrialError:
+        """Return why the process is gone, and clear the seat."""
+        self._process.join(5.0)
+        code = self._process.exitcode
+        how = f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                how += " (by hand, or the system was out of memory)"
+        self._lost += 1
+        self.kill(how)
+        return TrialError(WORKER_LOST, f"worker {self.seat.number} {how}")
+
+    def kill(self, why: str = "ended") -> None:
+        """End the process, and what it started, if there is one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._is_ready = False
+        self._set(why)
+        process.kill()
+        process.join()
+        self._connection.close()
+
+    def _set(self, doing: str) -> None:
+        self._doing, self._since_s = doing, time.monotonic()
+
+    def state(self) -> WorkerState:
+        """Return what it does now."""
+        now_s = time.monotonic()
+        busy_s = self._busy_s + (now_s - self._since_s if self._is_busy() else 0.0)
+        return WorkerState(
+            name=f"worker {self.seat.number}",
+            node=socket.gethostname(),
+            doing=self._doing,
+            since_s=now_s - self._since_s,
+            busy_share=min(1.0, busy_s / max(now_s - self._first_s, 1e-9)),
+            lost=self._lost,
+        )
+
+    def _is_busy(self) -> bool:
+        return self._is_ready and self._doing != "idle"

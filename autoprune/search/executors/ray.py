@@ -1,0 +1,471 @@
+"""Workers on a Ray cluster: Ray Tune keeps as many as are wanted, wherever there is room."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import TrialError, WorkerError
+from autoprune.execution import Execution
+from autoprune.search.events import WorkerState
+from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.worker import serve_bench
+
+# Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
+LEASE_S = 60.0
+# Memory of the object store of a Ray that is started here; it holds the workload.
+_STORE_BYTES = 1_000_000_000
+_COLLECT_S = 1.0
+_LOOK_S = 0.2
+_CLOSE_S = 20.0
+_NAMESPACE = "autoprune"
+_log = logging.getLogger(__name__)
+
+
+def connect(execution: Execution, resource: str) -> bool:
+    """Start Ray here, or join the cluster that the settings name.
+
+    Ray that is started here listens on the loopback address and lets in who has its token, which is made for this run.
+
+    Args:
+        execution: Where trials run.
+        resource: Resource of nodes that measure; this machine offers it where Ray is started here.
+
+    Returns:
+        Whether Ray was started here.
+
+    Raises:
+        WorkerError: If the cluster cannot be reached.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "0")
+    # Tune writes what nobody reads, for every trial of its own.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    here = execution.address is None
+    if here:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    elif os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        _log.warning(
+            "joining a Ray cluster without token authentication: whoever reaches its ports can run code on it; "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH on every node"
+        )
+    import ray
+
+    try:
+        if here:
+            ray.init(
+                address="local",
+                resources={resource: 1},
+                include_dashboard=False,
+                object_store_memory=_STORE_BYTES,
+                namespace=_NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            ray.init(
+                address=execution.address,
+                namespace=_NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # Ray raises whatever its layers raise
+        where = "Ray cannot be started" if here else f"the Ray cluster {execution.address!r} cannot be joined"
+        raise WorkerError(
+            f"{where}: {str(error).strip().splitlines()[0][:300]}",
+            "see `ray status` there; token, version of Ray and Python have to be the cluster's",
+        ) from error
+    return here
+
+
+@dataclass
+class _Place:
+    """What is known of one seat.
+
+    Attributes:
+        node: Host and process of its worker.
+        doing: What it does.
+        since_s: Since when.
+        heard_s: When it gave a sign of life last.
+        first_s: When it was first heard of.
+        busy_s: Seconds in which it had work.
+        token: Request that it works on.
+        lost: Requests that were lost with its workers.
+    """
+
+    node: str = ""
+    doing: str = "waiting for a node"
+    since_s: float = field(default_factory=time.monotonic)
+    heard_s: float = field(default_factory=time.monotonic)
+    first_s: float = field(default_factory=time.monotonic)
+    busy_s: float = 0.0
+    token: int | None = None
+    lost: int = 0
+
+
+@dataclass
+class _Waiting:
+    """A request that somebody waits for."""
+
+    name: str
+    answers: queue.SimpleQueue[Reply | TrialError]
+    taken_s: float | None = None
+
+
+class RayExecutor:
+    """Runs requests on a Ray cluster that :func:`connect` connected to.
+
+    Args:
+        given: What workers are made of.
+        execution: Where trials run.
+        name: Name of the study.
+        storage: Folder or URL that all nodes reach, for Ray's own files.
+        limit_s: Returns the seconds after which a request counts as hung.
+        resource: Resource that nodes offer which measure; None measures where the trial runs.
+        started_here: Whether Ray is to be shut down with this.
+        serve: Makes what answers requests in the worker.
+        lease_s: Seconds without a sign of life after which a worker is given up.
+    """
+
+    def __init__(
+        self,
+        given: Any,
+        execution: Execution,
+        name: str,
+        storage: str,
+        limit_s: Callable[[], float],
+        *,
+        resource: str | None,
+        started_here: bool,
+        serve: Callable[[Any], Callable[[Any, Any], Any]] = serve_bench,
+        lease_s: float = LEASE_S,
+    ) -> None:
+        import ray
+
+        from autoprune.search.executors.ray_worker import Desk
+
+        self._execution, self._name, self._storage = execution, name, storage
+        self._limit_s, self._lease_s, self._resource = limit_s, lease_s, resource
+        self._started_here, self._serve = started_here, serve
+        self.size = execution.workers or self._room()
+        self._tokens = itertools.count()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, _Waiting] = {}
+        self._places = [_Place() for _ in range(self.size)]
+        self._failure: WorkerError | None = None
+        self._ended = threading.Event()
+        self.refused = 0
+        self._desk_name = f"desk-{name}-{secrets.token_hex(4)}"
+        desk = ray.remote(Desk).options(name=self._desk_name, num_cpus=0, max_concurrency=4096)
+        self._desk = desk.remote([ray.put(given)])
+        self._measurers: list[Any] = []
+        self._tuner: threading.Thread | None = None
+
+    def _room(self) -> int:
+        """Return how many trials fit into the cluster as it is now."""
+        import ray
+
+        total = ray.cluster_resources()
+        fit = [total.get("CPU", 0.0) / self._execution.cpus_per_trial]
+        if self._execution.gpus_per_trial:
+            fit.append(total.get("GPU", 0.0) / self._execution.gpus_per_trial)
+        return max(1, int(min(fit)))
+
+    def start(self) -> None:
+        """Let the measuring nodes be found, and workers be started.
+
+        Raises:
+            WorkerError: If no node offers the target's device, or trials want more than any node has.
+        """
+        import ray
+
+        self._check_room()
+        if self._resource is not None:
+            self._measurers = self._start_measurers(self._resource)
+            ray.get(self._desk.let_measure.remote(self._measurers))
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._tuner = threading.Thread(target=self._tune, daemon=True)
+        self._tuner.start()
+
+    def _check_room(self) -> None:
+        import ray
+
+        cpus, gpus = self._execution.cpus_per_trial, self._execution.gpus_per_trial
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(n.get("CPU", 0.0) >= cpus and n.get("GPU", 0.0) >= gpus for n in nodes):
+            _log.warning(
+                "no node has %g processors and %g GPUs free for one trial yet; waiting for one that joins",
+                cpus,
+                gpus,
+            )
+
+    def _start_measurers(self, resource: str) -> list[Any]:
+        import ray
+
+        from autoprune.search.executors.ray_worker import Measurer
+
+        count = int(ray.cluster_resources().get(resource, 0.0))
+        if count < 1:
+            raise WorkerError(
+                f"no node of the cluster offers {resource!r}, where latency would be measured",
+                f"start the node that has the target's device with --resources='{{\"{resource}\": 1}}'",
+            )
+        made = ray.remote(Measurer).options(
+            num_cpus=0, resources={resource: 1}, max_restarts=-1, max_task_retries=1
+        )
+        found = [made.remote() for _ in range(count)]
+        hosts = ray.get([each.host.remote() for each in found])
+        kinds = [(host["processor"], host["usable_cores"]) for host in hosts]
+        alike = [each for each, kind in zip(found, kinds, strict=True) if kind == kinds[0]]
+        for each, kind in zip(found, kinds, strict=True):
+            if kind != kinds[0]:
+                _log.warning("a measuring node is left out: %s is not %s", kind, kinds[0])
+                ray.kill(each)
+        return alike
+
+    def measure_here_too(self) -> None:
+        """Let the driver's own measurements be done by the measuring nodes."""
+        from autoprune.search.executors.ray_worker import measure_there
+
+        if self._measurers:
+            measure_there(self._measurers)
+
+    def _tune(self) -> None:
+        """Keep the seats occupied until the desk lets them go."""
+        import ray
+        from ray import tune
+
+        from autoprune.search.executors.ray_worker import Seat
+
+        execution = self._execution
+        resources: dict[str, float] = {"cpu": execution.cpus_per_trial}
+        if execution.gpus_per_trial:
+            resources["gpu"] = execution.gpus_per_trial
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.size)
+        try:
+            tune.Tuner(
+                tune.with_resources(Seat, resources),
+                param_space={
+                    "seat": tune.grid_search(list(range(self.size))),
+                    "desk": self._desk_name,
+                    "namespace": _NAMESPACE,
+                    "serve": self._serve,
+                },
+                tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=None),
+                run_config=tune.RunConfig(
+                    name=f"ray-{self._desk_name}",
+                    storage_path=self._storage,
+                    failure_config=tune.FailureConfig(max_failures=-1),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+        except Exception as error:  # whatever Ray raises ends the study in order
+            if not self._ended.is_set():
+                self._fail(WorkerError(f"Ray Tune ended: {str(error).strip().splitlines()[0][:300]}"))
+        else:
+            if not self._ended.is_set():
+                self._fail(WorkerError("Ray Tune let its workers go"))
+        _ = ray
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def adopt_dense(self, reference: Reference) -> None:
+        """Tell the workers what candidates are measured against."""
+        import ray
+
+        ray.get(self._desk.refer.remote(reference))
+
+    def next_token(self) -> int:
+        """Return a number that no other request has."""
+        return next(self._tokens)
+
+    def run(self, request: Request) -> Reply:
+        """Lay a request on the desk and wait for what comes of it; see :class:`Executor`."""
+        import ray
+
+        waiting = _Waiting(request.name, queue.SimpleQueue())
+        with self._lock:
+            self._waiting[request.token] = waiting
+        try:
+            ray.get(self._desk.lay.remote(request))
+            while True:
+                with suppress(queue.Empty):
+                    answer = waiting.answers.get(timeout=_LOOK_S)
+                    if isinstance(answer, TrialError):
+                        raise answer
+                    return answer.check()
+                if self._failure is not None:
+                    raise self._failure
+                if self._ended.is_set():
+                    raise TrialError(INTERRUPTED, "stopped at once")
+                if waiting.taken_s is not None and time.monotonic() - waiting.taken_s > self._limit_s():
+                    self._lose_seat_of(request.token)
+                    raise TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s")
+        except ray.exceptions.RayError as error:
+            raise WorkerError(
+                f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}",
+                "the finished trials are kept; run the same command again",
+            ) from error
+        finally:
+            with self._lock:
+                self._waiting.pop(request.token, None)
+
+    def _lose_seat_of(self, token: int) -> None:
+        """Count a hung request against its seat; its late reply is refused."""
+        with self._lock:
+            for place in self._places:
+                if place.token == token:
+                    self._free(place, "hung")
+                    place.lost += 1
+
+    # -- what workers say --------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        import ray
+
+        while not self._ended.is_set():
+            try:
+                events = ray.get(self._desk.collect.remote(_COLLECT_S))
+            except ray.exceptions.RayError as error:
+                self._fail(
+                    WorkerError(f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}")
+                )
+                return
+            with self._lock:
+                for kind, seat, node, content in events:
+                    self._hear(self._places[seat], kind, node, content)
+                self._look_for_silence()
+
+    def _hear(self, place: _Place, kind: str, node: str, content: Any) -> None:
+        now_s = time.monotonic()
+        if kind == "join":
+            self._lose(place, f"worker on {place.node} ended")
+            place.node = node
+            self._set(place, "starting")
+        elif node != place.node:
+            if kind == "reply":
+                self._refuse(node)
+            return
+        place.heard_s = now_s
+        if kind == "ready":
+            self._set(place, "idle")
+        elif kind == "failed":
+            self._failure = WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1])
+        elif kind == "take":
+            place.token = content
+            waiting = self._waiting.get(content)
+            self._set(place, waiting.name if waiting is not None else "what nobody waits for")
+            if waiting is not None:
+                waiting.taken_s = now_s
+        elif kind == "reply":
+            self._free(place, "idle")
+            waiting = self._waiting.get(content.token)
+            if waiting is None:
+                self._refuse(node)
+            else:
+                waiting.answers.put(content)
+
+    def _refuse(self, node: str) -> None:
+        """Refuse a reply that comes after its worker was given up."""
+        self.refused += 1
+        _log.warning("a late result from %s is refused: its request was given up", node)
+
+    def _look_for_silence(self) -> None:
+        for place in self._places:
+            if place.token is not None and time.monotonic() - place.heard_s > self._lease_s:
+                self._lose(place, f"worker on {place.node} gave no sign of life for {self._lease_s:g} s")
+                place.node = ""
+
+    def _lose(self, place: _Place, reason: str) -> None:
+        """Give up what a worker works on, if anything."""
+        token = place.token
+        if token is None:
+            return
+        self._free(place, "lost")
+        place.lost += 1
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None:
+            waiting.answers.put(TrialError(WORKER_LOST, reason))
+
+    def _free(self, place: _Place, doing: str) -> None:
+        if place.token is not None:
+            place.busy_s += time.monotonic() - place.since_s
+        place.token = None
+        self._set(place, doing)
+
+    @staticmethod
+    def _set(place: _Place, doing: str) -> None:
+        place.doing, place.since_s = doing, time.monotonic()
+
+    def _fail(self, error: WorkerError) -> None:
+        self._failure = self._failure or error
+
+    def states(self) -> tuple[WorkerState, ...]:
+        """Return what each worker does now."""
+        now_s = time.monotonic()
+        with self._lock:
+            return tuple(
+                WorkerState(
+                    name=f"seat {number}",
+                    node=place.node.partition(":")[0],
+                    doing=place.doing,
+                    since_s=now_s - place.since_s,
+                    busy_share=min(
+                        1.0,
+                        (place.busy_s + (now_s - place.since_s if place.token is not None else 0.0))
+                        / max(now_s - place.first_s, 1e-9),
+                    ),
+                    lost=place.lost,
+                )
+                for number, place in enumerate(self._places)
+            )
+
+    # -- ending ------------------------------------------------------------------------------
+
+    def ask_to_end(self) -> None:
+        """Let trainings end in order."""
+        import ray
+
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._desk.ask_to_end.remote(at_once=False))
+
+    def stop(self) -> None:
+        """End all that runs at once."""
+        self._ended.set()
+
+    def close(self) -> None:
+        """Let all workers go, and Ray too where it was started here."""
+        import ray
+
+        from autoprune.measure.process import measure_elsewhere
+
+        self._ended.set()
+        measure_elsewhere(None)
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._desk.ask_to_end.remote(at_once=True), timeout=_CLOSE_S)
+        if self._tuner is not None:
+            self._tuner.join(_CLOSE_S)
+        for actor in (*self._measurers, self._desk):
+            with suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+        if self._started_here:
+            ray.shutdown()
+
+
+def shared_storage(execution: Execution, folder: Path) -> str:
+    """Return where Ray keeps its own files, which all nodes have to reach."""
+    return execution.artifacts or str(folder)

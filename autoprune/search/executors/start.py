@@ -1,0 +1,140 @@
+"""Executors by a study's settings, and trials as a driver hands them to one."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from autoprune.errors import TrialError
+from autoprune.naming import StudyPaths
+from autoprune.search.bench import Bench
+from autoprune.search.budget import Timekeeper
+from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.local import LocalExecutor, seats
+from autoprune.search.executors.ray import RayExecutor, connect, shared_storage
+from autoprune.search.interrupt import Interrupt
+from autoprune.search.outcome import Outcome
+from autoprune.space.recipe import Recipe
+from autoprune.study.records import TrialRecord
+from autoprune.workloads.workload import Workload
+
+# Where the budget counts trials and nobody gave a limit.
+_LONGEST_S = 6 * 3600.0
+_LOOK_S = 0.2
+_SCREEN_TRIES = 3
+
+
+@contextmanager
+def started_executor(
+    setup: Setup, workload: Workload, keeper: Timekeeper, interrupt: Interrupt, *, paths: StudyPaths
+) -> Iterator[Executor | None]:
+    """Run a study's workers for the length of the block; None where its trials run in the driver's own process.
+
+    Args:
+        setup: What workers build their bench from.
+        workload: The dense network, trained, and its data.
+        keeper: The budget.
+        interrupt: Whether the user asked to end; trainings are then told to.
+        paths: Where the study lies.
+    """
+    execution = setup.config.execution
+
+    def limit_s() -> float:
+        if execution.trial_limit_s is not None:
+            return execution.trial_limit_s
+        return _LONGEST_S if keeper.left_s is None else max(keeper.left_s, 1.0)
+
+    executor = _made(setup, workload, limit_s, paths)
+    if executor is None:
+        yield None
+        return
+    over = threading.Event()
+    watch = threading.Thread(target=_watch, args=(interrupt, over, executor.ask_to_end), daemon=True)
+    watch.start()
+    try:
+        executor.start()
+        yield executor
+    finally:
+        over.set()
+        executor.close()
+
+
+def _made(
+    setup: Setup, workload: Workload, limit_s: Callable[[], float], paths: StudyPaths
+) -> LocalExecutor | RayExecutor | None:
+    execution = setup.config.execution
+    given = (setup, workload)
+    if execution.engine == "ray":
+        resource = f"latency:{setup.config.target.device}"
+        started_here = connect(execution, resource)
+        return RayExecutor(
+            given,
+            execution,
+            paths.name,
+            shared_storage(execution, paths.root),
+            limit_s,
+            resource=resource,
+            started_here=started_here,
+        )
+    if execution.workers is None:
+        return None
+    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    return LocalExecutor(given, seats(execution.workers, gpus), limit_s)
+
+
+def _watch(interrupt: Interrupt, over: threading.Event, ask_to_end: Callable[[], None]) -> None:
+    """Pass on to the workers that the user asked to end."""
+    while not over.wait(_LOOK_S):
+        if interrupt():
+            ask_to_end()
+            return
+
+
+class WorkerTrials:
+    """Trials and screens as a driver asks for them, done by workers.
+
+    Args:
+        executor: Who has the workers.
+        bench: The driver's, which gets the workers' timings.
+        paths: Where the study lies.
+    """
+
+    def __init__(self, executor: Executor, bench: Bench, paths: StudyPaths) -> None:
+        self.executor = executor
+        self.bench = bench
+        self.paths = paths
+
+    def run(self, recipe: Recipe, folder: Path, start: Path | None, number: int) -> Outcome:
+        """Evaluate a recipe in a worker; see :func:`~autoprune.search.trial.run_trial`."""
+        token = self.executor.next_token()
+        request = Request(token, "trial", f"trial {number}", recipe, folder, start)
+        reply = self.executor.run(request)
+        self.bench.timings.add(reply.timings)
+        if reply.outcome is None:
+            raise ValueError("the reply to a trial holds no outcome")
+        return reply.outcome
+
+    def screen(self, recipe: Recipe, examples: int | None) -> float:
+        """Return the capability of a recipe after closed-form recovery alone; tried again where a worker is lost."""
+        for left in reversed(range(_SCREEN_TRIES)):
+            request = Request(self.executor.next_token(), "screen", "screen", recipe, examples=examples)
+            try:
+                score = self.executor.run(request).score
+            except TrialError as error:
+                if error.kind != WORKER_LOST or not left:
+                    raise
+                continue
+            return math.nan if score is None else score
+        raise AssertionError("the last try returns or raises")
+
+    def adopt_dense(self, record: TrialRecord) -> None:
+        """Take the dense trial's artifact as the reference, here and in all workers."""
+        folder = self.paths.artifact(record.number)
+        self.bench.adopt_dense(folder, record)
+        if record.measurement is not None:
+            self.executor.adopt_dense(Reference(folder, record.measurement))

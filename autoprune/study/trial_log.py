@@ -1,0 +1,62 @@
+"""The trials of a study as records: each finished one read and checked once."""
+
+from __future__ import annotations
+
+from autoprune.study import decode
+from autoprune.study.record_storage import RecordStorage
+from autoprune.study.records import TrialRecord
+from autoprune.study.rows import Row, count_trials, read_rows
+
+
+class TrialLog:
+    """Reads the trials of one study.
+
+    Args:
+        storage: Its database.
+        study_id: Its number there.
+    """
+
+    def __init__(self, storage: RecordStorage, study_id: int) -> None:
+        self._storage = storage
+        self._study_id = study_id
+        self._found: list[TrialRecord] = []
+        self._running: dict[int, int] = {}  # places in the list by the trial's id
+        self._newest = -1
+
+    def rows(self) -> list[Row]:
+        """Return all trials as they lie in the database."""
+        return self._read(-1, ())
+
+    def count(self) -> int:
+        """Return how many trials there are."""
+
+        def count() -> int:
+            with self._storage.engine.connect() as link:
+                return count_trials(link, self._study_id)
+
+        return self._storage.patiently(count)
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial in the order of its number."""
+        self._take(self._read(self._newest, tuple(self._running)))
+        if self._found and self._found[-1].number != len(self._found) - 1:
+            # A trial was seen before one of a smaller number was committed, as no single driver writes them.
+            self._found, self._running, self._newest = [], {}, -1
+            self._take(self.rows())
+        return list(self._found)
+
+    def _take(self, rows: list[Row]) -> None:
+        for row in rows:
+            record = decode.record(row.number, row.state, row.attributes)
+            place = self._running.pop(row.id, len(self._found))
+            self._found[place : place + 1] = [record]
+            if record.state == "running":
+                self._running[row.id] = place
+            self._newest = max(self._newest, row.id)
+
+    def _read(self, above: int, also: tuple[int, ...]) -> list[Row]:
+        def read() -> list[Row]:
+            with self._storage.engine.connect() as link:
+                return read_rows(link, self._study_id, above=above, also=also)
+
+        return self._storage.patiently(read)
