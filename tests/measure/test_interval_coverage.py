@@ -124,14 +124,6 @@ def test_a_session_that_was_hit_moves_little() -> None:
     assert hit_high - hit_low == pytest.approx(high - low, rel=0.3)
 
 
-def test_the_interval_of_few_sessions_is_students() -> None:
-    # Of three numbers 0, 1, 2 the standard error is 1 / sqrt(3), and Student's quantile for two degrees 4.302653.
-    centre, (low, high) = median_ratio_interval([np.exp([float(i)] * 3) for i in range(3)])
-    assert math.log(centre) == pytest.approx(1.0)
-    half = 4.302653 / math.sqrt(3)
-    assert [math.log(low), math.log(high)] == pytest.approx([1.0 - half, 1.0 + half], rel=1e-6)
-
-
 @pytest.mark.parametrize(
     ("sessions", "place"), [(6, 1), (8, 1), (9, 2), (11, 2), (12, 3), (14, 3), (15, 4), (20, 6), (30, 10)]
 )
