@@ -36,8 +36,8 @@ class Latency(BaseModel):
         latency_ms: Median over runs (p50), milliseconds for one batch.
         latency_p95_ms: 95th percentile; None below the number of samples that it needs.
         dense_ms: Median of the dense model in the same session, milliseconds.
-        ratio: Median of paired ratios candidate / dense; below 1 is faster.
-        ratio_ci: 95 % bootstrap interval of that median.
+        ratio: Centre of paired ratios candidate / dense, of each session's median; below 1 is faster.
+        ratio_ci: Its 95 % interval over sessions.
         samples: Timed runs of the candidate.
         noisy: Whether the spread was above the protocol's limit after all repeats, or a GPU was throttled.
         gpu: State of the GPU; None on the processor, and where ``nvidia-ml-py`` is not there to read it.
