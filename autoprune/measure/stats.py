@@ -79,7 +79,7 @@ def _within_session(ratios: NDArray[np.float64], seed: int, resamples: int) -> t
     drawn = np.median(generator.choice(ratios, (resamples, len(ratios))), axis=1)
     middle = float(np.median(ratios))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return middle, (min(float(low), middle), max(float(high), middle))
+    return middle, (float(low), float(high))
 
 
 def percentile_or_none(samples: NDArray[np.float64], percent: int) -> float | None:

@@ -34,6 +34,8 @@ from autoprune.yaml_io import read_yaml  # noqa: E402
 
 PROTOCOLS = {"search": SEARCH_PROTOCOL, "final": FINAL_PROTOCOL}
 NETWORKS = ("same", "slower")
+# Runs whose load began outside of these shares of the timing, as after waiting for a lock, say nothing and are repeated.
+HALF_WAY = (0.25, 0.75)
 BURNER = "while True: pass"
 
 
@@ -85,10 +87,22 @@ class Book:
         """Return the machine and the code, once for each time that the runs were continued."""
         return [line for line in self.lines if "host" in line]
 
-    def half_s(self, protocol: str) -> float:
-        """Return the seconds after which half of a quiet run has been timed."""
-        quiet = [line for run, line in self.runs().items() if run.protocol == protocol and not run.burners]
-        return float(np.median([np.mean(line["timed_s"]) for line in quiet]))
+    def timed_s(self, protocol: str) -> tuple[float, float]:
+        """Return the seconds after which timing begins and ends in a quiet run."""
+        quiet = [
+            line["timed_s"]
+            for run, line in self.runs().items()
+            if run.protocol == protocol and not run.burners
+        ]
+        begun_s, ended_s = np.median(quiet, axis=0)
+        return float(begun_s), float(ended_s)
+
+    def timed_before_load(self, line: dict[str, Any]) -> float:
+        """Return the share of a quiet run's timing that had passed when a run's load began; 1 if it never did."""
+        begun_s, ended_s = self.timed_s(line["run"]["protocol"])
+        if line["load_s"] is None:
+            return 1.0
+        return float((line["load_s"] - line["timed_s"][0]) / (ended_s - begun_s))
 
 
 def values() -> dict[str, Any]:
@@ -212,8 +226,16 @@ def run_missing(book: Book, counts: dict[str, int], reference: bool) -> None:
                 protocol = replace(FINAL_PROTOCOL, **given["reference"], limit_s=600.0, repeats=0)
             else:
                 protocol = PROTOCOLS[run.protocol]
-            half_s = book.half_s(run.protocol) if run.burners else 0.0
-            line = measure(run, protocol, files, half_s)
+            half_s = sum(book.timed_s(run.protocol)) / 2 if run.burners else 0.0
+            for _ in range(5):
+                line = measure(run, protocol, files, half_s)
+                if not run.burners or HALF_WAY[0] <= book.timed_before_load(line) <= HALF_WAY[1]:
+                    break
+                print("the load began too early or too late: once more", file=sys.stderr, flush=True)
+            else:
+                sys.exit(
+                    "the load began too early or too late five times in a row: this machine is too busy for the study"
+                )
             book.add(line)
             low, high = line["interval"]
             print(f"{done + 1}/{len(todo)} {run.network}, {run.protocol}, {run.burners} burners: {line['ratio']:.4f} "
