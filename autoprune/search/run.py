@@ -121,7 +121,8 @@ def run_study(
     try:
         with interrupt.listening():
             write_environment(paths, config, describe_host(), workload.data.fingerprint)
-            _search(store, space, config, workload, keeper, interrupt, listener, clock)
+            given = None if load is None else workload
+            _search(store, space, config, workload, given, keeper, interrupt, listener, clock)
             store.set_spent(keeper.spent_s)  # the report states it
             close(store)
             reached("report:written")
@@ -146,12 +147,13 @@ def _search(
     space: SearchSpace,
     config: StudyConfig,
     workload: Workload,
+    given: Workload | None,
     keeper: Timekeeper,
     interrupt: Interrupt,
     listener: Listener,
     clock: Clock,
 ) -> None:
-    """Run every phase that is not over yet."""
+    """Run every phase that is not over yet; ``given`` is the workload of a user's own objects, unchanged."""
     check_same_inputs(store, workload, space)
     check_features(compares_features(space), workload)
     listener(Progress("groups", "finding groups", left_s=keeper.left_s))
@@ -175,7 +177,7 @@ def _search(
     # The default search's profile estimates from gradients what it has no time to measure.
     by_gradient = any(name in GRADIENT_CRITERIA for names in space.criteria.values() for name in names)
     setup = Setup(config, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
-    with started_executor(setup, workload, keeper, interrupt, paths=store.paths) as executor:
+    with started_executor(setup, workload, given, keeper, interrupt, paths=store.paths) as executor:
         bench = build_bench(setup, workload)
         # A run that goes on after a kill has timed nothing itself.
         bench.timings.take(store.notes().get("timings", "{}"))
