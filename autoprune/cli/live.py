@@ -87,8 +87,9 @@ class _Panel:
         ):
             grid.add_row(Text(name, style="bold"), Text(value))
         recent = Text("\n".join(self._recent), style="dim")
-        parts = [grid, *([workers_table(state)] if state.workers else []), recent]
-        return Panel(Group(*parts), title=Text(self._title))
+        if state.workers:
+            return Panel(Group(grid, workers_table(state), recent), title=Text(self._title))
+        return Panel(Group(grid, recent), title=Text(self._title))
 
 
 def workers_table(progress: Progress) -> Table:

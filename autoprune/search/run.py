@@ -29,6 +29,7 @@ from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile, write_profile
 from autoprune.search.profiling import measure_profile
+from autoprune.search.shelf import Shelf
 from autoprune.search.space_cut import study_cut
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
@@ -86,6 +87,9 @@ def run_study(
     check_space(config, space)
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
+    shelf = Shelf.of(config, paths)
+    if not fresh and (brought := shelf.restore()):
+        listener(Progress("load", f"fetched {len(brought)} artifacts of study {paths.name} from its mirror"))
     store = (
         StudyStore.create_or_resume(config, paths, fresh=fresh) if has_record(paths, config.storage) else None
     )
@@ -122,9 +126,10 @@ def run_study(
         with interrupt.listening():
             write_environment(paths, config, describe_host(), workload.data.fingerprint)
             given = None if load is None else workload
-            _search(store, space, config, workload, given, keeper, interrupt, listener, clock)
+            _search(store, space, config, workload, given, shelf, keeper, interrupt, listener, clock)
             store.set_spent(keeper.spent_s)  # the report states it
             close(store)
+            shelf.tidy()
             reached("report:written")
     finally:
         store.set_spent(keeper.spent_s)
@@ -148,6 +153,7 @@ def _search(
     config: StudyConfig,
     workload: Workload,
     given: Workload | None,
+    shelf: Shelf,
     keeper: Timekeeper,
     interrupt: Interrupt,
     listener: Listener,
@@ -186,7 +192,7 @@ def _search(
             store, space, bench, keeper, interrupt, listener, clock,
             run=None if trials is None else trials.run,
             adopt_dense=None if trials is None else trials.adopt_dense,
-            executor=executor,
+            executor=executor, shelf=shelf,
         )  # fmt: skip
         final = FinalPhase(driver, bench)
         store.phase = "search"

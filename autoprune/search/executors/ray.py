@@ -118,9 +118,9 @@ class RayExecutor:
         import ray
 
         total = ray.cluster_resources()
-        fit = [total.get("CPU", 0.0) / self._execution.cpus_per_trial]
-        if self._execution.gpus_per_trial:
-            fit.append(total.get("GPU", 0.0) / self._execution.gpus_per_trial)
+        fit = [total.get("CPU", 0.0) / self._execution.cpus]
+        if self._execution.gpus:
+            fit.append(total.get("GPU", 0.0) / self._execution.gpus)
         return max(1, int(min(fit)))
 
     def start(self) -> None:
@@ -142,7 +142,7 @@ class RayExecutor:
     def _check_room(self) -> None:
         import ray
 
-        cpus, gpus = self._execution.cpus_per_trial, self._execution.gpus_per_trial
+        cpus, gpus = self._execution.cpus, self._execution.gpus
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(n.get("CPU", 0.0) >= cpus and n.get("GPU", 0.0) >= gpus for n in nodes):
             _log.warning(
@@ -189,9 +189,9 @@ class RayExecutor:
         from autoprune.search.executors.ray_worker import Seat
 
         execution = self._execution
-        resources: dict[str, float] = {"cpu": execution.cpus_per_trial}
-        if execution.gpus_per_trial:
-            resources["gpu"] = execution.gpus_per_trial
+        resources: dict[str, float] = {"cpu": execution.cpus}
+        if execution.gpus:
+            resources["gpu"] = execution.gpus
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.size)
         for name in _LOUD:  # a worker that is lost is told by us
             logging.getLogger(name).setLevel(logging.CRITICAL)
