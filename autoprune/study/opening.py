@@ -180,7 +180,7 @@ def has_record(paths: StudyPaths, storage: str | None) -> bool:
     if place.database is None:
         return paths.database.exists()
     with storage_faults(place):
-        opened = open_storage(place, create=False)
+        opened = open_storage(place, create=True)
         try:
             return study_id_of(opened, paths.name) is not None
         finally:

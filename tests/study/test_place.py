@@ -105,6 +105,13 @@ def test_a_study_of_another_program_is_left_alone(database: str) -> None:
     assert [row["study"] for row in list_studies(database)] == []
 
 
+def test_readers_of_an_empty_database_make_nothing_in_it(postgres: Postgres, database: str) -> None:
+    with pytest.raises(StorageError, match="holds no studies of autoprune"):
+        StudyStore.open("none", database)
+    assert list_studies(database) == []
+    assert postgres.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database).strip() == "0"
+
+
 def test_a_damaged_pointer_is_named() -> None:
     open_for_writing("lost").release()
     StudyPaths.of("lost").storage.write_text('{"storage": "redis://h"}')
