@@ -27,11 +27,12 @@ from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary
 from autoprune.study.decode import Plan
 from autoprune.study.front import front_numbers, study_hypervolume
 from autoprune.study.records import TrialRecord, is_given
-from autoprune.study.samplers import CUT_OFF, MAX_RETRIES
+from autoprune.study.samplers import CUT_OFF, RETRIES
 from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
+MAX_RETRIES = RETRIES
 UNFINISHED = CUT_OFF
 
 

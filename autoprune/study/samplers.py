@@ -13,7 +13,7 @@ from autoprune.errors import UsageError
 from autoprune.study.records import TrialRecord
 
 CUT_OFF = ("lost", "interrupted")
-MAX_RETRIES = 2
+RETRIES = 2
 
 
 def counted(records: Sequence[TrialRecord]) -> int:
@@ -24,7 +24,7 @@ def counted(records: Sequence[TrialRecord]) -> int:
     else it would be drawn again and again.
     """
     cut_off = Counter(r.recipe.model_dump_json() for r in records if r.failure_kind in CUT_OFF and r.recipe)
-    given_up = sum(tries > MAX_RETRIES for tries in cut_off.values())
+    given_up = sum(tries > RETRIES for tries in cut_off.values())
     return sum(record.failure_kind not in CUT_OFF for record in records) + given_up
 
 

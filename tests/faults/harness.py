@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,10 +115,8 @@ class Run:
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send it a signal; one that has ended gets none."""
-        try:
+        with suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     @property
     def said(self) -> str:
@@ -143,6 +142,7 @@ class Study:
     budget: str = "2trials"
     sampler: str = "tpe"
     extra: Sequence[str] = ()
+    final_share: float = 0.1
     runs: int = 0
     seen: dict[int, str] = field(default_factory=dict)
 
@@ -191,7 +191,7 @@ class Study:
             "--budget",
             self.budget,
         ]
-        own += ["--sampler", self.sampler, "front_points=2", "final_share=0.1", *self.extra]
+        own += ["--sampler", self.sampler, "front_points=2", f"final_share={self.final_share}", *self.extra]
         output, errors = (self.folder / f"{self.name}.{self.runs}.{kind}" for kind in ("out", "err"))
         number, pid = self.forker.fork(
             words=[*(own if verb is None else verb), *words],

@@ -33,7 +33,7 @@ def searched(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def cut(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """A study that was killed when its final phase had trained one network."""
-    study = Study(forker, tmp_path_factory.mktemp("cut"))
+    study = Study(forker, tmp_path_factory.mktemp("cut"), final_share=0.3)
     assert study.run(fault="final:recovered=kill").wait() == -signal.SIGKILL
     return study
 
@@ -41,7 +41,16 @@ def cut(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Study:
 def copied(study: Study, folder: Path) -> Study:
     """Return a copy of a study in another place."""
     shutil.copytree(study.folder, folder)
-    return Study(study.forker, folder, study.name, study.budget, study.sampler, study.extra, study.runs)
+    return Study(
+        study.forker,
+        folder,
+        study.name,
+        study.budget,
+        study.sampler,
+        study.extra,
+        study.final_share,
+        study.runs,
+    )
 
 
 def damage(place: Path, kind: str) -> bytes:
