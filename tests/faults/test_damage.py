@@ -134,16 +134,14 @@ def test_the_damaged_network_of_a_trial_is_made_again(
         shutil.rmtree(folder)
     before = study.records
     pruned = [r.number for r in before if r.recipe is not None and r.recipe.prunes and r.state == "complete"]
-    damaged = 0
-    for number in pruned:
-        if study.paths.artifact(number).is_dir():
-            damage(study.paths.artifact(number) / "weights.safetensors", kind)
-            damaged += 1
+    damaged = [place for number in pruned if (place := study.paths.artifact(number)).is_dir()]
+    for place in damaged:
+        damage(place / "weights.safetensors", kind)
     run = study.finish()
     assert "weights.safetensors differs from its manifest" in run.said
     assert "is made again" in run.said
-    assert_intact(study)
-    tell(damaged=damaged)
+    assert_intact(study, unread=damaged)
+    tell(damaged=len(damaged))
 
 
 def test_what_is_exported_is_checked(searched: Study, tmp_path: Path, tell: Tell) -> None:

@@ -67,7 +67,8 @@ def test_a_baseline_that_takes_the_process_along_does_not_stop_the_study(study: 
     tell(assert_intact(study))
 
 
-@pytest.mark.parametrize("what", ["raise", pytest.param("nan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["raise", "nan"])
 def test_a_storm_of_failures_ends_with_the_one_cause(study: Study, tell: Tell, what: str) -> None:
     study.budget = "30trials"
     run = study.run(trials=f"{what}@5+")
