@@ -31,7 +31,10 @@ def temporary_folder(parent: Path) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
     except OSError as error:
-        raise StorageError(f"folder {str(parent)!r} cannot be written: {error.strerror or error}") from error
+        raise StorageError(
+            f"folder {str(parent)!r} cannot be written: {error.strerror or error}",
+            "free space or choose a writable folder (AUTOPRUNE_STUDIES), then run the same command again: it resumes",
+        ) from error
 
 
 def commit_folder(folder: Path, place: Path) -> None:

@@ -156,6 +156,8 @@ def keep_copy(paths: StudyPaths) -> None:
     unfinished = place.with_name(f".{place.name}.unfinished")
     try:
         with closing(sqlite3.connect(paths.database)) as source, closing(sqlite3.connect(unfinished)) as copy:
+            # What is still in the log goes into the file, which then stands by itself.
+            source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             source.backup(copy)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())

