@@ -120,7 +120,7 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
             for n in executed.not_as_asked
         )
         notes.append("Not run in the format that the recipe asks for: " + "; ".join(told) + ".")
-    notes += not_measured(measured.figures)
+    notes += map(_cell, not_measured(measured.figures))
     if measured.report is None:
         notes.append(
             "Not measured on the report split: its figure on the search split is what it was chosen by."
