@@ -124,6 +124,20 @@ def test_all_is_on_the_disk_before_the_folder_has_its_name(
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
+def test_a_run_that_is_killed_while_it_replaces_a_folder_leaves_what_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = StudyPaths(tmp_path)
+    place = make(paths.artifacts, "trial-00001", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr("autoprune.study.artifacts.shutil.rmtree", lambda *_, **__: None)
+        make(paths.artifacts, "trial-00001", b"new")
+    assert len(list(paths.artifacts.iterdir())) == 2
+    discard_unfinished(paths)
+    assert [folder.name for folder in paths.artifacts.iterdir()] == ["trial-00001"]
+    assert (place / "model.onnx").read_bytes() == b"new"
+
+
 def test_folders_that_cannot_be_made_or_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "wall").write_text("")
     with pytest.raises(StorageError, match=r"wall/in' cannot be written: Not a directory"):

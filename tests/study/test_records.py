@@ -24,7 +24,8 @@ def made(number: int = 1, recipe: Recipe | None = CUT, **values: Any) -> TrialRe
 
 
 def test_a_trial_counts_in_the_search_where_it_was_measured_there_and_is_no_repeat() -> None:
-    assert made().is_measured_search and made().is_trained
+    assert made().is_measured_search and made().is_trained and not made().is_repeat
+    assert made(repeat_of=0).is_repeat
     for record in (
         made(state="failed"),
         made(state="running"),
