@@ -17,7 +17,7 @@ from autoprune.compress.lowrank import Factorised
 from autoprune.config import StudyConfig, describe_faults, make_config
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Artifact
-from autoprune.errors import ExportError, StorageError, TrialError, UsageError
+from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, UsageError
 from autoprune.measure.figures import FULL_RUN
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
@@ -32,7 +32,7 @@ from autoprune.search.profile import Profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.robustness import file_robustness
 from autoprune.search.space_cut import settled
-from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors
+from autoprune.search.trial import assemble, evaluate, evaluate_file, failures_as_trial_errors, first_line
 from autoprune.space.groups import Groups
 from autoprune.space.mask import Mask, check_sparsity
 from autoprune.space.quantization import ActivationBits, Bits, Quantization
@@ -49,6 +49,7 @@ from autoprune.space.space_files import load_space
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.elsewhere import seen_on
 from autoprune.study.front import dense_number, dense_record
+from autoprune.study.reading import read_json
 from autoprune.study.robustness import content_of
 from autoprune.study.store import StudyStore
 from autoprune.target import recorded_target
@@ -99,7 +100,7 @@ def export_point(
         facts = recorded_target(store.settings()).facts
         shutil.copy2(place / facts.model_file, folder / facts.model_file)
         shutil.copy2(source / WEIGHTS_FILE, folder / WEIGHTS_FILE)
-        content = json.loads((source / RECIPE_FILE).read_text(encoding="utf-8"))
+        content = _recipe_content(source / RECIPE_FILE, StorageError)
         content |= {"study": study, "trial": trial}
         content["settings"] = {**content["settings"], "target": store.settings()["target"], "also": []}
         (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
@@ -157,7 +158,7 @@ def measure_artifact(
     config.check_installed()
     loaded = load_data(config)
     runtime = make_runtime(config.target)
-    with _trial_errors_as_export_errors():
+    with _trial_errors_as_export_errors(), _file_faults(model_path):
         corrupted = [
             file_robustness(path, loaded, config, ignore)
             for path in ((model_path, dense_path) if robustness else ())
@@ -215,11 +216,11 @@ def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
     content: dict[str, Any] = {"settings": {}}
     if recipe.is_file():
         try:
-            content = json.loads(recipe.read_text(encoding="utf-8"))
+            content = _recipe_content(recipe, UsageError)
             content["settings"]["data"], content["data_fingerprint"]
             facts = recorded_target(content["settings"]).facts
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{str(recipe)!r} cannot be read: {error}") from error
+            raise UsageError(f"{str(recipe)!r} cannot be read: {type(error).__name__}: {error}") from error
     else:
         facts = recorded_target({}).facts
     paths = [recipe, folder / facts.model_file, folder / facts.dense_file]
@@ -231,6 +232,31 @@ def _read_artifact(folder: Path) -> tuple[dict[str, Any], Path, Path]:
         )
     verify(folder)
     return content, paths[1], paths[2]
+
+
+def _recipe_content(path: Path, fault: type[AutopruneError]) -> dict[str, Any]:
+    """Return what a ``recipe.json`` holds: a mapping with one of settings in it."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise fault(f"{str(path)!r} cannot be read: {error}", "export or search it again") from error
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise fault(f"{str(path)!r} is no recipe of an artifact: it holds no settings", "export it again")
+    return content
+
+
+@contextmanager
+def _file_faults(path: Path) -> Iterator[None]:
+    """Turn what a runtime raises of a file that it cannot open or run into an ``ExportError``."""
+    try:
+        yield
+    except (AutopruneError, OSError):
+        raise
+    except Exception as error:  # each runtime raises errors of its own
+        raise ExportError(
+            f"{str(path)!r} cannot be run: {type(error).__name__}: {first_line(error)}",
+            "export or compress it again",
+        ) from error
 
 
 def list_groups(config: StudyConfig, listener: Listener = ignore) -> Groups:

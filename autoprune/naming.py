@@ -168,6 +168,11 @@ class StudyPaths:
         return self.database.is_file() or self.storage.is_file()
 
     @property
+    def database_copy(self) -> Path:
+        """A copy of the database as it was found sound last, which takes the place of a damaged one."""
+        return self.root / "study.db.copy"
+
+    @property
     def screens(self) -> Path:
         """Recipes that the default search looked at without making them trials."""
         return self.root / "screens.jsonl"

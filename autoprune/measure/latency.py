@@ -25,11 +25,12 @@ class LatencyProtocol:
     Attributes:
         processes: Processes that measure one after the other; each has a memory layout of its own, which moves a
             ratio by more than what is seen inside one process.
-        sessions: Times that each process opens the models anew.
+        sessions: Times that each process opens the models anew; three at least, more while there is time.
         rounds: Rounds of each session, in which every model is timed once, in random order.
         block_s: Seconds of runs that make one timing.
         warmup_s: Seconds of warm-up of each session, all models together.
-        limit_s: Seconds after which a session ends early, for each model; three rounds are always run.
+        limit_s: Seconds after which a session ends early, for each model; three rounds are always run. After so
+            many for each session and model, a process opens them no more.
         repeats: Passes that may follow a noisy one.
         noise_limit: Largest interquartile range of the dense model's blocks as a share of their median.
     """
@@ -44,8 +45,9 @@ class LatencyProtocol:
     noise_limit: float = 0.1
 
 
+# Short sessions, and many: with three of seven rounds each, 5 % were found in fewer than half of the runs.
 SEARCH_PROTOCOL = LatencyProtocol(
-    processes=1, sessions=3, rounds=7, block_s=0.008, warmup_s=0.1, limit_s=1.0, repeats=1
+    processes=1, sessions=9, rounds=3, block_s=0.008, warmup_s=0.05, limit_s=0.4, repeats=1
 )
 # Many models in one session: their differences matter, not each one's interval.
 PROFILE_PROTOCOL = LatencyProtocol(

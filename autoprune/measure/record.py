@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Interval = tuple[float, float]
 EnergySource = Literal["rapl", "nvml"]
@@ -36,14 +36,14 @@ class Latency(BaseModel):
         latency_ms: Median over runs (p50), milliseconds for one batch.
         latency_p95_ms: 95th percentile; None below the number of samples that it needs.
         dense_ms: Median of the dense model in the same session, milliseconds.
-        ratio: Median of paired ratios candidate / dense; below 1 is faster.
-        ratio_ci: 95 % bootstrap interval of that median.
+        ratio: Centre of paired ratios candidate / dense, of each session's median; below 1 is faster.
+        ratio_ci: Its 95 % interval over sessions.
         samples: Timed runs of the candidate.
         noisy: Whether the spread was above the protocol's limit after all repeats, or a GPU was throttled.
         gpu: State of the GPU; None on the processor, and where ``nvidia-ml-py`` is not there to read it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     latency_ms: float
     latency_p95_ms: float | None
@@ -75,7 +75,7 @@ class RunFigures(BaseModel):
         dense: The dense network's, of the same session; None where they were not measured, and in its own.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     memory_bytes: int | None = None
     cold_start_ms: float | None = None
@@ -111,7 +111,7 @@ class Capability(BaseModel):
         examples: Number of examples scored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     value: float
@@ -170,7 +170,7 @@ class Measurement(BaseModel):
         elsewhere: The same on further targets of the study, by the target's word.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     search: Capability
     report: Capability | None
@@ -180,7 +180,7 @@ class Measurement(BaseModel):
     params: int
     macs: int
     executed: Executed
-    parity_error: float
+    parity_error: Annotated[float, Field(allow_inf_nan=True)]
     figures: RunFigures = RunFigures()
     elsewhere: dict[str, Measurement] = {}
 
@@ -205,7 +205,7 @@ class ClassScore(BaseModel):
         examples: Number of its examples.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     index: int

@@ -32,40 +32,54 @@ def wilson_interval(successes: float, total: int, z: float = 1.96) -> Interval:
 def median_ratio_interval(
     sessions: Sequence[NDArray[np.float64]], seed: int = 0, resamples: int = 2000
 ) -> tuple[float, Interval]:
-    """Return the median of paired ratios and its 95 % bootstrap interval over sessions.
+    """Return the centre of paired ratios and its 95 % interval over sessions.
 
-    Rounds of one session share its memory layout, so they are not independent: each resample draws sessions
-    first and rounds inside them second [Davison1997]_.
+    Rounds of one session share its memory layout, so they are not independent: what counts is each session's median.
+    The centre is the median of these, the interval lies between two of them, by the sign test: the second smallest and
+    the second largest of nine. It holds whatever the distribution, also where a load makes some sessions much noisier
+    than others, if each is as likely to be too high as too low: the two of a pair are timed in random order. A burst
+    that spoils one session does not widen it. No two of nine make 95 % exactly; these hold in 96.1 % of all cases.
 
-    With few sessions such a bootstrap is too narrow, for it never leaves the sessions' extremes: its deviations, of
-    logarithms, are widened by sqrt(m / (m - 1)) and by Student's quantile over the normal one for m sessions.
-
-    .. [Davison1997] Davison, Hinkley: Bootstrap Methods and their Application, 1997, section 3.8.
+    Fewer than six sessions cannot be so many cases; they have the mean of the logarithms and Student's interval. One
+    session alone has the median of its ratios and a bootstrap interval over its rounds, which knows nothing of what
+    another session would find.
 
     Args:
         sessions: For each session one ratio a round, ``(n,)``, n at least 1.
         seed: Seed of the resampling.
         resamples: Number of bootstrap samples.
     """
+    if len(sessions) == 1:
+        return _within_session(sessions[0], seed, resamples)
+    medians = np.sort([np.median(np.log(ratios)) for ratios in sessions])
+    outside = _outside(len(medians))
+    if outside:
+        middle, low, high = float(np.median(medians)), float(medians[outside - 1]), float(medians[-outside])
+    else:
+        from scipy.special import stdtrit  # the measuring process imports this file and never comes here
+
+        middle = float(medians.mean())
+        error = float(medians.std(ddof=1)) / math.sqrt(len(medians))
+        half = float(stdtrit(len(medians) - 1, 0.975)) * error
+        low, high = middle - half, middle + half
+    return math.exp(middle), (math.exp(low), math.exp(high))
+
+
+def _outside(count: int) -> int:
+    """Return which of so many sorted numbers, from either end, bounds a 95 % interval of the median; 0 if none does."""
+    outside, lower = 0, 0.5**count
+    while lower <= 0.025:  # the share of cases in which so few or fewer lie below the median
+        outside += 1
+        lower += math.comb(count, outside) * 0.5**count
+    return outside
+
+
+def _within_session(ratios: NDArray[np.float64], seed: int, resamples: int) -> tuple[float, Interval]:
     generator = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    for index in range(resamples):
-        chosen = generator.integers(len(sessions), size=len(sessions))
-        drawn[index] = np.median(
-            np.concatenate([generator.choice(sessions[i], len(sessions[i])) for i in chosen])
-        )
-    middle = float(np.median(np.concatenate(sessions)))
-    deviations = np.log(np.quantile(drawn, [0.025, 0.975]) / middle) * _widening(len(sessions))
-    low, high = middle * np.exp(deviations)
-    return middle, (min(float(low), middle), max(float(high), middle))
-
-
-def _widening(sessions: int) -> float:
-    from scipy.special import stdtrit  # the measuring process imports this file and never comes here
-
-    if sessions < 2:
-        return 1.0
-    return float(math.sqrt(sessions / (sessions - 1)) * stdtrit(sessions - 1, 0.975) / 1.959964)
+    drawn = np.median(generator.choice(ratios, (resamples, len(ratios))), axis=1)
+    middle = float(np.median(ratios))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return middle, (float(low), float(high))
 
 
 def percentile_or_none(samples: NDArray[np.float64], percent: int) -> float | None:

@@ -40,6 +40,7 @@ from autoprune.measure.stats import spread, trimmed_mean
 from autoprune.measure.throughput import throughputs
 
 _LEAST_ROUNDS = 3
+_LEAST_SESSIONS = 3
 
 
 def main() -> None:
@@ -94,12 +95,14 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Time all models of a job against its dense model; repeat noisy passes and keep the quietest."""
     generator = np.random.default_rng(job["seed"])
+    begun_s = time.monotonic()
     best = one_pass(job, generator)
     for _ in range(job["repeats"]):
         if best["spread"] <= job["noise_limit"]:
             break
         best = min(best, one_pass(job, generator), key=lambda found: float(found["spread"]))
-    return {**best, "noisy": best["spread"] > job["noise_limit"] or is_throttled(best["gpu"])}
+    noisy = best["spread"] > job["noise_limit"] or is_throttled(best["gpu"])
+    return {**best, "noisy": noisy, "timed_s": [begun_s, time.monotonic()]}
 
 
 def is_throttled(state: dict[str, Any] | None) -> bool:
@@ -119,7 +122,11 @@ def one_pass(job: dict[str, Any], generator: np.random.Generator) -> dict[str, A
     samples: list[list[float]] = [[] for _ in paths]
     ratios: list[list[list[float]]] = [[] for _ in job["models"]]
     dense: list[float] = []
-    for _ in range(job["sessions"]):
+    begun = time.perf_counter()
+    for done in range(job["sessions"]):
+        limit_s = job["limit_s"] * len(paths) * job["sessions"]
+        if done >= _LEAST_SESSIONS and time.perf_counter() - begun > limit_s:
+            break
         order = generator.permutation(len(paths))
         opened = {i: Runner(paths[i], job) for i in order}
         runners = [opened[i] for i in range(len(paths))]

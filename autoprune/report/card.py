@@ -147,8 +147,8 @@ def _method(view: StudyView, record: TrialRecord) -> str:
             "",
             f"- target: {_cell(target_text(view.settings))}",
             f"- host: {_cell(host_text(view.host))}",
-            "- latency: this artifact and the dense one interleaved in one process; the ratio is the median of pairs,"
-            " its interval a bootstrap",
+            "- latency: this artifact and the dense one interleaved in one process; the ratio is the median over"
+            " sessions of pairs, its interval by the sign test",
             f"- to open the file elsewhere: `{recorded_target(view.settings).facts.opens}`; it takes images in float32",
             *([f"- {HOW_MEASURED}"] if measured is not None and measured.figures.dense else []),
             *_session_lines(view.settings, mixed),

@@ -11,6 +11,7 @@ import numpy as np
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig
 from autoprune.errors import TrialError
+from autoprune.faults import reached
 from autoprune.search.baselines import Baseline
 from autoprune.search.candidates import Candidate
 from autoprune.search.driver import MAX_FAILURES_IN_A_ROW, Driver, too_many_failures
@@ -268,6 +269,7 @@ class AutoSearch:
             ended_s=self.driver.keeper.spent_s,
         )
         append_screens(self.driver.paths, [screen])
+        reached("screen:written")
         self._take_screen(proposal, screen)
 
     def _take_screen(self, proposal: Proposal, screen: Screen) -> None:

@@ -37,6 +37,7 @@ from autoprune.search.formats import formats_of, stored_weights
 from autoprune.search.timings import Timings
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
+from autoprune.study.artifacts import commit_folder, temporary_folder, usable
 from autoprune.study.records import TrialRecord
 from autoprune.target import Target
 from autoprune.workloads.weights import as_of_today
@@ -298,13 +299,16 @@ class Bench:
         (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
     def adopt_dense(self, folder: Path, record: TrialRecord) -> None:
-        """Take the dense trial's artifact as the reference of latency and size; rebuild it if it is gone."""
+        """Take the dense trial's artifact as the reference of latency and size; rebuild it if it is gone or damaged."""
         path = folder / self.model_file
-        if record.measurement is not None and path.is_file():
+        if record.measurement is not None and usable(folder) and path.is_file():
             self.dense = Artifact(path, record.measurement.executed, record.measurement.parity_error)
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.dense = self.deploy_dense(folder)
+        unfinished = temporary_folder(folder.parent)
+        made = self.deploy_dense(unfinished)
+        self.save(Compressed(self.workload.model), Recipe(), unfinished)
+        commit_folder(unfinished, folder)
+        self.dense = replace(made, path=path)
 
     def load(self, folder: Path) -> Compressed:
         """Rebuild the network that :meth:`save` wrote into ``folder``."""

@@ -13,6 +13,7 @@ import optuna
 
 from autoprune.clock import Clock
 from autoprune.errors import ExportError, StorageError, TooManyFailuresError, TrialError
+from autoprune.faults import reached
 from autoprune.measure.quiet import working
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
@@ -29,19 +30,18 @@ from autoprune.search.outlook import Outlook
 from autoprune.search.trial import run_trial
 from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
-from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder
+from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder, usable
 from autoprune.study.decode import Plan
 from autoprune.study.front import front_numbers, study_hypervolume
 from autoprune.study.records import TrialRecord, is_given
+from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, WORKER_LOST
 from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
-MAX_RETRIES = 2
 # A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
-WORKER_LOST = "worker-lost"
 CRASHED = "crashed"
-UNFINISHED = ("lost", "interrupted", WORKER_LOST)
+UNFINISHED = CUT_OFF
 
 
 def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
@@ -101,6 +101,7 @@ class Driver:
         self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
         self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
+        self._sound: set[int] = set()
 
     # -- what is run -------------------------------------------------------------------------
 
@@ -185,6 +186,10 @@ class Driver:
 
     def _missing_baselines(self) -> list[Baseline]:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
+        # One that ends the process whenever it is tried must not keep the study from going on.
+        tries = Counter(
+            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in UNFINISHED
+        )
         planned = baselines(
             self.groups,
             self.space.baselines.ratios,
@@ -198,7 +203,7 @@ class Driver:
             self.space.quantization.default(),
             self.space.activation_bits[0],
         )
-        return [baseline for baseline in planned if baseline.label not in done]
+        return [b for b in planned if b.label not in done and tries[b.label] <= MAX_RETRIES]
 
     def _lost(self) -> list[Job]:
         """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
@@ -230,7 +235,7 @@ class Driver:
         return list(found.values())
 
     def _has_started(self, record: TrialRecord) -> bool:
-        return record.started_from is not None and self.paths.artifact(record.started_from).is_dir()
+        return record.started_from is not None and self._is_sound(record.started_from)
 
     def fits(self, steps: int) -> bool:
         """Return whether a training of so many steps is expected to end before proposals have to."""
@@ -272,6 +277,7 @@ class Driver:
     def _once(self, job: Job, *, last: bool) -> TrialRecord:
         begun_s = self.clock.monotonic()
         trial, recipe = self._ask(job.recipe)
+        reached("trial:asked")
         plan = Plan(
             recipe,
             job.origin,
@@ -281,6 +287,7 @@ class Driver:
             screened=job.screened,
         )
         self.store.begin(trial, plan)
+        reached("trial:begun")
         self.records = self.store.records()
         self.say(f"trial {trial.number} {job.label or job.origin} begins")
         key = (effective_key(recipe, self.groups), job.rung)
@@ -298,6 +305,7 @@ class Driver:
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
+            reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
             if last and error.kind == WORKER_LOST:
@@ -368,6 +376,7 @@ class Driver:
             repeat_of=repeat_of,
             ended_s=self.keeper.spent_s,
         )
+        reached("trial:told")
         self.records = self.store.records()
         self._discard_dominated()
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
@@ -410,7 +419,14 @@ class Driver:
 
     def has_artifact(self, record: TrialRecord) -> bool:
         """Return whether the weights of a search trial are kept."""
-        return record.fidelity == "search" and self.paths.artifact(record.number).is_dir()
+        return record.fidelity == "search" and self._is_sound(record.number)
+
+    def _is_sound(self, number: int) -> bool:
+        """Return whether a trial's artifact is there and what was written; each is checked once in a run."""
+        place = self.paths.artifact(number)
+        if number not in self._sound and usable(place):
+            self._sound.add(number)
+        return number in self._sound and place.is_dir()
 
     def reload(self) -> None:
         """Read the records anew after another part of the search wrote some."""

@@ -9,13 +9,14 @@ from functools import partial
 from autoprune.compress.pipeline import Compressed
 from autoprune.errors import TrialError
 from autoprune.search.bench import Bench
-from autoprune.search.driver import MAX_RETRIES, WORKER_LOST, Driver
+from autoprune.search.driver import Driver
 from autoprune.search.final_recovery import LongRecovery
 from autoprune.search.points import Points
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.search.variants import Variants, narrower
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
+from autoprune.study.samplers import MAX_RETRIES, WORKER_LOST
 
 # A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
 _LEAST_GAIN = 4

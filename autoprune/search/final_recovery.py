@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autoprune.compress.pipeline import Compressed
+from autoprune.faults import reached
 from autoprune.measure.quiet import working
-from autoprune.search.bench import RECIPE_FILE, Bench
+from autoprune.search.bench import Bench
 from autoprune.search.driver import Driver
 from autoprune.search.executors.contract import Request
 from autoprune.search.fidelity import INHERITED
 from autoprune.search.lineage import prunes_further
 from autoprune.search.long_training import train_long
 from autoprune.space.recipe import Recipe, Recovery
-from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder
+from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, usable
 from autoprune.study.records import TrialRecord
 
 # What a network that lost nothing counts as, against the one that lost most.
@@ -60,7 +61,7 @@ class LongRecovery:
     def recover(self, record: TrialRecord, slot_s: float) -> Compressed:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
         checkpoint = self.paths.recovered(record.number, self.round)
-        if (checkpoint / RECIPE_FILE).exists():
+        if usable(checkpoint):
             self._lines[record.number] = self.bench.load(checkpoint)
             parent = self.driver.store.notes().get(self._line_note(record))
             if parent:
@@ -82,17 +83,23 @@ class LongRecovery:
         earlier = self._earlier.get(record.number)
         # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
         start_step = earlier.train_steps if earlier is not None else 0
-        folder = temporary_folder(self.paths.artifacts)
+        folder, own = (temporary_folder(self.paths.artifacts) for _ in range(2))
         try:
-            self._train(record, recipe, folder, line, slot_s, start_step)
+            source = self._own(record)
+            if source is None and recipe.prunes:
+                self.bench.save(compressed, recipe, own)
+                source = own
+            self._train(record, recipe, folder, source, line, slot_s, start_step)
             trained = self.bench.load(folder)
             if not self.driver.interrupt():
                 if line is not None:
                     self.driver.store.note(self._line_note(record), str(line))
                 commit_folder(folder, checkpoint)
+                reached("final:recovered")
                 self._lines[record.number] = trained
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            for each in (folder, own):
+                shutil.rmtree(each, ignore_errors=True)
         return trained
 
     def _train(
@@ -100,12 +107,12 @@ class LongRecovery:
         record: TrialRecord,
         recipe: Recipe,
         folder: Path,
+        own: Path | None,
         line: int | None,
         slot_s: float,
         start_step: int,
     ) -> None:
         """Train a network for its time, here or in a worker, and leave it in ``folder``."""
-        own = self._own(record)
         start = None if line is None else self.paths.recovered(line, self.round)
         executor = self.driver.executor
         if executor is None:
@@ -175,12 +182,20 @@ class LongRecovery:
         return number
 
     def _own(self, record: TrialRecord) -> Path | None:
-        """Return where the network lies that a trial left; None for the dense one."""
+        """Return where the network lies that a trial left, undamaged; None for the dense one, or if there is none."""
         if record.recipe is None or not record.recipe.prunes:
             return None
-        return artifact_folder(self.paths, self._earlier.get(record.number) or record)
+        kept = [each for each in (self._earlier.get(record.number), record) if each is not None]
+        return next((f for f in (artifact_folder(self.paths, each) for each in kept) if usable(f)), None)
 
     def untrained(self, record: TrialRecord) -> Compressed:
-        """Return the network that a trial left, or an earlier round made of it."""
+        """Return the network that a trial left; made once more from its recipe where its artifact is damaged."""
+        if record.recipe is None or not record.recipe.prunes:
+            return Compressed(self.bench.workload.model)
         own = self._own(record)
-        return Compressed(self.bench.workload.model) if own is None else self.bench.load(own)
+        if own is not None:
+            return self.bench.load(own)
+        self.driver.say(f"the network of trial {record.number} is made again")
+        start = None if record.started_from is None else self.paths.artifact(record.started_from)
+        sound = start is not None and usable(start)
+        return self.bench.compressed(record.recipe, self.driver.interrupt, start if sound else None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import TrialError
+from autoprune.faults import reached
 from autoprune.measure.figures import FULL_RUN, RunProtocol, within
 from autoprune.measure.latency import measure_front
 from autoprune.measure.record import Capability, Latency, Measurement, RunFigures
@@ -114,6 +115,7 @@ class Points:
                 }
                 place = self.driver.paths.final_artifact(record.number, self.driver.store.round, variant)
                 commit_folder(folder, place)
+                reached("final:committed")
         except TrialError as error:
             if variant:  # the network's own point is there
                 self.driver.say(f"trial {record.number} as {variant} failed: {error.kind}: {error.reason}")
@@ -213,6 +215,7 @@ class Points:
                 started_from=started_from.get(point.parent.number),
                 ended_s=self.driver.keeper.spent_s,
             )
+            reached("final:told")
             self.driver.reload()
             self.driver.listener(
                 self.driver.progress(f"final point {number}", "measure", describe(number, measurement))

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from autoprune.search.candidates import Candidate, as_timed
-from autoprune.search.driver import MAX_RETRIES, UNFINISHED
+from autoprune.search.driver import UNFINISHED
 from autoprune.search.options import Options
 from autoprune.search.severity import ALL_LOST, severity
 from autoprune.search.solver import Choices
 from autoprune.space.groups import Groups
 from autoprune.study.records import TrialRecord, is_given
+from autoprune.study.samplers import MAX_RETRIES
 from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.shapes import LayerShape
+from autoprune.study.artifacts import write_text_atomic
+from autoprune.study.integrity import seal, set_aside, unseal
 
 _log = logging.getLogger(__name__)
 
@@ -103,11 +105,22 @@ class Profile(BaseModel):
 
 
 def read_profile(place: Path) -> Profile | None:
-    """Return a profile that was written before; None if there is none, or none that can be used."""
+    """Return a profile that was written before; None if there is none, or it is damaged, which the log says."""
     try:
-        return Profile.model_validate_json(place.read_text(encoding="utf-8"))
+        return Profile.model_validate(unseal(place.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, ValidationError) as error:
         _log.warning("the profile %s cannot be used: %s", place, error)
         return None
+
+
+def write_profile(place: Path, profile: Profile) -> None:
+    """Write a profile with its checksum; a damaged one that is there is set aside.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    if place.exists() and read_profile(place) is None:
+        set_aside(place, "it is not what was written")
+    write_text_atomic(place, seal(profile.model_dump(mode="json")))

@@ -25,13 +25,12 @@ from autoprune.measure.node_times import layer_seconds
 from autoprune.naming import cache_root
 from autoprune.search.bench import Bench
 from autoprune.search.designs import design_recipes
-from autoprune.search.profile import CutLoss, Design, Profile, read_profile
+from autoprune.search.profile import CutLoss, Design, Profile, read_profile, write_profile
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Group, Groups, kept_count
 from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.space.search_space import SearchSpace
-from autoprune.study.artifacts import write_text_atomic
 from autoprune.workloads.weights import state_digest
 
 _FORMAT = 3
@@ -80,7 +79,7 @@ def measure_profile(
     profile = profile.model_copy(update={"seconds": known + time.perf_counter() - begun})
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(place, profile.model_dump_json())
+        write_profile(place, profile)
     except OSError as error:
         _log.warning("the profile could not be cached in %s: %s", place, error)
     return profile

@@ -9,6 +9,7 @@ from functools import partial
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
 from autoprune.errors import TrialError, UsageError
+from autoprune.faults import reached
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
 from autoprune.search.auto import AutoSearch
@@ -26,7 +27,7 @@ from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy
 from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
-from autoprune.search.profile import Profile, read_profile
+from autoprune.search.profile import Profile, read_profile, write_profile
 from autoprune.search.profiling import measure_profile
 from autoprune.search.space_cut import study_cut
 from autoprune.search.trial import failures_as_trial_errors
@@ -34,7 +35,7 @@ from autoprune.space.groups import Groups
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.space_files import load_space
-from autoprune.study.artifacts import write_text_atomic
+from autoprune.study.artifacts import verify
 from autoprune.study.env import write_environment
 from autoprune.study.front import dense_number
 from autoprune.study.opening import has_record
@@ -123,6 +124,7 @@ def run_study(
             _search(store, space, config, workload, keeper, interrupt, listener, clock)
             store.set_spent(keeper.spent_s)  # the report states it
             close(store)
+            reached("report:written")
     finally:
         store.set_spent(keeper.spent_s)
         store.release()
@@ -195,7 +197,9 @@ def _search(
         store.phase = "final"
         final.run()
         if not interrupt():
+            reached("round:over")
             store.end_round(keeper.spent_s, config.budget)
+            reached("round:told")
 
 
 def default_strategy(
@@ -276,7 +280,8 @@ def _profile(driver: Driver, bench: Bench, config: StudyConfig) -> Profile:
     with failures_as_trial_errors():
         profile = measure_profile(bench, driver.space, allowed_s, driver.say, driver.interrupt)
     if not driver.interrupt():
-        write_text_atomic(driver.paths.profile, profile.model_dump_json())
+        write_profile(driver.paths.profile, profile)
+        reached("profile:written")
     return profile
 
 
@@ -330,6 +335,9 @@ def with_trained_dense(
         return workload
     number = dense_number(store.records())
     if number is not None and (weights := store.paths.artifact(number) / WEIGHTS_FILE).is_file():
+        verify(
+            store.paths.artifact(number)
+        )  # trained anew it would be another network than the record is about
         listener(
             Progress("dense", f"taking the dense network from trial {number} of study {store.paths.name}")
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autoprune.deploy.runtime import Artifact, Runtime
 from autoprune.errors import AutopruneError, ExportError, TrialError
+from autoprune.faults import reached
 from autoprune.measure.capability import score
 from autoprune.measure.cost import count_macs, count_params, size_bytes
 from autoprune.measure.latency import SEARCH_PROTOCOL, measure_latency
@@ -51,13 +52,17 @@ def run_trial(
     with failures_as_trial_errors():
         recipe.check(bench.groups)
         compressed = bench.compressed(recipe, deadline, start)
+        reached("trial:compressed")
         with timed() as deploying:
             artifact = bench.deploy(compressed, recipe, folder)
             bench.save(compressed, recipe, folder)
+        reached("trial:exported")
         with timed() as scoring:
             capability = evaluate(bench, artifact, bench.workload.data.search)
+        reached("trial:scored")
         with timed() as timing:
             latency, figures = time_against_dense(bench, artifact)
+        reached("trial:measured")
         bench.timings.deploy.append(deploying())
         bench.timings.example.append(scoring() / capability.examples)
         bench.timings.latency.append(timing())
@@ -168,6 +173,8 @@ def failures_as_trial_errors() -> Iterator[None]:
         raise TrialError("out-of-memory", first_line(error)) from error
     except OSError:
         raise
+    except SystemExit as error:  # a library that gives up, or code of the user's own
+        raise TrialError("raised", f"it asked to end the program (SystemExit: {error.code})") from error
     except Exception as error:  # a trial may fail in any library; the study goes on without it
         kind = "out-of-memory" if "out of memory" in str(error).lower() else "raised"
         raise TrialError(kind, f"{type(error).__name__}: {first_line(error)}") from error

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
+from autoprune.study.integrity import set_aside
+from autoprune.study.reading import read_json
 from autoprune.study.records import TrialRecord
 
 MANIFEST = "manifest.json"
@@ -68,8 +70,8 @@ def verify(folder: Path) -> None:
         StorageError: If a file is missing or differs; names it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        damaged = [name for name, digest in manifest.items() if _sha256(folder / name) != digest]
+        manifest = read_json(folder / MANIFEST)
+        damaged = [name for name, digest in manifest.items() if _sha256(_inside(folder, name)) != digest]
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(
             f"artifact {str(folder)!r} is damaged: {error}", "export or search it again"
@@ -79,6 +81,18 @@ def verify(folder: Path) -> None:
             f"artifact {str(folder)!r} is damaged: {', '.join(damaged)} differs from its manifest",
             "export or search it again",
         )
+
+
+def usable(folder: Path) -> bool:
+    """Return whether a committed folder is there and sound; a damaged one is set aside, the log says why."""
+    if not folder.is_dir():
+        return False
+    try:
+        verify(folder)
+    except StorageError as error:
+        set_aside(folder, error.message)
+        return False
+    return True
 
 
 def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:
@@ -120,6 +134,14 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
             f"{str(path)!r} cannot be written: {error.strerror or error}",
             "free space or choose a writable folder (AUTOPRUNE_STUDIES)",
         ) from error
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the file that a manifest names, which has to be a regular one in the very folder."""
+    place = folder / name
+    if "\0" in name or not place.resolve().is_relative_to(folder.resolve()) or not place.is_file():
+        raise ValueError(f"its manifest names {name[:100]!r}, which is no file in it")
+    return place
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ import optuna
 from sqlalchemy import Engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from autoprune.errors import StorageError
+from autoprune.errors import AutopruneError, StorageError
 from autoprune.study.lease import TABLE
 from autoprune.study.place import Place, check_installed
 from autoprune.study.record_storage import PATIENCE_S, RecordStorage
@@ -27,6 +27,7 @@ _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {
     "latency": "minimize",
     "size": "minimize",
 }
+_FAULTS = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError)
 METRIC_NAMES = {"accuracy": "accuracy", "latency": "latency_ratio", "size": "size_ratio"}
 # Of drivers that make the tables in the same moment one does, the others wait: "autoprune" in ASCII, the first 8.
 _MAKING_TABLES = int.from_bytes(b"autoprun", "big") >> 1
@@ -36,10 +37,9 @@ _AS_THEY_DIE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_co
 @contextmanager
 def storage_faults(place: Place) -> Iterator[None]:
     """Turn faults of the database and the disk into a ``StorageError`` that says what to do."""
-    faults = (SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError, OSError)
     try:
         yield
-    except faults as error:
+    except _FAULTS as error:
         fault = error.__cause__ or error
         cause = str(getattr(fault, "orig", None) or fault).strip().splitlines() or [type(fault).__name__]
         said, hint = cause[0], _hint(place, " ".join(cause))
@@ -72,6 +72,23 @@ def _hint(place: Place, cause: str) -> str:
         "see that the server runs and can be reached from here, then run the same command again; "
         "finished trials are kept"
     )
+
+
+@contextmanager
+def read_faults(place: Place) -> Iterator[None]:
+    """Turn whatever a damaged or hostile record makes Optuna raise into a ``StorageError``; for reading alone."""
+    with storage_faults(place):
+        try:
+            yield
+        except (AutopruneError, *_FAULTS):
+            raise
+        except Exception as error:  # Optuna decodes cells with many readers, which trust what they find
+            first = (str(error).strip().splitlines() or [""])[0]
+            raise StorageError(
+                f"the record of study {place.paths.name!r} ({str(place)!r}) is damaged: "
+                f"{type(error).__name__}: {first:.300}",
+                "restore the file, or set the study aside with --fresh",
+            ) from error
 
 
 def open_storage(place: Place, *, create: bool, file: Path | None = None) -> RecordStorage:

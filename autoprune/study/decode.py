@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import optuna
 from autoprune.errors import StorageError
 from autoprune.measure.record import Measurement
 from autoprune.space.recipe import Recipe
+from autoprune.study.integrity import seal, unseal
 from autoprune.study.records import Fidelity, TrialRecord
 
 PLAN = "autoprune:plan"
@@ -36,7 +36,7 @@ class Plan:
 
     def text(self) -> str:
         """Return the plan as one attribute."""
-        return json.dumps({**vars(self), "recipe": self.recipe.content()})
+        return seal({**vars(self), "recipe": self.recipe.content()})
 
 
 def result_text(
@@ -54,13 +54,13 @@ def result_text(
         "duration_s": duration_s,
         "ended_s": ended_s,
     }
-    return json.dumps(content)
+    return seal(content)
 
 
 def failure_text(kind: str, reason: str, duration_s: float, ended_s: float = 0.0) -> str:
     """Return why a trial failed, as one attribute."""
     content = {"failure_kind": kind, "failure_reason": reason, "duration_s": duration_s, "ended_s": ended_s}
-    return json.dumps(content)
+    return seal(content)
 
 
 def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str, str]) -> TrialRecord:
@@ -75,17 +75,17 @@ def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str,
         StorageError: If the texts are not what this version wrote; names the trial.
     """
     try:
-        values: dict[str, Any] = json.loads(attributes.get(PLAN, "{}"))
+        values: dict[str, Any] = unseal(attributes.get(PLAN, "{}"))
         if state == optuna.trial.TrialState.COMPLETE:
-            values |= {"state": "complete"} | json.loads(attributes[RESULT])
+            values |= {"state": "complete"} | unseal(attributes[RESULT])
         elif state.is_finished():
             failure = attributes.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
-            values |= {"state": "failed"} | json.loads(failure)
+            values |= {"state": "failed"} | unseal(failure)
         else:
             values |= {"state": "running"}
         return TrialRecord.model_validate({**values, "number": number})
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
-            f"trial {number} cannot be read: {str(error).splitlines()[0]}",
+            f"trial {number} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
             "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
         ) from error

@@ -8,6 +8,8 @@ from typing import Any
 from autoprune.config import StudyConfig
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
+from autoprune.study.integrity import set_aside
+from autoprune.study.reading import read_json
 
 
 def write_environment(
@@ -22,6 +24,8 @@ def write_environment(
         data_fingerprint: Content hash of the data and its splits.
     """
     runs = read_environment(paths)
+    if not runs and paths.environment.exists():
+        set_aside(paths.environment, "it cannot be read")
     entry = {
         "host": host,
         "settings": config.model_dump(mode="json"),
@@ -34,7 +38,7 @@ def write_environment(
 def read_environment(paths: StudyPaths) -> list[dict[str, Any]]:
     """Return one entry for each run of the study; none if the file is missing or damaged."""
     try:
-        runs = json.loads(paths.environment.read_text(encoding="utf-8"))
+        runs = read_json(paths.environment)
     except (OSError, ValueError):
         return []
     return runs if isinstance(runs, list) else []

@@ -15,11 +15,11 @@ from autoprune.measure.record import RUN_FIGURES, Capability, Latency, Measureme
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import MANIFEST, artifact_folder
 from autoprune.study.front import dense_record
+from autoprune.study.reading import read_json, read_text
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 from autoprune.target import target_word
 
-_LARGEST_FILE = 64 * 2**20
 _Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Interval = tuple[_Finite, _Finite]
@@ -126,7 +126,7 @@ def _check_same_file(record: TrialRecord, reported: Reported, store: StudyStore,
     if not manifest.is_file():
         return
     try:
-        hashes = json.loads(manifest.read_text(encoding="utf-8"))
+        hashes = read_json(manifest)
         same = any(
             Path(name).parent == own and kept == reported.model_sha256 for name, kept in hashes.items()
         )
@@ -141,10 +141,8 @@ def _check_same_file(record: TrialRecord, reported: Reported, store: StudyStore,
 
 def _entries(path: Path) -> Iterator[Any]:
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UsageError(f"{str(path)!r} is larger than 64 MiB, which no list of measurements is")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
         raise UsageError(f"{str(path)!r} cannot be read: {error}") from error
     try:
         whole = json.loads(text)

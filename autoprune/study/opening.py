@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import optuna
 
 from autoprune.errors import UsageError
+from autoprune.faults import reached
 from autoprune.naming import StudyPaths, study_folders, unknown_name
 from autoprune.study.artifacts import write_text_atomic
 from autoprune.study.database import (
@@ -25,11 +29,21 @@ from autoprune.study.database import (
     study_id_of,
     study_names,
 )
+from autoprune.study.integrity import heal_database, keep_copy, set_aside_orphans
 from autoprune.study.lease import Lease
 from autoprune.study.locking import free_name, move_aside, take_lock
 from autoprune.study.place import Place
 from autoprune.study.record_storage import RecordStorage
-from autoprune.study.settings import check_same, read_settings, settings_in_database, settings_text
+from autoprune.study.rows import count_trials
+from autoprune.study.settings import (
+    check_same,
+    check_settings,
+    read_settings,
+    settings_in_database,
+    settings_text,
+)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,30 @@ def _own_file(place: Place, settings: dict[str, Any]) -> Opened:
     try:
         _same_settings(paths, settings)
         with storage_faults(place):
+            heal_database(paths)
             if not paths.database.exists():
                 make_sqlite(place, settings, settings_text(settings))
             # The file of an earlier version may have been left without its tables.
             storage = open_storage(place, create=True)
             study = make_study(storage, settings)
             complete_study(study, settings, settings_text(settings))
+            reached("study:database")
+            with storage.engine.connect() as link:
+                set_aside_orphans(paths, count_trials(link, study._study_id))
+            keep_copy(paths)
     except BaseException:
         os.close(lock)
         raise
-    return Opened(place, study, storage, settings, lambda: os.close(lock))
+    return Opened(place, study, storage, settings, partial(_leave, paths, lock))
+
+
+def _leave(paths: StudyPaths, lock: int) -> None:
+    """Keep a copy of the record and let another driver have the study."""
+    try:
+        keep_copy(paths)
+    except (OSError, sqlite3.Error) as error:
+        _log.warning("no copy of %s was kept: %s", paths.database, error)
+    os.close(lock)
 
 
 def _leased(place: Place, settings: dict[str, Any], lease_s: float) -> Opened:
@@ -106,9 +134,10 @@ def _leased(place: Place, settings: dict[str, Any], lease_s: float) -> Opened:
 
 def _same_settings(paths: StudyPaths, settings: dict[str, Any]) -> None:
     if paths.settings.exists():
-        check_same(read_settings(paths), settings, paths)
-    else:
+        check_settings(settings, paths)
+    if not paths.settings.exists():  # or it was damaged, and set aside
         write_text_atomic(paths.settings, settings_text(settings))
+        reached("study:settings")
 
 
 def open_for_reading(place: Place) -> Opened:

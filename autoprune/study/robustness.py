@@ -12,6 +12,7 @@ from autoprune.errors import StorageError
 from autoprune.measure.record import Robustness
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import MANIFEST, write_text_atomic
+from autoprune.study.reading import read_json
 
 # Another one for every change of what is measured, or how.
 PROTOCOL = 1
@@ -47,7 +48,7 @@ class RobustnessCache:
         self._place = paths.robustness
         self._entries: list[Entry] = []
         try:
-            found = json.loads(self._place.read_text(encoding="utf-8"))
+            found = read_json(self._place)
             self._entries = [Entry.model_validate(entry) for entry in found]
         except FileNotFoundError:
             pass
@@ -79,7 +80,7 @@ def content_of(folder: Path, name: str) -> str:
         StorageError: If the manifest cannot be read or lacks the file.
     """
     try:
-        digest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[name]
+        digest = read_json(folder / MANIFEST)[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"artifact {str(folder)!r} is damaged: its manifest lacks {name}", "export or search it again"

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 
 import optuna
 
 from autoprune.errors import UsageError
+from autoprune.study.records import TrialRecord
+
+# Kinds of failure that are not the recipe's: the run was killed or ended, or a worker vanished.
+WORKER_LOST = "worker-lost"
+CUT_OFF = ("lost", "interrupted", WORKER_LOST)
+MAX_RETRIES = 2
+
+
+def counted(records: Sequence[TrialRecord]) -> int:
+    """Return how many trials an uninterrupted run would have made by now.
+
+    Those that a kill or a signal cut off are tried again and count once, so that a study that was interrupted draws
+    what one draws that was not. A recipe that is given up, having been cut off more often than it is tried, counts too:
+    else it would be drawn again and again.
+    """
+    cut_off = Counter(r.recipe.model_dump_json() for r in records if r.failure_kind in CUT_OFF and r.recipe)
+    given_up = sum(tries > MAX_RETRIES for tries in cut_off.values())
+    return sum(record.failure_kind not in CUT_OFF for record in records) + given_up
 
 
 def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
@@ -20,7 +40,7 @@ def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampl
         name: ``tpe``, ``nsga2`` or ``random``. Under ``auto`` and ``grid`` the driver proposes itself; TPE helps out
             where a network cannot be profiled.
         seed: Seed of the study.
-        trials: Trials that the study already has; a resumed run draws anew from both.
+        trials: Trials that count, see :func:`counted`; each proposal draws from the seed and their number alone.
 
     Raises:
         UsageError: If the name is another.

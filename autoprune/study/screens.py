@@ -1,20 +1,25 @@
 """Screens: recipes that were looked at without exporting them, one JSON line each beside the study's database.
 
 They are no trials: their latency and size are predictions, so no front and no sampler's record may hold them. A line
-that a killed run left half written is dropped; what it told is cheap to find again.
+that a killed run left half written, or that is not what was written, is left out; what it told is cheap to find again.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study.database import storage_faults
+from autoprune.study.integrity import seal, unseal
 from autoprune.study.place import Place
+from autoprune.study.reading import read_bytes
+
+_log = logging.getLogger(__name__)
 
 
 class Screen(BaseModel):
@@ -51,22 +56,26 @@ def append_screens(paths: StudyPaths, screens: Sequence[Screen]) -> None:
     """Add screens to the study's."""
     with storage_faults(Place(paths)), paths.screens.open("a+b") as file:
         torn = file.tell() > 0 and _last_byte(paths) != b"\n"
-        text = "".join(screen.model_dump_json() + "\n" for screen in screens)
+        text = "".join(seal(screen.model_dump(mode="json")) + "\n" for screen in screens)
         file.write((b"\n" if torn else b"") + text.encode())
 
 
 def read_screens(paths: StudyPaths) -> list[Screen]:
     """Return the study's screens in the order in which they were made; none where there are none."""
     try:
-        lines = paths.screens.read_bytes().split(b"\n")
+        lines = read_bytes(paths.screens).split(b"\n")
     except FileNotFoundError:
         return []
-    found = []
+    except OSError as error:
+        raise StorageError(f"{str(paths.screens)!r} cannot be read: {error}", "take the file away") from error
+    found, damaged = [], 0
     for line in lines:
         try:
-            found.append(Screen.model_validate(json.loads(line)))
+            found.append(Screen.model_validate(unseal(line.decode())))
         except (ValueError, ValidationError):
-            continue
+            damaged += line != b""
+    if damaged:
+        _log.warning("%s: %d of its lines are damaged or half written and left out", paths.screens, damaged)
     return found
 
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 
 from autoprune.config import StudyConfig
-from autoprune.errors import UsageError
+from autoprune.errors import StorageError, UsageError
+from autoprune.faults import reached
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe
 from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished
-from autoprune.study.database import storage_faults
+from autoprune.study.database import read_faults, storage_faults
 from autoprune.study.decode import Plan
+from autoprune.study.integrity import seal_line, unseal_line
 from autoprune.study.lease import LEASE_S
 from autoprune.study.opening import open_for_reading, open_for_writing, set_aside
 from autoprune.study.place import Place
 from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import make_sampler
+from autoprune.study.samplers import counted, make_sampler
 from autoprune.study.trial_log import TrialLog
 
 # What it warns of on the way, such as a statement that is repeated, is told once it cannot be mended.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+_T = TypeVar("_T")
 
 
 class StudyStore:
@@ -83,10 +89,8 @@ class StudyStore:
         opened = open_for_writing(Place.for_writing(paths, config.storage), config.identity(), lease_s)
         try:
             store = cls(opened.place, opened.study, opened.storage, opened.settings, opened.release)
-            with storage_faults(opened.place):
+            with read_faults(opened.place):
                 store._reap()
-                trials = store._log.count()
-                opened.study.sampler = make_sampler(config.sampler, config.seed, trials)
             discard_unfinished(paths)
         except BaseException:
             opened.release()
@@ -127,7 +131,10 @@ class StudyStore:
 
     def ask(self, params: dict[str, Any] | None = None) -> optuna.Trial:
         """Return a new trial; with ``params`` its suggestions are those."""
-        sampler = self._study.sampler
+        drawn = counted(self.records())
+        # Anew for every trial: the state of a sampler dies with its process.
+        sampler = make_sampler(self.sampler_name, int(self._settings.get("seed", 0)), drawn)
+        self._study.sampler = sampler
         with storage_faults(self.place):
             # What samplers read of other trials is as old as their last look, which is that of another trial.
             self._study._thread_local.cached_all_trials = None
@@ -164,6 +171,7 @@ class StudyStore:
             trial.set_user_attr(
                 decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
             )
+            reached("trial:result")
             self._study.tell(trial, self._values(measurement))
 
     def fail(
@@ -217,7 +225,7 @@ class StudyStore:
 
     def records(self) -> list[TrialRecord]:
         """Return every trial in the order of its number."""
-        with storage_faults(self.place):
+        with read_faults(self.place):
             found = self._log.records()
         return found if self._seen is None else [self._seen(record) for record in found]
 
@@ -263,21 +271,35 @@ class StudyStore:
     def note(self, key: str, value: str) -> None:
         """Keep a short text with the study."""
         with storage_faults(self.place):
-            self._study.set_user_attr(f"note:{key}", value)
+            self._study.set_user_attr(f"note:{key}", seal_line(value))
 
     def notes(self) -> dict[str, str]:
         """Return all notes by key."""
-        attributes = self._study.user_attrs.items()
-        return {key.removeprefix("note:"): str(value) for key, value in attributes if key.startswith("note:")}
+        with read_faults(self.place):
+            attributes = self._study.user_attrs.items()
+        notes = {
+            key.removeprefix("note:"): str(value) for key, value in attributes if key.startswith("note:")
+        }
+        try:
+            return {key: unseal_line(value) for key, value in notes.items()}
+        except ValueError as error:
+            raise StorageError(
+                f"the record of study {self.paths.name!r} ({str(self.place)!r}) is damaged: a note: {error}",
+                "run the same search again, which goes on from a copy, or set the study aside with --fresh",
+            ) from error
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the study was made with."""
         return dict(self._settings)
 
+    def _own(self, key: str, default: Any, read: Callable[[Any], _T]) -> _T:
+        with read_faults(self.place):
+            return read(self._study.user_attrs.get(key, default))
+
     @property
     def spent_s(self) -> float:
         """Seconds that all runs of the study used."""
-        return float(self._study.user_attrs.get("spent_s", 0.0))
+        return self._own("spent_s", 0.0, _seconds)
 
     def set_spent(self, seconds: float) -> None:
         """Record the seconds used so far, from which a resumed run counts on."""
@@ -287,7 +309,7 @@ class StudyStore:
     @property
     def ended_rounds_s(self) -> list[float]:
         """Seconds spent on the study by the end of each final phase; a larger budget adds one."""
-        return [float(seconds) for seconds in self._study.user_attrs.get("ended_rounds_s", [])]
+        return self._own("ended_rounds_s", [], lambda rounds: [_seconds(each) for each in rounds])
 
     @property
     def round(self) -> int:
@@ -297,21 +319,30 @@ class StudyStore:
     @property
     def ended_budget(self) -> str:
         """The budget that the last final phase ended; empty before the first."""
-        return str(self._study.user_attrs.get("ended_budget", ""))
+        return self._own("ended_budget", "", str)
 
     def end_round(self, spent_s: float, budget: str) -> None:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
         with storage_faults(self.place):
             self._study.set_user_attr("ended_budget", budget)
+            reached("round:budget")
+            # The one write that ends the round: the phase follows from it.
             self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
-        self.phase = "done"
 
     @property
     def phase(self) -> str:
         """How far the study is: ``search``, ``final`` or ``done``."""
-        return str(self._study.user_attrs.get("phase", "search"))
+        name, _, round_of = self._own("phase", "search", str).partition(":")
+        return "done" if round_of.isdigit() and int(round_of) < self.round else name
 
     @phase.setter
     def phase(self, phase: str) -> None:
         with storage_faults(self.place):
-            self._study.set_user_attr("phase", phase)
+            self._study.set_user_attr("phase", f"{phase}:{self.round}")
+
+
+def _seconds(value: Any) -> float:
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} are no seconds")
+    return seconds

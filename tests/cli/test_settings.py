@@ -71,8 +71,10 @@ def test_faulty_words(word: str, says: str) -> None:
     assert says in caught.value.message
 
 
-def test_the_only_engine_and_number_of_workers_pass() -> None:
-    check_engine("local", 1)
+def test_engines_pass_and_others_are_refused_with_the_near_one() -> None:
+    assert [check_engine(name) for name in (None, "local", "ray")] == [None, "local", "ray"]
+    with pytest.raises(UsageError, match="unknown engine 'rai'; did you mean 'ray'"):
+        check_engine("rai")
 
 
 def test_the_study_s_own_file_passes_as_storage() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from autoprune.errors import TrialError
 from autoprune.measure.latency import LatencyProtocol, measure_front, measure_latency
 from autoprune.measure.lock import is_locked, lock_machine
 from autoprune.measure.process import run_worker
+from autoprune.measure.worker import measure
 from autoprune.target import Target
 
 QUICK = LatencyProtocol(
@@ -43,6 +45,22 @@ def test_candidate_and_dense_are_measured_together(tmp_path: Path) -> None:
     assert latency.dense_ms > 0
     assert latency.samples >= QUICK.rounds
     assert figures.memory_bytes is None or figures.memory_bytes >= 0
+
+
+@pytest.mark.parametrize(("limit_s", "sessions"), [(-1.0, 3), (60.0, 5)])
+def test_three_sessions_are_run_at_least_and_more_while_there_is_time(
+    tmp_path: Path, limit_s: float, sessions: int
+) -> None:
+    path = str(network(tmp_path / "a.onnx", 8))
+    job = {
+        "models": [path], "dense": path, "target": Target().model_dump(mode="json"), "input_shape": [8],
+        "sessions": 5, "rounds": 4, "block_s": 0.0, "warmup_s": 0.0, "limit_s": limit_s,
+        "repeats": 0, "noise_limit": 0.0, "seed": 0,
+    }  # fmt: skip
+    begun_s = time.monotonic()
+    found = measure(job)
+    assert [len(ratios) for ratios in found["ratios"][0]] == [3 if limit_s < 0 else 4] * sessions
+    assert begun_s <= found["timed_s"][0] <= found["timed_s"][1] <= time.monotonic()
 
 
 def test_a_front_is_measured_in_one_session(tmp_path: Path) -> None:

@@ -93,16 +93,14 @@ def test_wilson_intervals_stay_within_shares() -> None:
     # Quantiles of Student's t at 97.5 % for one degree of freedom less than sessions, from any table.
     [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245)],
 )
-def test_sessions_that_agree_within_themselves_are_widened_by_student_s_quantile(
+def test_few_sessions_have_student_s_interval_of_their_logarithms(
     centres: tuple[float, ...], student: float
 ) -> None:
     middle, (low, high) = median_ratio_interval([np.full(9, centre) for centre in centres])
-    m = len(centres)
-    widening = (m / (m - 1)) ** 0.5 * student / 1.959964
-    assert middle == pytest.approx(np.median(centres))
-    # With so few sessions the bootstrap's quantiles are the outer sessions themselves.
-    assert low == pytest.approx(middle * (centres[0] / middle) ** widening, rel=1e-4)
-    assert high == pytest.approx(middle * (centres[-1] / middle) ** widening, rel=1e-4)
+    logs = np.log(centres)
+    half = student * logs.std(ddof=1) / len(centres) ** 0.5
+    assert middle == pytest.approx(np.exp(logs.mean()))
+    assert [low, high] == pytest.approx([middle * np.exp(-half), middle * np.exp(half)], rel=1e-5)
 
 
 def test_one_session_s_interval_is_the_plain_bootstrap_s() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,19 +38,6 @@ def test_a_choice_that_covers_nothing_is_taken_where_it_promises_clearly_more() 
     assert len(choose_number([], [(0.01, networks(1))])) == 1
 
 
-@dataclass
-class CuttingBench(FakeBench):
-    """Notes from which folder a network was cut."""
-
-    cut_from: list[Path | None] = field(default_factory=list)
-
-    def compressed(self, recipe: Recipe, start: Path | None = None) -> Compressed:
-        self.cut_from.append(start)
-        kept = recipe.kept_counts(self.groups)
-        plan = {name: tuple(range(count)) for name, count in kept.items()}
-        return Compressed(model=nn.Identity(), plan=plan, train_steps=1000, solved=[])
-
-
 @pytest.fixture
 def phase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FinalPhase:
     """Return the final phase of a study of four nested networks, of which nothing was trained yet."""
@@ -67,7 +54,7 @@ def made(**fields: object) -> FinalPhase:
     for ratio in (0.25, 0.4, 0.5, 0.7):
         recipe = uniform_recipe(scene.driver.groups, ratio, 8, recovery=Recovery(finetune_steps=50))
         scene.driver.trial(Job(recipe, "solver"))
-    return FinalPhase(scene.driver, CuttingBench(scene.driver.groups, config))  # type: ignore[arg-type]
+    return FinalPhase(scene.driver, FakeBench(scene.driver.groups, config))  # type: ignore[arg-type]
 
 
 def trained(phase: FinalPhase, number: int, steps: int) -> None:
@@ -81,9 +68,9 @@ def trained(phase: FinalPhase, number: int, steps: int) -> None:
 def start_of(phase: FinalPhase, number: int, own_steps: int = 50) -> int | None:
     """Return the trial that a network's final recovery starts from."""
     own = Compressed(model=nn.Identity(), plan={}, train_steps=own_steps, solved=[])
-    found = phase.recovery._from_line(phase.driver.records[number], own)
-    assert (found is own) == (number not in phase.recovery.started_from)
-    return phase.recovery.started_from.get(number)
+    found = phase.recovery._line_of(phase.driver.records[number], own)
+    assert found == phase.recovery.started_from.get(number)
+    return found
 
 
 def test_a_deeper_cut_starts_from_the_best_trained_network_that_it_cuts_further(phase: FinalPhase) -> None:
@@ -92,8 +79,6 @@ def test_a_deeper_cut_starts_from_the_best_trained_network_that_it_cuts_further(
     trained(phase, 2, 2000)
     trained(phase, 4, 9000)  # smaller, so that nothing of it can be cut to come to the third
     assert start_of(phase, 3) == 2
-    assert isinstance(phase.bench, CuttingBench)
-    assert phase.bench.cut_from == [phase.paths.recovered(2, phase.round)]  # one cut, however many could be
 
 
 def test_its_own_training_counts_for_more_than_a_parent_s(phase: FinalPhase) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 from autoprune.errors import UsageError
 
 _SCHEMA = 8
+_LEAST_LIMIT, _MOST_PACKED = 64 * 2**20, 50
 _MODEL, _WEIGHTS, _CONSTANTS = (
     "models/model.json",
     "data/weights/model_weights_config.json",
@@ -101,6 +102,7 @@ def read_pt2(source: Path | bytes, device: str = "cpu") -> Program:
 
 def _read(source: Path | bytes, device: str) -> Program:
     with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
+        _check_unpacked(archive)
         root = archive.namelist()[0].partition("/")[0]
         program = json.loads(archive.read(f"{root}/{_MODEL}"))
         major = program["schema_version"]["major"]
@@ -124,6 +126,15 @@ def _read(source: Path | bytes, device: str) -> Program:
     builder.graph.output(builder.value(outputs[0]))
     builder.graph.lint()
     return Program(fx.GraphModule(builder.root, builder.graph), batch)
+
+
+def _check_unpacked(archive: zipfile.ZipFile) -> None:
+    """Refuse a small file that would unpack to more than the memory; what is packed here shrinks far less."""
+    parts = archive.infolist()
+    stored = sum(part.compress_size for part in parts)
+    unpacked = sum(part.file_size for part in parts)
+    if unpacked > _LEAST_LIMIT + _MOST_PACKED * stored:
+        raise UsageError(f"its {stored:,} bytes would unpack to {unpacked:,}, which no network's do")
 
 
 def _tensors(archive: zipfile.ZipFile, root: str, config: str, device: str) -> dict[str, Tensor]:

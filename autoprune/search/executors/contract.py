@@ -13,9 +13,11 @@ from autoprune.search.events import WorkerState
 from autoprune.search.outcome import Outcome
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
+from autoprune.study.samplers import WORKER_LOST
+
+__all__ = ["HUNG", "INTERRUPTED", "WORKER_LOST", "Executor", "Reference", "Reply", "Request", "Setup"]
 
 INTERRUPTED = "interrupted"
-WORKER_LOST = "worker-lost"
 HUNG = "hung"
 
 

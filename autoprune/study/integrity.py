@@ -1,0 +1,210 @@
+"""Damage of a study's files: found by checksums, named, set aside under another name, never deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from autoprune.errors import StorageError
+from autoprune.naming import StudyPaths
+from autoprune.study.reading import parse_json
+
+_log = logging.getLogger(__name__)
+
+_SUM = "sum"
+# Optuna's states; anything else in their column is damage.
+_STATES = {"RUNNING", "WAITING", "COMPLETE", "PRUNED", "FAIL"}
+_ATTRIBUTES = "autoprune:"
+_NOTES = "note:"
+_BESIDE = ("", "-wal", "-shm")
+
+
+def seal(content: dict[str, Any]) -> str:
+    """Return a mapping as JSON with a checksum of it among its names."""
+    return json.dumps({**content, _SUM: digest_of(content)})
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """Return the mapping that :func:`seal` wrote; what earlier versions wrote has no checksum.
+
+    Raises:
+        ValueError: If it is no JSON mapping, or not what was written.
+    """
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping")
+    wanted = content.pop(_SUM, None)
+    if wanted is not None and wanted != digest_of(content):
+        raise ValueError("its checksum differs: it is not what was written")
+    return content
+
+
+def seal_line(text: str) -> str:
+    """Return a text with its checksum at the end."""
+    return f"{text} #{digest_of(text)}"
+
+
+def unseal_line(text: str) -> str:
+    """Return the text that :func:`seal_line` wrote; what earlier versions wrote has no checksum.
+
+    Raises:
+        ValueError: If it is not what was written.
+    """
+    content, mark, digest = text.rpartition(" #")
+    if not mark or len(digest) != 16:
+        return text
+    if digest != digest_of(content):
+        raise ValueError("its checksum differs: it is not what was written")
+    return content
+
+
+def digest_of(content: object) -> str:
+    """Return the checksum of JSON values."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a damaged file or folder to ``<name>.damaged-1``, or the next number that is free, and say so.
+
+    Args:
+        path: The file or folder.
+        why: What is wrong with it, for the log.
+    """
+    number = 1
+    while (place := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    path.rename(place)
+    _log.warning("%s is damaged (%s): it was set aside as %s", path, why, place.name)
+    return place
+
+
+# -- the database ----------------------------------------------------------------------------
+
+
+def fault_of(database: Path) -> str:
+    """Return what is wrong with a study's SQLite file; empty if nothing is.
+
+    Its pages are checked by SQLite, every text of the study by its own checksum, which no check of pages replaces: a
+    bit that flips inside of a text leaves the pages sound. One that is busy or cannot be read now is not damaged.
+    """
+    if database.stat().st_size == 0:  # a run was killed as it made the file
+        return ""
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+            (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
+            return str(found) if found != "ok" else next(_faults(link), "")
+    except sqlite3.OperationalError as error:
+        if any(word in str(error) for word in ("malformed", "no such column", "unsupported file format")):
+            return str(error)
+        return ""
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        return str(error)
+
+
+def _faults(link: sqlite3.Connection) -> Iterator[str]:
+    """Yield what is wrong with the content of a sound file."""
+    tables = {name for (name,) in link.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not {"studies", "trials", "trial_user_attributes", "study_user_attributes"} <= tables:
+        return  # a run was killed as it made them
+    trials = link.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
+    if [number for number, _ in trials] != list(range(len(trials))):
+        yield "numbers of trials are missing"
+    yield from (f"trial {number} is {state!r}" for number, state in trials if state not in _STATES)
+    texts = link.execute(
+        "SELECT t.number, a.key, a.value_json FROM trial_user_attributes a JOIN trials t USING (trial_id)"
+    )
+    for number, key, value in texts:
+        if key.startswith(_ATTRIBUTES) and (fault := _fault(value, unseal)):
+            yield f"{key.removeprefix(_ATTRIBUTES)} of trial {number}: {fault}"
+    for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
+        if key.startswith(_NOTES) and (fault := _fault(value, unseal_line)):
+            yield f"{key}: {fault}"
+
+
+def _fault(value: str, read: Any) -> str:
+    try:
+        read(json.loads(value))
+    except (ValueError, TypeError, AttributeError) as error:
+        return str(error)
+    return ""
+
+
+def study_attribute(database: Path, key: str) -> str | None:
+    """Return a text of the study in a SQLite file; None if it cannot be read."""
+    if not database.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+            found = link.execute(
+                "SELECT value_json FROM study_user_attributes WHERE key = ?", (key,)
+            ).fetchone()
+            return None if found is None else str(json.loads(found[0]))
+    except (sqlite3.Error, ValueError):
+        return None
+
+
+def keep_copy(paths: StudyPaths) -> None:
+    """Keep a copy of a sound database beside it, whole or not at all; the next damage is healed from it."""
+    place = paths.database_copy
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    try:
+        with closing(sqlite3.connect(paths.database)) as source, closing(sqlite3.connect(unfinished)) as copy:
+            source.backup(copy)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(place)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def heal_database(paths: StudyPaths) -> None:
+    """Check the database before it is written to; a damaged one is set aside, and the copy takes its place.
+
+    Raises:
+        StorageError: If it is damaged and there is no sound copy; names file and fault.
+    """
+    if not paths.database.exists():
+        return
+    fault = fault_of(paths.database)
+    if not fault:
+        return
+    copy = paths.database_copy
+    if not copy.exists() or fault_of(copy):
+        raise StorageError(
+            f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: {fault}",
+            "there is no sound copy of it here: restore it from a backup, or set the study aside with --fresh",
+        )
+    aside = set_aside(paths.database, fault)
+    for ending in _BESIDE[1:]:
+        beside = paths.database.with_name(paths.database.name + ending)
+        if beside.exists():
+            beside.rename(aside.with_name(aside.name + ending))
+    unfinished = paths.database.with_name(f".{paths.database.name}.unfinished")
+    unfinished.write_bytes(copy.read_bytes())
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(paths.database)
+    _log.warning(
+        "the study goes on from the copy %s: trials that were recorded after it was made are lost from the record",
+        copy.name,
+    )
+
+
+def set_aside_orphans(paths: StudyPaths, trials: int) -> None:
+    """Set aside artifacts that no trial of the record belongs to, before other trials get their numbers.
+
+    The record then ends before the artifacts do: its last part was lost, such as a log that was cut off.
+    """
+    for folder in sorted(paths.artifacts.glob("trial-*")):
+        number = folder.name.removeprefix("trial-").partition("-")[0]
+        if number.isdigit() and int(number) >= trials:
+            set_aside(folder, f"the record has {trials} trials: its end was lost")
