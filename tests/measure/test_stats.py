@@ -136,7 +136,7 @@ def test_the_trimmed_mean_leaves_out_the_largest_share() -> None:
 
 @pytest.mark.parametrize(
     ("sessions", "place"),
-    # From any table of the sign test's 95 % interval of a median: the place, from either end, of the number that bounds it.
+    # From any table of the sign test's 95 % interval of a median: the place, from either end, of what bounds it.
     [(6, 1), (7, 1), (8, 1), (9, 2), (11, 2), (12, 3), (14, 3), (15, 4), (17, 5), (20, 6), (25, 8), (30, 10)],
 )  # fmt: skip
 def test_sessions_have_the_sign_test_s_interval(sessions: int, place: int) -> None:
