@@ -91,7 +91,7 @@ def test_wilson_intervals_stay_within_shares() -> None:
 @pytest.mark.parametrize(
     ("centres", "student"),
     # Quantiles of Student's t at 97.5 % for one degree of freedom less than sessions, from any table.
-    [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245)],
+    [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245), ((0.8, 0.9, 1.0, 1.1, 1.3), 2.77645)],
 )
 def test_few_sessions_have_student_s_interval_of_their_logarithms(
     centres: tuple[float, ...], student: float
