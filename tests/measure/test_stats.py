@@ -91,7 +91,12 @@ def test_wilson_intervals_stay_within_shares() -> None:
 @pytest.mark.parametrize(
     ("centres", "student"),
     # Quantiles of Student's t at 97.5 % for one degree of freedom less than sessions, from any table.
-    [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245), ((0.8, 0.9, 1.0, 1.1, 1.3), 2.77645)],
+    [
+        ((0.9, 1.1), 12.7062),
+        ((0.9, 1.0, 1.2), 4.30265),
+        ((0.8, 0.9, 1.0, 1.1), 3.18245),
+        ((0.8, 0.9, 1.0, 1.1, 1.3), 2.77645),
+    ],
 )
 def test_few_sessions_have_student_s_interval_of_their_logarithms(
     centres: tuple[float, ...], student: float
@@ -149,3 +154,10 @@ def test_sessions_have_the_sign_test_s_interval(sessions: int, place: int) -> No
     middle, (low, high) = median_ratio_interval(ratios)
     assert middle == pytest.approx(np.exp(-0.05))
     assert (low, high) == pytest.approx((centres[place - 1], centres[-place]))
+
+
+def test_one_session_s_interval_ends_where_the_exact_bootstrap_does() -> None:
+    # The median of 33 draws of 33 numbers is one of the 11 smallest if at least 17 draws are: in 2.35 % of all cases,
+    # so that the 12th smallest bounds 95 %, and by symmetry the 22nd.
+    numbers = np.random.default_rng(0).permutation(np.arange(1.0, 34.0))
+    assert median_ratio_interval([numbers], resamples=100_000) == (17.0, (12.0, 22.0))
