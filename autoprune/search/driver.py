@@ -27,6 +27,7 @@ from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.lanes import Lanes
 from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
+from autoprune.search.shelf import Shelf
 from autoprune.search.trial import run_trial
 from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
@@ -67,6 +68,7 @@ class Driver:
             trial if not given.
         adopt_dense: Called with the dense trial before anything is compared with it.
         executor: Who runs trials side by side; the driver itself, one after the other, if not given.
+        shelf: Where artifacts are kept besides the study's folder; nowhere if not given.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Driver:
         run: TrialFunction | None = None,
         adopt_dense: Callable[[TrialRecord], None] | None = None,
         executor: Executor | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.store = store
         self.space = space
@@ -98,6 +101,7 @@ class Driver:
         )
         self.outlook = Outlook(store, space, bench, keeper, lambda: self.records)
         self.executor = executor
+        self.shelf = shelf or Shelf(None, store.paths)
         self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
         self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
@@ -305,6 +309,7 @@ class Driver:
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
+            self.shelf.put(self.paths.artifact(trial.number))
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
@@ -326,6 +331,7 @@ class Driver:
             shutil.rmtree(folder, ignore_errors=True)
         self.store.set_spent(self.keeper.spent_s)
         self.store.note("timings", self.bench.timings.text())
+        self.shelf.tidy()
         return self.records[trial.number]
 
     def _here(self, recipe: Recipe, folder: Path, start: Path | None, number: int) -> Outcome:

@@ -95,6 +95,7 @@ class LongRecovery:
                 if line is not None:
                     self.driver.store.note(self._line_note(record), str(line))
                 commit_folder(folder, checkpoint)
+                self.driver.shelf.put(checkpoint)
                 reached("final:recovered")
                 self._lines[record.number] = trained
         finally:

@@ -274,6 +274,7 @@ class _Worker:
             since_s=now_s - self._since_s,
             busy_share=min(1.0, busy_s / max(now_s - self._first_s, 1e-9)),
             lost=self._lost,
+            is_busy=self._is_busy(),
         )
 
     def _is_busy(self) -> bool:

@@ -12,83 +12,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.ray_start import NAMESPACE
 from autoprune.search.executors.worker import serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
 LEASE_S = 60.0
-# Memory of the object store of a Ray that is started here; it holds the workload.
-_STORE_BYTES = 1_000_000_000
 _COLLECT_S = 1.0
 _LOOK_S = 0.2
 _CLOSE_S = 20.0
-_NAMESPACE = "autoprune"
+_LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray.air")
 _log = logging.getLogger(__name__)
-
-
-def connect(execution: Execution, resource: str) -> bool:
-    """Start Ray here, or join the cluster that the settings name.
-
-    Ray that is started here listens on the loopback address and lets in who has its token, which is made for this run.
-
-    Args:
-        execution: Where trials run.
-        resource: Resource of nodes that measure; this machine offers it where Ray is started here.
-
-    Returns:
-        Whether Ray was started here.
-
-    Raises:
-        WorkerError: If the cluster cannot be reached.
-    """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "0")
-    # Tune writes what nobody reads, for every trial of its own.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    here = execution.address is None
-    if here:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    elif os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        _log.warning(
-            "joining a Ray cluster without token authentication: whoever reaches its ports can run code on it; "
-            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH on every node"
-        )
-    import ray
-
-    try:
-        if here:
-            ray.init(
-                address="local",
-                resources={resource: 1},
-                include_dashboard=False,
-                object_store_memory=_STORE_BYTES,
-                namespace=_NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-        else:
-            ray.init(
-                address=execution.address,
-                namespace=_NAMESPACE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except Exception as error:  # Ray raises whatever its layers raise
-        where = "Ray cannot be started" if here else f"the Ray cluster {execution.address!r} cannot be joined"
-        raise WorkerError(
-            f"{where}: {str(error).strip().splitlines()[0][:300]}",
-            "see `ray status` there; token, version of Ray and Python have to be the cluster's",
-        ) from error
-    return here
 
 
 @dataclass
@@ -179,9 +118,9 @@ class RayExecutor:
         import ray
 
         total = ray.cluster_resources()
-        fit = [total.get("CPU", 0.0) / self._execution.cpus_per_trial]
-        if self._execution.gpus_per_trial:
-            fit.append(total.get("GPU", 0.0) / self._execution.gpus_per_trial)
+        fit = [total.get("CPU", 0.0) / self._execution.cpus]
+        if self._execution.gpus:
+            fit.append(total.get("GPU", 0.0) / self._execution.gpus)
         return max(1, int(min(fit)))
 
     def start(self) -> None:
@@ -203,7 +142,7 @@ class RayExecutor:
     def _check_room(self) -> None:
         import ray
 
-        cpus, gpus = self._execution.cpus_per_trial, self._execution.gpus_per_trial
+        cpus, gpus = self._execution.cpus, self._execution.gpus
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(n.get("CPU", 0.0) >= cpus and n.get("GPU", 0.0) >= gpus for n in nodes):
             _log.warning(
@@ -245,23 +184,24 @@ class RayExecutor:
 
     def _tune(self) -> None:
         """Keep the seats occupied until the desk lets them go."""
-        import ray
         from ray import tune
 
         from autoprune.search.executors.ray_worker import Seat
 
         execution = self._execution
-        resources: dict[str, float] = {"cpu": execution.cpus_per_trial}
-        if execution.gpus_per_trial:
-            resources["gpu"] = execution.gpus_per_trial
+        resources: dict[str, float] = {"cpu": execution.cpus}
+        if execution.gpus:
+            resources["gpu"] = execution.gpus
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.size)
+        for name in _LOUD:  # a worker that is lost is told by us
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             tune.Tuner(
                 tune.with_resources(Seat, resources),
                 param_space={
                     "seat": tune.grid_search(list(range(self.size))),
                     "desk": self._desk_name,
-                    "namespace": _NAMESPACE,
+                    "namespace": NAMESPACE,
                     "serve": self._serve,
                 },
                 tune_config=tune.TuneConfig(num_samples=1, max_concurrent_trials=None),
@@ -279,7 +219,6 @@ class RayExecutor:
         else:
             if not self._ended.is_set():
                 self._fail(WorkerError("Ray Tune let its workers go"))
-        _ = ray
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -430,6 +369,7 @@ class RayExecutor:
                         / max(now_s - place.first_s, 1e-9),
                     ),
                     lost=place.lost,
+                    is_busy=place.token is not None,
                 )
                 for number, place in enumerate(self._places)
             )
@@ -464,8 +404,3 @@ class RayExecutor:
                 ray.kill(actor)
         if self._started_here:
             ray.shutdown()
-
-
-def shared_storage(execution: Execution, folder: Path) -> str:
-    """Return where Ray keeps its own files, which all nodes have to reach."""
-    return execution.artifacts or str(folder)

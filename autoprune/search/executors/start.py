@@ -16,11 +16,13 @@ from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
 from autoprune.search.executors.local import LocalExecutor, seats
-from autoprune.search.executors.ray import RayExecutor, connect, shared_storage
+from autoprune.search.executors.ray import RayExecutor
+from autoprune.search.executors.work import Given
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
+from autoprune.workloads.shipment import Shipment, ship
 from autoprune.workloads.workload import Workload
 
 # Where the budget counts trials and nobody gave a limit.
@@ -31,13 +33,20 @@ _SCREEN_TRIES = 3
 
 @contextmanager
 def started_executor(
-    setup: Setup, workload: Workload, keeper: Timekeeper, interrupt: Interrupt, *, paths: StudyPaths
+    setup: Setup,
+    workload: Workload,
+    given: Workload | None,
+    keeper: Timekeeper,
+    interrupt: Interrupt,
+    *,
+    paths: StudyPaths,
 ) -> Iterator[Executor | None]:
     """Run a study's workers for the length of the block; None where its trials run in the driver's own process.
 
     Args:
         setup: What workers build their bench from.
         workload: The dense network, trained, and its data.
+        given: The workload of a user's own objects as it was given; None where model and data have names.
         keeper: The budget.
         interrupt: Whether the user asked to end; trainings are then told to.
         paths: Where the study lies.
@@ -49,42 +58,32 @@ def started_executor(
             return execution.trial_limit_s
         return _LONGEST_S if keeper.left_s is None else max(keeper.left_s, 1.0)
 
-    executor = _made(setup, workload, limit_s, paths)
-    if executor is None:
+    if execution.engine == "local" and execution.workers is None:
         yield None
         return
+    if execution.engine == "local":
+        executor: LocalExecutor | RayExecutor = _local(
+            setup, ship(workload, setup.config, given=given), limit_s
+        )
+        outer: Executor = executor
+    else:
+        from autoprune.search.executors.ray_start import start_ray
+
+        executor, outer = start_ray(setup, workload, given, limit_s, paths)
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(interrupt, over, executor.ask_to_end), daemon=True)
     watch.start()
     try:
         executor.start()
-        yield executor
+        yield outer
     finally:
         over.set()
         executor.close()
 
 
-def _made(
-    setup: Setup, workload: Workload, limit_s: Callable[[], float], paths: StudyPaths
-) -> LocalExecutor | RayExecutor | None:
-    execution = setup.config.execution
-    given = (setup, workload)
-    if execution.engine == "ray":
-        resource = f"latency:{setup.config.target.device}"
-        started_here = connect(execution, resource)
-        return RayExecutor(
-            given,
-            execution,
-            paths.name,
-            shared_storage(execution, paths.root),
-            limit_s,
-            resource=resource,
-            started_here=started_here,
-        )
-    if execution.workers is None:
-        return None
+def _local(setup: Setup, shipment: Shipment, limit_s: Callable[[], float]) -> LocalExecutor:
     gpus = [str(number) for number in range(torch.cuda.device_count())]
-    return LocalExecutor(given, seats(execution.workers, gpus), limit_s)
+    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limit_s)
 
 
 def _watch(interrupt: Interrupt, over: threading.Event, ask_to_end: Callable[[], None]) -> None:

@@ -98,18 +98,8 @@ def _beat(send: Callable[[str], None]) -> None:
             os._exit(1)
 
 
-def serve_bench(first: Any) -> Callable[[Any, Any], Any]:
-    """Return what does the requests of a study: ``first`` is its setup and its workload."""
-    from autoprune.search.executors.contract import Reference
-    from autoprune.search.executors.work import adopt, build_bench, do
+def serve_bench(given: Any) -> Callable[[Any, Any], Any]:
+    """Return what does the requests of a study; ``given`` is a :class:`~autoprune.search.executors.work.Given`."""
+    from autoprune.search.executors.work import serve
 
-    setup, workload = first
-    bench = build_bench(setup, workload)
-
-    def answer(request: Any, stopped: Any) -> Any:
-        if isinstance(request, Reference):
-            adopt(bench, request)
-            return None
-        return do(bench, request, stopped)
-
-    return answer
+    return serve(given)
