@@ -131,6 +131,9 @@ def test_lists_and_lines_are_read_and_numbered(store: StudyStore, tmp_path: Path
         UsageError, match=r"measured\.json', measurement 2 is of trial 9 of study 'own', not of"
     ):
         read(store, [entry(), entry(9)], tmp_path)
+    with pytest.raises(UsageError, match="measurement 3 is another one of trial 1") as caught:
+        read(store, [entry(), entry(2), entry()], tmp_path)
+    assert caught.value.hint == "keep one of each trial"
     with pytest.raises(UsageError, match="measurement 2 is no object but list"):
         read(store, [entry(), []], tmp_path)
     with pytest.raises(UsageError, match=r"holds no measurement\n.*autoprune measure"):

@@ -8,7 +8,9 @@ import optuna
 import pytest
 
 from autoprune.errors import UsageError
-from autoprune.study.samplers import make_sampler
+from autoprune.space.recipe import GroupChoice, Recipe
+from autoprune.study.records import TrialRecord
+from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, counted, make_sampler
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,21 @@ def test_conditional_parameters_are_asked_for_together() -> None:
 def test_an_unknown_sampler_is_refused_with_the_list() -> None:
     with pytest.raises(UsageError, match="'tpr' is unknown; allowed: auto, tpe, nsga2, random, grid"):
         make_sampler("tpr", 0, 0)
+
+
+def test_trials_that_were_cut_off_count_once_they_are_given_up() -> None:
+    one, other = (Recipe(groups={"a": GroupChoice(ratio=ratio)}) for ratio in (0.1, 0.2))
+
+    def trial(number: int, recipe: Recipe | None, kind: str = "") -> TrialRecord:
+        state = "failed" if kind else "complete"
+        return TrialRecord.model_validate(
+            {"number": number, "state": state, "recipe": recipe, "failure_kind": kind}
+        )
+
+    done = [trial(0, one), trial(1, other, "nan")]
+    assert counted([]) == 0
+    assert counted(done) == 2
+    lost = [trial(number, one, CUT_OFF[number % len(CUT_OFF)]) for number in range(2, 2 + MAX_RETRIES)]
+    assert counted([*done, *lost, trial(8, None, "lost"), trial(9, other, "interrupted")]) == 2
+    assert counted([*done, *lost, trial(8, one, "lost")]) == 3
+    assert counted([*done, *lost, trial(8, one, "lost"), trial(9, one, "lost")]) == 3
