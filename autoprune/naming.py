@@ -85,29 +85,6 @@ def inner_parts(text: str) -> tuple[str, ...]:
     raise UsageError(f"path {text[:60]!r} is refused: allowed are names inside of the folder, without '..'")
 
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"]*)")
-_SECRET = re.compile(
-    r"(?i)((?:password|passwd|pwd|passphrase|secret|token|sslpassword|key)[a-z_]*\s*=\s*)([^&;\s'\"]+)"
-)
-
-
-def redacted(text: str) -> str:
-    """Return a URL, or any text with URLs in it, without passwords: of the user, and among the parameters.
-
-    What stands between ``://`` and the last ``@`` of a word is taken for user and password, so that a password with
-    ``@``, ``/`` or ``:`` in it does not show either.
-    """
-
-    def hidden(match: re.Match[str]) -> str:
-        user, at, place = match["rest"].rpartition("@")
-        if not at:
-            return match[0]
-        name, colon, _ = user.partition(":")
-        return f"{match['scheme']}://{name}{':***' if colon else ''}@{place}"
-
-    return _SECRET.sub(r"\1***", _URL.sub(hidden, text))
-
-
 def default_study_name(model: str, data: str, target: str) -> str:
     """Return a valid study name made of the model's, data's and target's names."""
     parts = (re.sub(r"[^A-Za-z0-9]+", "-", Path(text).name or text) for text in (model, data, target))
