@@ -71,7 +71,7 @@ def put_on_grids(
     return overrides
 
 
-def _scales(axis: int, steps: NDArray[np.float32]) -> list[dict[str, Any]]:
+def _scales(axis: int, steps: NDArray[np.floating[Any]]) -> list[dict[str, Any]]:
     return [
         {"axis": axis, "quant_type": QuantType.QInt8, "scale": np.float32(step), "zero_point": np.int8(0)}
         for step in steps
