@@ -365,6 +365,7 @@ def tree(folder: Path) -> dict[str, int]:
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in sorted(folder.rglob("*"))
         if path.relative_to(folder).parts[0] not in ("cache", "data")
+        and not path.name.endswith(("-wal", "-shm"))  # of a database, while a connection to it is open
     }
 
 
