@@ -81,5 +81,6 @@ def record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
     except (KeyError, ValueError, TypeError) as error:
         raise StorageError(
             f"trial {trial.number} cannot be read: {str(error).splitlines()[0]}",
-            "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
+            "the study's database is damaged, or another version of autoprune wrote it: the same search again checks "
+            "it and goes on from its copy; --fresh sets the study aside",
         ) from error

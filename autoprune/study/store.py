@@ -20,7 +20,14 @@ from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished, write_text_atomic
 from autoprune.study.database import open_database, storage_faults
 from autoprune.study.decode import Plan
-from autoprune.study.integrity import heal_database, keep_copy, seal_line, set_aside_orphans, unseal_line
+from autoprune.study.integrity import (
+    damaged_reads,
+    heal_database,
+    keep_copy,
+    seal_line,
+    set_aside_orphans,
+    unseal_line,
+)
 from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import counted, make_sampler
@@ -82,7 +89,8 @@ class StudyStore:
                 reached("study:settings")
             with storage_faults(paths):
                 heal_database(paths)
-                study = open_database(paths, settings, create=True)
+                with damaged_reads(paths):
+                    study = open_database(paths, settings, create=True)
                 reached("study:database")
                 store = cls(paths, study, settings, lock)
                 set_aside_orphans(paths, len(study.get_trials(deepcopy=False)))
@@ -108,7 +116,7 @@ class StudyStore:
             known = [entry.name for entry in study_folders()]
             raise unknown_name("study", name, known, "`autoprune studies` lists the studies here")
         settings = read_settings(paths)
-        with storage_faults(paths):
+        with storage_faults(paths), damaged_reads(paths):
             return cls(paths, open_database(paths, settings, create=False), settings, None)
 
     def release(self) -> None:
@@ -219,7 +227,7 @@ class StudyStore:
     def records(self) -> list[TrialRecord]:
         """Return every trial in the order of its number."""
         found = []
-        with storage_faults(self.paths):
+        with storage_faults(self.paths), damaged_reads(self.paths):
             trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.number not in self._finished:
