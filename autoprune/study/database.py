@@ -91,7 +91,7 @@ def read_faults(place: Place) -> Iterator[None]:
             raise StorageError(
                 f"the record of study {place.paths.name!r} ({str(place)!r}) is damaged: "
                 f"{type(error).__name__}: {first:.300}",
-                "restore the file, or set the study aside with --fresh",
+                "the same search again checks it and goes on from its copy; --fresh sets the study aside",
             ) from error
 
 

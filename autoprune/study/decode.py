@@ -87,5 +87,6 @@ def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str,
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
             f"trial {number} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
-            "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
+            "the study's database is damaged, or another version of autoprune wrote it: the same search again checks "
+            "it and goes on from its copy; --fresh sets the study aside",
         ) from error

@@ -17,6 +17,7 @@ from typing import Any
 from autoprune.errors import TrialError, WorkerError
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.worker import Seat, main, serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost: it is stopped, or its machine is swamped.
@@ -53,7 +54,7 @@ class LocalExecutor:
     Args:
         given: What workers are made of: the setup and the workload, which have to be picklable.
         seats: What each worker has of the machine.
-        limit_s: Returns the seconds after which a request counts as hung.
+        limits: How long requests may take.
         serve: Makes what answers requests in the worker.
         lease_s: Seconds without a sign of life after which a worker is given up.
     """
@@ -62,7 +63,7 @@ class LocalExecutor:
         self,
         given: Any,
         seats: Sequence[Seat],
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         serve: Callable[[Any], Callable[[Any, Any], Any]] = serve_bench,
         lease_s: float = LEASE_S,
     ) -> None:
@@ -71,7 +72,7 @@ class LocalExecutor:
         self._ended = threading.Event()
         self._tokens = itertools.count()
         self._workers = [
-            _Worker(context, seat, given, serve, self._stopping, self._ended, limit_s, lease_s)
+            _Worker(context, seat, given, serve, self._stopping, self._ended, limits, lease_s)
             for seat in seats
         ]
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -135,7 +136,7 @@ class _Worker:
         serve: Callable[[Any], Callable[[Any, Any], Any]],
         stopping: Any,
         ended: threading.Event,
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         lease_s: float,
     ) -> None:
         self.seat = seat
@@ -143,7 +144,7 @@ class _Worker:
         self._told: Reference | None = None
         self._context, self._given, self._serve = context, given, serve
         self._stopping, self._ended = stopping, ended
-        self._limit_s, self._lease_s = limit_s, lease_s
+        self._limits, self._lease_s = limits, lease_s
         self._process: Any = None
         self._connection: Any = None
         self._is_ready = False
@@ -169,6 +170,7 @@ class _Worker:
         """Do one request in the process."""
         self._make_ready()
         begun_s = time.monotonic()
+        limit_s = self._limits.of(request)
         self._set(request.name)
         try:
             if self.reference is not self._told:
@@ -176,8 +178,9 @@ class _Worker:
                 self._told = self.reference
             self._connection.send(request)
             while True:
-                kind, content = self._next(begun_s + self._limit_s())
+                kind, content = self._next(begun_s, limit_s)
                 if kind == "reply" and content.token == request.token:
+                    self._limits.took(request, time.monotonic() - begun_s)
                     reply: Reply = content
                     return reply
         except (EOFError, OSError):
@@ -193,7 +196,7 @@ class _Worker:
             self.start()
             try:
                 while not self._is_ready:
-                    kind, content = self._next(None)
+                    kind, content = self._next(0.0, None)
                     if kind == "failed":
                         raise WorkerError(f"worker {self.seat.number} cannot start: {content[0]}", content[1])
                     self._is_ready = kind == "ready"
@@ -205,8 +208,8 @@ class _Worker:
             "see what it wrote above; a script that searches needs `if __name__ == '__main__':` around its calls",
         )
 
-    def _next(self, until_s: float | None) -> tuple[str, Any]:
-        """Return the next message.
+    def _next(self, begun_s: float, limit_s: float | None) -> tuple[str, Any]:
+        """Return the next message; what begun at ``begun_s`` may take ``limit_s`` seconds.
 
         Raises:
             TrialError: If there is none in time, or all is to end.
@@ -224,17 +227,17 @@ class _Worker:
                 raise TrialError(
                     WORKER_LOST, f"worker {self.seat.number} gave no sign of life for {self._lease_s:g} s"
                 )
-            if until_s is not None and now_s > until_s:
-                raise self._hung()
-        if until_s is not None and time.monotonic() > until_s:
-            raise self._hung()
+            if limit_s is not None and now_s > begun_s + limit_s:
+                raise self._hung(limit_s)
+        if limit_s is not None and time.monotonic() > begun_s + limit_s:
+            raise self._hung(limit_s)
         message: tuple[str, Any] = self._connection.recv()
         return message
 
-    def _hung(self) -> TrialError:
+    def _hung(self, limit_s: float) -> TrialError:
         self._lost += 1
         self.kill("hung")
-        return TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s; its worker was ended")
+        return TrialError(HUNG, f"ran longer than {limit_s:.0f} s; its worker was ended")
 
     def _gone(self) -> TrialError:
         """Return why the process is gone, and clear the seat."""

@@ -18,6 +18,7 @@ from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.ray_start import NAMESPACE
 from autoprune.search.executors.worker import serve_bench
 
@@ -72,7 +73,7 @@ class RayExecutor:
         execution: Where trials run.
         name: Name of the study.
         storage: Folder or URL that all nodes reach, for Ray's own files.
-        limit_s: Returns the seconds after which a request counts as hung.
+        limits: How long requests may take.
         resource: Resource that nodes offer which measure; None measures where the trial runs.
         started_here: Whether Ray is to be shut down with this.
         serve: Makes what answers requests in the worker.
@@ -85,7 +86,7 @@ class RayExecutor:
         execution: Execution,
         name: str,
         storage: str,
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         *,
         resource: str | None,
         started_here: bool,
@@ -97,7 +98,7 @@ class RayExecutor:
         from autoprune.search.executors.ray_worker import Desk
 
         self._execution, self._name, self._storage = execution, name, storage
-        self._limit_s, self._lease_s, self._resource = limit_s, lease_s, resource
+        self._limits, self._lease_s, self._resource = limits, lease_s, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
         self._tokens = itertools.count()
@@ -237,6 +238,7 @@ class RayExecutor:
         import ray
 
         waiting = _Waiting(request.name, queue.SimpleQueue())
+        limit_s: float | None = None
         with self._lock:
             self._waiting[request.token] = waiting
         try:
@@ -246,14 +248,18 @@ class RayExecutor:
                     answer = waiting.answers.get(timeout=_LOOK_S)
                     if isinstance(answer, TrialError):
                         raise answer
+                    self._limits.took(request, time.monotonic() - (waiting.taken_s or time.monotonic()))
                     return answer.check()
                 if self._failure is not None:
                     raise self._failure
                 if self._ended.is_set():
                     raise TrialError(INTERRUPTED, "stopped at once")
-                if waiting.taken_s is not None and time.monotonic() - waiting.taken_s > self._limit_s():
+                if waiting.taken_s is None:
+                    continue
+                limit_s = self._limits.of(request) if limit_s is None else limit_s
+                if time.monotonic() - waiting.taken_s > limit_s:
                     self._lose_seat_of(request.token)
-                    raise TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s")
+                    raise TrialError(HUNG, f"ran longer than {limit_s:.0f} s")
         except ray.exceptions.RayError as error:
             raise WorkerError(
                 f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}",

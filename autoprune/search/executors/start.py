@@ -15,6 +15,7 @@ from autoprune.naming import StudyPaths
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
 from autoprune.search.executors.ray import RayExecutor
 from autoprune.search.executors.work import Given
@@ -25,8 +26,6 @@ from autoprune.study.records import TrialRecord
 from autoprune.workloads.shipment import Shipment, ship
 from autoprune.workloads.workload import Workload
 
-# Where the budget counts trials and nobody gave a limit.
-_LONGEST_S = 6 * 3600.0
 _LOOK_S = 0.2
 _SCREEN_TRIES = 3
 
@@ -52,24 +51,20 @@ def started_executor(
         paths: Where the study lies.
     """
     execution = setup.config.execution
-
-    def limit_s() -> float:
-        if execution.trial_limit_s is not None:
-            return execution.trial_limit_s
-        return _LONGEST_S if keeper.left_s is None else max(keeper.left_s, 1.0)
+    limits = RequestLimits(lambda: keeper.left_s, execution.trial_limit_s)
 
     if execution.engine == "local" and execution.workers is None:
         yield None
         return
     if execution.engine == "local":
         executor: LocalExecutor | RayExecutor = _local(
-            setup, ship(workload, setup.config, given=given), limit_s
+            setup, ship(workload, setup.config, given=given), limits
         )
         outer: Executor = executor
     else:
         from autoprune.search.executors.ray_start import start_ray
 
-        executor, outer = start_ray(setup, workload, given, limit_s, paths)
+        executor, outer = start_ray(setup, workload, given, limits, paths)
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(interrupt, over, executor.ask_to_end), daemon=True)
     watch.start()
@@ -81,9 +76,9 @@ def started_executor(
         executor.close()
 
 
-def _local(setup: Setup, shipment: Shipment, limit_s: Callable[[], float]) -> LocalExecutor:
+def _local(setup: Setup, shipment: Shipment, limits: RequestLimits) -> LocalExecutor:
     gpus = [str(number) for number in range(torch.cuda.device_count())]
-    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limit_s)
+    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limits)
 
 
 def _watch(interrupt: Interrupt, over: threading.Event, ask_to_end: Callable[[], None]) -> None:

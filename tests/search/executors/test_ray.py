@@ -11,6 +11,7 @@ import pytest
 from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.executors.contract import Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.ray import RayExecutor
 from autoprune.search.executors.ray_start import connect
 from autoprune.space.recipe import Recipe
@@ -48,7 +49,7 @@ def make_executor(
         execution,
         "s",
         str(folder),
-        lambda: 60.0,
+        RequestLimits(lambda: None, 60.0),
         resource=resource,
         started_here=False,
         serve=serve,
