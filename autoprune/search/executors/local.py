@@ -25,6 +25,8 @@ LEASE_S = 60.0
 # Starts of one worker in a row that may fail.
 _MAX_STARTS = 3
 _LOOK_S = 0.2
+# The first sign of life comes once Python and the libraries are loaded, which a busy disk makes slow.
+_START_S = 300.0
 
 
 def seats(count: int, gpus: Sequence[str] = ()) -> list[Seat]:
@@ -178,7 +180,7 @@ class _Worker:
                 self._told = self.reference
             self._connection.send(request)
             while True:
-                kind, content = self._next(begun_s, limit_s)
+                kind, content = self._next(begun_s, limit_s, self._lease_s)
                 if kind == "reply" and content.token == request.token:
                     self._limits.took(request, time.monotonic() - begun_s)
                     reply: Reply = content
@@ -196,7 +198,7 @@ class _Worker:
             self.start()
             try:
                 while not self._is_ready:
-                    kind, content = self._next(0.0, None)
+                    kind, content = self._next(0.0, None, max(self._lease_s, _START_S))
                     if kind == "failed":
                         raise WorkerError(f"worker {self.seat.number} cannot start: {content[0]}", content[1])
                     self._is_ready = kind == "ready"
@@ -208,7 +210,7 @@ class _Worker:
             "see what it wrote above; a script that searches needs `if __name__ == '__main__':` around its calls",
         )
 
-    def _next(self, begun_s: float, limit_s: float | None) -> tuple[str, Any]:
+    def _next(self, begun_s: float, limit_s: float | None, lease_s: float) -> tuple[str, Any]:
         """Return the next message; what begun at ``begun_s`` may take ``limit_s`` seconds.
 
         Raises:
@@ -221,11 +223,11 @@ class _Worker:
             if self._ended.is_set():
                 self.kill()
                 raise TrialError(INTERRUPTED, "stopped at once")
-            if now_s - heard_s > self._lease_s:
+            if now_s - heard_s > lease_s:
                 self._lost += 1
-                self.kill(f"gave no sign of life for {self._lease_s:g} s")
+                self.kill(f"gave no sign of life for {lease_s:g} s")
                 raise TrialError(
-                    WORKER_LOST, f"worker {self.seat.number} gave no sign of life for {self._lease_s:g} s"
+                    WORKER_LOST, f"worker {self.seat.number} gave no sign of life for {lease_s:g} s"
                 )
             if limit_s is not None and now_s > begun_s + limit_s:
                 raise self._hung(limit_s)
