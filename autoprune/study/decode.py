@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
@@ -75,17 +74,28 @@ def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str,
         StorageError: If the texts are not what this version wrote; names the trial.
     """
     try:
-        values: dict[str, Any] = json.loads(attributes.get(PLAN, "{}"))
+        plan, rest, told = attributes.get(PLAN, "{}"), "{}", "running"
         if state == optuna.trial.TrialState.COMPLETE:
-            values |= {"state": "complete"} | json.loads(attributes[RESULT])
+            rest, told = attributes[RESULT], "complete"
         elif state.is_finished():
-            failure = attributes.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0)
-            values |= {"state": "failed"} | json.loads(failure)
-        else:
-            values |= {"state": "running"}
-        return TrialRecord.model_validate({**values, "number": number})
+            rest, told = (
+                attributes.get(FAILURE) or failure_text("raised", "no reason was recorded", 0.0),
+                "failed",
+            )
+        # Read in one step, which takes a quarter of the time of objects in between; of names twice the last counts.
+        own = f'"number": {number}, "state": "{told}"'
+        return TrialRecord.model_validate_json(f"{{{_inner(plan)}{_inner(rest)}{own}}}")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
             f"trial {number} cannot be read: {str(error).splitlines()[0]}",
             "this study was written by another version of autoprune or is damaged; set it aside with --fresh",
         ) from error
+
+
+def _inner(text: str) -> str:
+    """Return what stands between the braces of an object, ending in a comma if that is anything."""
+    text = text.strip()
+    if not (text.startswith("{") and text.endswith("}")):
+        raise ValueError(f"{text[:40]!r} is no object")
+    inner = text[1:-1].strip()
+    return f"{inner}, " if inner else ""
