@@ -131,6 +131,7 @@ def _postgres(place: Place, create: bool) -> RecordStorage:
     check_installed(place)
     # Secrets go past SQLAlchemy and Optuna, which keep and show URLs.
     options: dict[str, Any] = {"connect_timeout": 10, "application_name": "autoprune", **_AS_THEY_DIE}
+    options["client_encoding"] = "utf8"  # a server made in the C locale would give bytes
     engine: dict[str, Any] = {"connect_args": {**options, **database.secrets}, "pool_size": 3}
     url = database.text.replace("postgresql:", "postgresql+psycopg:", 1)
     if not create:

@@ -139,11 +139,15 @@ def _faults(link: sqlite3.Connection) -> Iterator[str]:
         "SELECT t.number, a.key, a.value_json FROM trial_user_attributes a JOIN trials t USING (trial_id)"
     )
     for number, key, value in texts:
-        if key.startswith(_ATTRIBUTES) and (fault := _fault(value, lambda text: unseal(json.loads(text)))):
+        if key.startswith(_ATTRIBUTES) and (fault := _fault(value, _read_text)):
             yield f"{key.removeprefix(_ATTRIBUTES)} of trial {number}: {fault}"
     for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
         if key.startswith(_NOTES) and (fault := _fault(value, lambda text: unseal_line(json.loads(text)))):
             yield f"{key}: {fault}"
+
+
+def _read_text(text: str) -> object:
+    return parse_json(unseal_line(json.loads(text)))
 
 
 def _fault(value: str, read: Any) -> str:

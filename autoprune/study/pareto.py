@@ -21,15 +21,15 @@ def non_dominated(values: Array) -> NDArray[np.bool_]:
     values = np.asarray(values, dtype=np.float64)
     mask: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
     rows = np.flatnonzero(mask)
-    # In lexicographic order a row can only be dominated by an earlier one, so the front found so far suffices.
-    order = rows[np.lexsort(values[rows].T)]
-    front: list[int] = []
-    for index in order:
-        kept = values[front]
-        if len(front) and ((kept <= values[index]).all(axis=1) & (kept < values[index]).any(axis=1)).any():
-            mask[index] = False
-        else:
-            front.append(int(index))
+    # In lexicographic order a row can only be dominated by an earlier one: the first that is left is on the front.
+    order = rows[np.lexsort(values[rows].T[::-1])]
+    left = values[order]
+    mask[:] = False
+    while len(left):
+        mask[order[0]] = True
+        kept = ~((left >= left[0]).all(axis=1) & (left > left[0]).any(axis=1))
+        kept[0] = False
+        left, order = left[kept], order[kept]
     return mask
 
 

@@ -16,7 +16,7 @@ from tests.faults.harness import Forker, Study, assert_intact
 # In the order in which a study passes them.
 MOMENTS = (
     "study:settings", "study:database", "trial:asked", "trial:begun", "trial:compressed", "trial:exported",
-    "trial:scored", "trial:measured", "trial:committed", "trial:result", "trial:told", "final:recovered",
+    "trial:scored", "trial:measured", "trial:committed", "trial:told", "final:recovered",
     "final:committed", "final:told", "round:over", "round:budget", "round:told",
 )  # fmt: skip
 AUTO_MOMENTS = ("profile:written", "screen:written", "trial:measured", "final:told", "report:written")
