@@ -21,6 +21,7 @@ from autoprune.study.artifacts import discard_unfinished, write_text_atomic
 from autoprune.study.database import open_database, storage_faults
 from autoprune.study.decode import Plan
 from autoprune.study.integrity import (
+    check_database,
     damaged_reads,
     heal_database,
     keep_copy,
@@ -117,6 +118,7 @@ class StudyStore:
             raise unknown_name("study", name, known, "`autoprune studies` lists the studies here")
         settings = read_settings(paths)
         with storage_faults(paths), damaged_reads(paths):
+            check_database(paths)
             return cls(paths, open_database(paths, settings, create=False), settings, None)
 
     def release(self) -> None:
