@@ -43,7 +43,7 @@ def narrow_grids(
             weight = numpy_helper.to_array(found.initializer)
             largest = np.abs(weight).max(axis=tuple(d for d in range(weight.ndim) if d != found.axis))
             overrides[found.name] = _scales(
-                found.axis, np.where(largest > 0, largest, np.float32(1.0)) / np.float32(top)
+                found.axis, (np.where(largest > 0, largest, 1.0) / top).astype(np.float32)
             )
     return overrides
 

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from autoprune.deploy.session import open_session
+from autoprune.deploy.linear import in_float
+from autoprune.deploy.parity import relative_error
+from autoprune.deploy.session import open_session, run_all
+from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.space.quantization import INTEGER_BITS
 from autoprune.target import Target
 
@@ -37,6 +40,22 @@ def int8_bits(target: Target) -> int:
     if target.runtime not in _RUNTIMES or target.device != "cpu":
         return INTEGER_BITS
     return NARROW_BITS if _saturates(target.runtime) else INTEGER_BITS
+
+
+def kernels_off(target: Target, raw: bytes, inputs: NDArray[np.float32]) -> float:
+    """Return how far a file's outputs are from its own arithmetic, as a share of the largest; 0 where sums are whole.
+
+    A file that was made on another machine may have weights of all 8 bits.
+
+    Args:
+        target: Where the file runs.
+        raw: Its content.
+        inputs: Examples, ``(n, C, H, W)``.
+    """
+    if int8_bits(target) == INTEGER_BITS:
+        return 0.0
+    outputs = run_all(open_session(target, raw), inputs)
+    return relative_error(outputs, run_onnx(in_float(raw), inputs, optimized=False))
 
 
 @cache
