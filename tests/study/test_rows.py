@@ -18,10 +18,11 @@ from autoprune.study.rows import count_trials, read_rows
 from autoprune.study.trial_log import TrialLog
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Iterator[RecordStorage]:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Two studies in one file: the second has trials 0 and 1 finished, and 2 to 4 running."""
-    storage = RecordStorage(f"sqlite:///{tmp_path / 'study.db'}", {}, create=True)
+    place = tmp_path_factory.mktemp("made") / "study.db"
+    storage = RecordStorage(f"sqlite:///{place}", {}, create=True)
     for name, finished, running in (("other", 1, 1), ("own", 2, 3)):
         study = optuna.create_study(study_name=name, storage=storage)
         for number in range(finished + running):
@@ -30,6 +31,15 @@ def storage(tmp_path: Path) -> Iterator[RecordStorage]:
             trial.set_user_attr("theirs", "not ours")
             if number < finished:
                 study.tell(trial, 0.5)
+    storage.scoped_session.remove()
+    storage.engine.dispose()
+    return place.read_bytes()
+
+
+@pytest.fixture
+def storage(made: bytes, tmp_path: Path) -> Iterator[RecordStorage]:
+    (tmp_path / "study.db").write_bytes(made)
+    storage = RecordStorage(f"sqlite:///{tmp_path / 'study.db'}", {}, create=False)
     yield storage
     storage.engine.dispose()
 
