@@ -18,6 +18,7 @@ from autoprune.study.artifacts import (
     discard_unfinished,
     discard_unlisted,
     temporary_folder,
+    usable,
     verify,
     write_bytes_atomic,
     write_text_atomic,
@@ -217,3 +218,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     assert "AUTOPRUNE_STUDIES" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_only_a_whole_folder_is_usable_and_a_damaged_one_is_kept_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert usable(tmp_path / "gone") is False
+    place = make(tmp_path, "trial-00001")
+    assert usable(place) is True
+    assert place.is_dir() and not caplog.records
+    (place / "model.onnx").write_bytes(b"weightz")
+    assert usable(place) is False
+    assert [path.name for path in tmp_path.iterdir()] == ["trial-00001.damaged-1"]
+    assert "damaged: model.onnx differs from its manifest" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "folder", "gone", "a\0b", "link", "n" * 120])
+def test_a_manifest_names_files_in_its_own_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("secret")
+    place = make(tmp_path, "trial-00001")
+    (place / "folder").mkdir()
+    (place / "link").symlink_to(tmp_path / "outside")
+    manifest = place / "manifest.json"
+    manifest.write_text(json.dumps({name: hashlib.sha256(b"secret").hexdigest()}), encoding="utf-8")
+    with pytest.raises(StorageError) as caught:
+        verify(place)
+    assert f"its manifest names {name[:100]!r}, which is no file in it" in caught.value.message

@@ -47,6 +47,23 @@ def test_conditional_parameters_are_asked_for_together() -> None:
     assert set(study.ask().relative_params) == {"kind", "x"}
 
 
+def test_a_generation_of_nsga2_has_twenty_trials() -> None:
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=make_sampler("nsga2", 0, 0))
+    crossed = []
+    for _ in range(25):
+        trial = study.ask()
+        # Parameters that come from parents, of which the first generation has none.
+        crossed.append(trial.relative_params != {})
+        drawn = [trial.suggest_float(name, 0.0, 1.0) for name in "abcdef"]
+        study.tell(trial, [drawn[0], 1 - drawn[0] + drawn[1]])
+    assert crossed.index(True) == 20
+
+
+def test_studies_of_later_versions_draw_as_before() -> None:
+    study = optuna.create_study(sampler=make_sampler("random", 0, 0))
+    assert study.ask().suggest_float("x", 0.0, 1.0) == pytest.approx(0.9540667518532587)
+
+
 def test_an_unknown_sampler_is_refused_with_the_list() -> None:
     with pytest.raises(UsageError, match="'tpr' is unknown; allowed: auto, tpe, nsga2, random, grid"):
         make_sampler("tpr", 0, 0)
