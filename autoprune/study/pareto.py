@@ -21,15 +21,14 @@ def non_dominated(values: Array) -> NDArray[np.bool_]:
     values = np.asarray(values, dtype=np.float64)
     mask: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
     rows = np.flatnonzero(mask)
-    # In lexicographic order a row can only be dominated by an earlier one, so the front found so far suffices.
+    # In lexicographic order a row can only be dominated by an earlier one: the first of those left is on the front.
     order = rows[np.lexsort(values[rows].T[::-1])]
-    front: list[int] = []
-    for index in order:
-        kept = values[front]
-        if len(front) and ((kept <= values[index]).all(axis=1) & (kept < values[index]).any(axis=1)).any():
-            mask[index] = False
-        else:
-            front.append(int(index))
+    left = values[order]
+    while len(order):
+        beaten = (left[0] <= left).all(axis=1) & (left[0] < left).any(axis=1)
+        mask[order[beaten]] = False
+        beaten[0] = True
+        order, left = order[~beaten], left[~beaten]
     return mask
 
 

@@ -72,7 +72,11 @@ class TrialRecord(BaseModel):
     @property
     def is_trained(self) -> bool:
         """Whether it is a finished search trial of a network that was cut, and no repeat."""
-        return self.is_measured_search and self.recipe is not None and self.recipe.prunes
+        return self.is_measured_search and self._prunes
+
+    @cached_property
+    def _prunes(self) -> bool:
+        return self.recipe is not None and self.recipe.prunes
 
     @cached_property
     def cuts(self) -> Hashable:
