@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -25,6 +26,7 @@ from autoprune.search.executors.contract import Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.lanes import Lanes
+from autoprune.search.ledger import Ledger
 from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
 from autoprune.search.shelf import Shelf
@@ -33,8 +35,7 @@ from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder, usable
 from autoprune.study.decode import Plan
-from autoprune.study.front import front_numbers, study_hypervolume
-from autoprune.study.records import TrialRecord, is_given
+from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, WORKER_LOST
 from autoprune.study.store import StudyStore
 
@@ -95,7 +96,9 @@ class Driver:
         self.clock = clock
         self.paths: StudyPaths = store.paths
         self._run = run or self._here
-        self.records: list[TrialRecord] = store.records()
+        self._ledger = Ledger(bench.groups, store.objectives, store.sampler_name)
+        self.records: list[TrialRecord] = []
+        self.reload()
         self.adopt_dense = adopt_dense or (
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
         )
@@ -171,7 +174,7 @@ class Driver:
         self, wanted: list[Baseline], reserve_s: Callable[[], float], begun: list[Baseline]
     ) -> Iterator[Callable[[], object]]:
         for baseline in wanted:
-            if not self.keeper.fits_at_all(self._durations(), reserve_s()):
+            if not self.keeper.fits_at_all(self._ledger.durations(), reserve_s()):
                 return
             begun.append(baseline)
             yield partial(self.trial, Job(baseline.recipe, "baseline", baseline.label))
@@ -248,24 +251,10 @@ class Driver:
 
     def may_propose(self) -> bool:
         """Return whether there is time, or a trial, left for one more proposal."""
-        proposals = sum(
-            r.fidelity == "search"
-            and r.rung > 0  # a screen that failed was no trial
-            and not is_given(r, self.store.sampler_name)
-            and r.failure_kind not in UNFINISHED
-            for r in self.records
-        )
-        trials_left = self.keeper.trials_left(proposals)
+        trials_left = self.keeper.trials_left(self._ledger.proposals())
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
             return False
-        return self.keeper.fits_search(self._durations())
-
-    def _durations(self) -> list[float]:
-        return [
-            r.duration_s
-            for r in self.records
-            if r.state == "complete" and r.fidelity == "search" and r.duration_s > 0
-        ]
+        return self.keeper.fits_search(self._ledger.durations())
 
     # -- one trial ---------------------------------------------------------------------------
 
@@ -292,11 +281,11 @@ class Driver:
         )
         self.store.begin(trial, plan)
         reached("trial:begun")
-        self.records = self.store.records()
+        self.reload()
         self.say(f"trial {trial.number} {job.label or job.origin} begins")
         key = (effective_key(recipe, self.groups), job.rung)
         self.lanes.until(lambda: key not in self._running)
-        repeated = self._same_as(*key)
+        repeated = self._ledger.same_as(*key)
         if repeated is not None and repeated.measurement is not None:
             self._finish(trial, repeated.measurement, repeated.train_steps, 0.0, repeat_of=repeated.number)
             return self.records[trial.number]
@@ -354,18 +343,6 @@ class Driver:
             self.space.suggest(trial, self.groups)
         return trial, recipe
 
-    def _same_as(self, key: str, rung: int) -> TrialRecord | None:
-        for record in self.records:
-            searched = record.state == "complete" and record.fidelity == "search" and record.rung == rung
-            if (
-                searched
-                and record.repeat_of is None
-                and record.recipe is not None
-                and effective_key(record.recipe, self.groups) == key
-            ):
-                return record
-        return None
-
     def _finish(
         self,
         trial: optuna.Trial,
@@ -383,28 +360,37 @@ class Driver:
             ended_s=self.keeper.spent_s,
         )
         reached("trial:told")
-        self.records = self.store.records()
+        self.reload()
         self._discard_dominated()
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
 
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
-        self.records = self.store.records()
+        self.reload()
         self.listener(
             self.progress(
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
             )
         )
         # Screens that failed stand among trials without those that did not; who screens counts them.
-        trials = [r for r in self.records if r.failure_kind not in UNFINISHED and (r.rung or r.round)]
-        recent = trials[-MAX_FAILURES_IN_A_ROW:]
+        # Those that run beside it are not over yet, and no success.
+        over = (
+            r
+            for r in reversed(self.records)
+            if r.state != "running" and r.failure_kind not in UNFINISHED and (r.rung or r.round)
+        )
+        recent = list(islice(over, MAX_FAILURES_IN_A_ROW))
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
             raise too_many_failures("trials", error)
 
     def _discard_dominated(self) -> None:
-        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
-        keep = set(front_numbers(self.records, self.store.objectives))
+        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train.
+
+        Of trials that run beside this one it keeps what they start from.
+        """
+        keep = self._ledger.fronts.numbers()
+        keep |= {r.started_from for r in self._ledger.running() if r.started_from is not None}
         keep |= {
             r.number for members in self.outlook.networks(self.bench.config.most_networks) for r in members
         }
@@ -420,7 +406,7 @@ class Driver:
         trial, recipe = self._ask(recipe)
         self.store.begin(trial, Plan(recipe, origin, label, rung=0))
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
-        self.records = self.store.records()
+        self.reload()
         self.say(f"screen failed: {error.kind}: {error.reason}")
 
     def has_artifact(self, record: TrialRecord) -> bool:
@@ -435,8 +421,9 @@ class Driver:
         return number in self._sound and place.is_dir()
 
     def reload(self) -> None:
-        """Read the records anew after another part of the search wrote some."""
+        """Read the records anew after some were written."""
         self.records = self.store.records()
+        self._ledger.take(self.records)
 
     def forget_final_failure(self, record: TrialRecord) -> None:
         """Forget a loss of an earlier final phase: this one tries again."""
@@ -466,10 +453,10 @@ class Driver:
         return Progress(
             phase=phase or self._phase,
             message=message,
-            trials=sum(r.state != "running" for r in self.records),
-            front=len(front_numbers(self.records, self.store.objectives)),
-            hypervolume=study_hypervolume(self.records, self.store.objectives),
-            failures=dict(Counter(r.failure_kind for r in self.records if r.state == "failed")),
+            trials=self._ledger.finished,
+            front=len(self._ledger.fronts.numbers()),
+            hypervolume=self._ledger.fronts.volume(),
+            failures=dict(self._ledger.failures),
             left_s=self.keeper.left_s,
             last=last,
             workers=() if self.executor is None else self.executor.states(),

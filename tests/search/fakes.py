@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoprune.clock import FakeClock
+from autoprune.clock import Clock, FakeClock
 from autoprune.config import Budget, StudyConfig
 from autoprune.errors import TrialError
 from autoprune.naming import StudyPaths
 from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress
+from autoprune.search.executors.contract import Executor
 from autoprune.search.interrupt import Interrupt
+from autoprune.search.jobs import TrialFunction
 from autoprune.search.outcome import Outcome
 from autoprune.search.timings import Timings
 from autoprune.space.groups import Groups
@@ -68,15 +70,25 @@ class Scene:
     events: list[Progress]
 
 
-def make_scene(name: str, *, budget: Budget, config: StudyConfig | None = None, **trials: object) -> Scene:
-    """Open or resume the study ``name`` with fake trials."""
+def make_scene(
+    name: str,
+    *,
+    budget: Budget,
+    config: StudyConfig | None = None,
+    groups: Groups | None = None,
+    executor: Executor | None = None,
+    run: TrialFunction | None = None,
+    clock: Clock | None = None,
+    **trials: object,
+) -> Scene:
+    """Open or resume the study ``name`` with fake trials, or with those of ``run`` beside each other."""
     config = config or StudyConfig(model="fake", data="fake", study=name, space="default", sampler="tpe")
-    clock = FakeClock()
-    groups = make_groups()
+    fake_clock = FakeClock()
+    groups = groups or make_groups()
     store = StudyStore.create_or_resume(config, StudyPaths.of(name))
-    keeper = Timekeeper(budget, config.final_share, clock, store.spent_s)
+    keeper = Timekeeper(budget, config.final_share, clock or fake_clock, store.spent_s)
     interrupt = Interrupt()
-    fake = FakeTrials(clock, groups, interrupt=interrupt, **trials)  # type: ignore[arg-type]
+    fake = FakeTrials(fake_clock, groups, interrupt=interrupt, **trials)  # type: ignore[arg-type]
     events: list[Progress] = []
     driver = Driver(
         store,
@@ -85,8 +97,9 @@ def make_scene(name: str, *, budget: Budget, config: StudyConfig | None = None, 
         keeper,
         interrupt,
         events.append,
-        clock,
-        run=fake,
+        clock or fake_clock,
+        run=run or fake,
         adopt_dense=lambda record: None,
+        executor=executor,
     )
-    return Scene(driver, fake, store, clock, events)
+    return Scene(driver, fake, store, fake_clock, events)
