@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from autoprune.deploy.saturation import int8_bits, kernels_off
 from autoprune.errors import ExportError
 from autoprune.measure.probes import DYNAMIC, INT8, Asked, in_format
 from autoprune.search.formats import stored_weights
-from autoprune.space.quantization import Quantization
+from autoprune.space.quantization import ActivationBits, Quantization
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.target import RUNTIMES, Target
 from tests.deploy.networks import LAYERS, residual
@@ -40,9 +39,16 @@ def largest_codes(path: Path) -> list[int]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path / "cache"))
-    return
+
+
+def filled(model: nn.Module, *names: str) -> nn.Module:
+    """Give layers weights that are all alike, whose sums are the largest."""
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(f"{name}.weight").fill_(0.01)
+    return model.eval()
 
 
 def force(monkeypatch: pytest.MonkeyPatch, *, saturates: bool) -> None:
@@ -83,10 +89,7 @@ def test_what_is_made_here_runs_right_here(runtime: str, tmp_path: Path) -> None
     if not facts.installed:
         pytest.skip(f"{runtime} is not installed: {facts.install}")
     target = Target(runtime=runtime)
-    model = nn.Sequential(nn.Conv2d(64, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 16)).eval()
-    with torch.no_grad():
-        for weight in (model[0].weight, model[3].weight):
-            weight.fill_(0.01)
+    model = filled(nn.Sequential(nn.Conv2d(64, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 16)), "0", "3")
     inputs = torch.rand(8, 64, 3, 3) + 1.0
     made = make_runtime(target)
     made.prepare(model, inputs[:2])
@@ -103,9 +106,7 @@ def test_a_file_of_another_machine_is_noticed(tmp_path: Path, monkeypatch: pytes
     """Its weights of all 8 bits are cut off where kernels add in 16, and are right elsewhere."""
     here = int8_bits(Target())
     force(monkeypatch, saturates=False)
-    model = nn.Sequential(nn.Linear(64, 16)).eval()
-    with torch.no_grad():
-        model[0].weight.fill_(0.01)
+    model = filled(nn.Sequential(nn.Linear(64, 16)), "0")
     inputs = torch.ones(8, 64)
     runtime = make_runtime(Target())
     runtime.prepare(model, inputs[:2])
@@ -121,9 +122,7 @@ def test_sums_of_dynamic_int8_are_checked_by_whole_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator itself is no reference: its kernel may be the one that cuts off."""
-    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    with torch.no_grad():
-        model[0].weight.fill_(0.01)
+    model = filled(nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)), "0")
     inputs = torch.ones(8, 64)
     network, formats = in_format(model, DYNAMIC, 8)
     runtime = make_runtime(Target())
@@ -143,7 +142,8 @@ def test_sums_of_dynamic_int8_are_checked_by_whole_ones(
 def test_weights_of_int8_layers_alone_are_narrower() -> None:
     model = residual(16)
     groups = weighted_groups(model)
-    for activation_bits, bits in ((8, 7), (16, 8), (32, 8)):
+    asked: tuple[tuple[ActivationBits, int], ...] = ((8, 7), (16, 8), (32, 8))
+    for activation_bits, bits in asked:
         recipe = uniform_recipe(groups, 0.0, 8, activation_bits=activation_bits)
         assert grid_bits(model, recipe, groups, int8_bits=7) == dict.fromkeys(LAYERS, bits)
         assert grid_bits(model, recipe, groups) == dict.fromkeys(LAYERS, 8)
