@@ -192,7 +192,9 @@ class Driver:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
         # One that ends the process whenever it is tried must not keep the study from going on.
         tries = Counter(
-            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in UNFINISHED
+            r.label
+            for r in self.records
+            if r.origin == "baseline" and r.failure_kind in (*UNFINISHED, CRASHED)
         )
         planned = baselines(
             self.groups,
@@ -211,8 +213,11 @@ class Driver:
 
     def _lost(self) -> list[Job]:
         """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
+        # One that failed by itself, or took worker after worker along, is not tried anew by every run.
         finished = {
-            effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
+            effective_key(r.recipe, self.groups)
+            for r in self.records
+            if r.state != "running" and r.failure_kind not in UNFINISHED and r.recipe
         }
         tries = Counter(
             effective_key(r.recipe, self.groups)
@@ -271,14 +276,23 @@ class Driver:
 
     def trial(self, job: Job) -> TrialRecord:
         """Run and record one trial; one whose worker is lost is tried again, as a trial of its own."""
-        for attempt in range(MAX_RETRIES + 1):
-            record = self._once(job, last=attempt == MAX_RETRIES)
+        while True:
+            record = self._once(job)
             if record.failure_kind != WORKER_LOST or self.interrupt():
-                break
+                return record
             job = replace(job, recipe=record.recipe)
-        return record
 
-    def _once(self, job: Job, *, last: bool) -> TrialRecord:
+    def _is_last_try(self, key: str) -> bool:
+        """Return whether a recipe was cut off as often as it may be, by lost workers and killed drivers together."""
+        tries = sum(
+            r.failure_kind in UNFINISHED
+            and r.recipe is not None
+            and effective_key(r.recipe, self.groups) == key
+            for r in self.records
+        )
+        return tries >= MAX_RETRIES
+
+    def _once(self, job: Job) -> TrialRecord:
         begun_s = self.clock.monotonic()
         trial, recipe = self._ask(job.recipe)
         reached("trial:asked")
@@ -313,7 +327,7 @@ class Driver:
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
-            if last and error.kind == WORKER_LOST:
+            if error.kind == WORKER_LOST and self._is_last_try(key[0]):
                 error = TrialError(CRASHED, f"{error.reason}; tried {MAX_RETRIES + 1} times")
             self._fail(trial, error, self.clock.monotonic() - begun_s)
         except KeyboardInterrupt:
@@ -396,7 +410,8 @@ class Driver:
             )
         )
         # Screens that failed stand among trials without those that did not; who screens counts them.
-        trials = [r for r in self.records if r.failure_kind not in UNFINISHED and (r.rung or r.round)]
+        ended = (r for r in self.records if r.state != "running" and r.failure_kind not in UNFINISHED)
+        trials = [r for r in ended if r.rung or r.round]
         recent = trials[-MAX_FAILURES_IN_A_ROW:]
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
