@@ -195,7 +195,9 @@ class Driver:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
         # One that ends the process whenever it is tried must not keep the study from going on.
         tries = Counter(
-            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in UNFINISHED
+            r.label
+            for r in self.records
+            if r.origin == "baseline" and r.failure_kind in (*UNFINISHED, CRASHED)
         )
         planned = baselines(
             self.groups,
@@ -214,8 +216,11 @@ class Driver:
 
     def _lost(self) -> list[Job]:
         """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
+        # One that failed by itself, or took worker after worker along, is not tried anew by every run.
         finished = {
-            effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
+            effective_key(r.recipe, self.groups)
+            for r in self.records
+            if r.state != "running" and r.failure_kind not in UNFINISHED and r.recipe
         }
         tries = Counter(
             effective_key(r.recipe, self.groups)
@@ -260,14 +265,23 @@ class Driver:
 
     def trial(self, job: Job) -> TrialRecord:
         """Run and record one trial; one whose worker is lost is tried again, as a trial of its own."""
-        for attempt in range(MAX_RETRIES + 1):
-            record = self._once(job, last=attempt == MAX_RETRIES)
+        while True:
+            record = self._once(job)
             if record.failure_kind != WORKER_LOST or self.interrupt():
-                break
+                return record
             job = replace(job, recipe=record.recipe)
-        return record
 
-    def _once(self, job: Job, *, last: bool) -> TrialRecord:
+    def _is_last_try(self, key: str) -> bool:
+        """Return whether a recipe was cut off as often as it may be, by lost workers and killed drivers together."""
+        tries = sum(
+            r.failure_kind in UNFINISHED
+            and r.recipe is not None
+            and effective_key(r.recipe, self.groups) == key
+            for r in self.records
+        )
+        return tries >= MAX_RETRIES
+
+    def _once(self, job: Job) -> TrialRecord:
         begun_s = self.clock.monotonic()
         trial, recipe = self._ask(job.recipe)
         reached("trial:asked")
@@ -302,7 +316,7 @@ class Driver:
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
-            if last and error.kind == WORKER_LOST:
+            if error.kind == WORKER_LOST and self._is_last_try(key[0]):
                 error = TrialError(CRASHED, f"{error.reason}; tried {MAX_RETRIES + 1} times")
             self._fail(trial, error, self.clock.monotonic() - begun_s)
         except KeyboardInterrupt:

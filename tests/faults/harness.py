@@ -35,14 +35,15 @@ class Forker:
 
     Args:
         folder: Gets the compiled shim.
+        modules: What it imports; what a search needs if none is given.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *modules: str) -> None:
         self.shim = shim(folder)
         preload = {"LD_PRELOAD": str(self.shim)} if self.shim is not None else {}
         path = os.pathsep.join(p for p in (str(_REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.forker"],
+            [sys.executable, "-m", "tests.faults.forker", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -40,16 +40,9 @@ def digest(record: Any) -> str:
     return hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:16]
 
 
-def install() -> None:
-    """Log what the store acknowledges, what is evaluated, and steps of training."""
-    global _installed
-    if _installed:
-        return
-    _installed = True
-    from autoprune.compress.finetune import Trainer
-    from autoprune.search.baselines import effective_key
+def log_store() -> None:
+    """Log what the store acknowledges."""
     from autoprune.study.store import StudyStore
-    from tests.faults import synthetic
 
     def acknowledged(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -64,6 +57,18 @@ def install() -> None:
 
     for name in ("complete", "fail", "add_final"):
         setattr(StudyStore, name, acknowledged(getattr(StudyStore, name)))
+
+
+def install() -> None:
+    """Log what the store acknowledges, what is evaluated, and steps of training."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    log_store()
+    from autoprune.compress.finetune import Trainer
+    from autoprune.search.baselines import effective_key
+    from tests.faults import synthetic
 
     driver: Any = importlib.import_module("autoprune.search.driver")
     trainers: Any = Trainer

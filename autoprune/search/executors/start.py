@@ -65,12 +65,19 @@ def started_executor(
         from autoprune.search.executors.ray_start import start_ray
 
         executor, outer = start_ray(setup, workload, given, limits, paths)
+    with running(executor, interrupt):
+        yield outer
+
+
+@contextmanager
+def running(executor: LocalExecutor | RayExecutor, interrupt: Interrupt) -> Iterator[None]:
+    """Keep an executor's workers for the length of the block; tell them when the user asks to end."""
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(interrupt, over, executor.ask_to_end), daemon=True)
     watch.start()
     try:
         executor.start()
-        yield outer
+        yield
     finally:
         over.set()
         executor.close()
