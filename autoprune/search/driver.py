@@ -22,7 +22,7 @@ from autoprune.search.baselines import Baseline, baselines, effective_key, grid_
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
-from autoprune.search.executors.contract import Executor
+from autoprune.search.executors.contract import CRASHED, Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.lanes import Lanes
@@ -42,7 +42,6 @@ from autoprune.study.store import StudyStore
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 # A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
-CRASHED = "crashed"
 UNFINISHED = CUT_OFF
 
 
@@ -232,6 +231,9 @@ class Driver:
             if (
                 record.failure_kind in UNFINISHED
                 and record.recipe
+                and (
+                    record.rung or record.round
+                )  # a screen that was cut off is looked at again by who screens
                 and record.origin not in ("dense", "baseline")
             ):
                 key = effective_key(record.recipe, self.groups)
@@ -306,13 +308,16 @@ class Driver:
         self._running.add(key)
         folder = temporary_folder(self.paths.artifacts)
         try:
-            start = None if job.started_from is None else self.paths.artifact(job.started_from)
+            start = None
+            if job.started_from is not None and self._is_sound(job.started_from):  # it may be gone by now
+                start = self.paths.artifact(job.started_from)
             with self.lanes.waiting():
                 outcome = self._run(recipe, folder, start, trial.number)
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
-            self.shelf.put(self.paths.artifact(trial.number))
+            with self.lanes.waiting():
+                self.shelf.put(self.paths.artifact(trial.number))
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:

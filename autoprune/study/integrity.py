@@ -100,7 +100,7 @@ def set_aside(path: Path, why: str) -> Path:
 # -- the database ----------------------------------------------------------------------------
 
 
-def fault_of(database: Path, *, content: bool = True) -> str:
+def fault_of(database: Path) -> str:
     """Return what is wrong with a study's SQLite file; empty if nothing is.
 
     Its pages are checked by SQLite, every text of the study by its own checksum, which no check of pages replaces: a
@@ -110,10 +110,8 @@ def fault_of(database: Path, *, content: bool = True) -> str:
         return ""
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
-            (found,) = link.execute(f"PRAGMA {'integrity' if content else 'quick'}_check(1)").fetchone()
-            if found != "ok":
-                return str(found)
-            return next(_faults(link), "") if content else ""
+            (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
+            return str(found) if found != "ok" else next(_faults(link), "")
     except sqlite3.OperationalError as error:
         if any(word in str(error) for word in ("malformed", "no such column", "unsupported file format")):
             return str(error)
@@ -193,12 +191,12 @@ def keep_copy(paths: StudyPaths) -> None:
 
 
 def check_database(paths: StudyPaths) -> None:
-    """Refuse to show a study whose database is damaged; what its texts say is checked as they are read.
+    """Refuse to show a study whose database is damaged.
 
     Raises:
         StorageError: Names file and fault.
     """
-    if fault := fault_of(paths.database, content=False):
+    if fault := fault_of(paths.database):
         raise StorageError(
             f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: {fault}",
             "the same search again sets it aside and goes on from its copy; --fresh sets the study aside",

@@ -30,18 +30,26 @@ def test_a_damaged_database_is_named(content: bytes) -> None:
     assert list_studies()[0]["phase"].startswith("unreadable")
 
 
-def test_a_truncated_database_is_named_or_whole() -> None:
+def test_a_truncated_database_is_set_aside_for_its_copy_and_refused_without_one() -> None:
     store = open_for_writing("cut")
     for ratio in (0.2, 0.4, 0.6):
         add(store, ratio)
+    before = store.records()
     store.release()
     paths = StudyPaths.of("cut")
-    raw = paths.database.read_bytes()
-    for extra in ("-wal", "-shm"):
-        paths.database.with_name(paths.database.name + extra).unlink(missing_ok=True)
-    paths.database.write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(StorageError):
+    half = paths.database.read_bytes()[: paths.database.stat().st_size // 2]
+    paths.database.write_bytes(half)
+    with pytest.raises(StorageError, match="study.db"):
+        StudyStore.open("cut")
+    store = open_for_writing("cut")
+    assert store.records() == before
+    assert paths.database.with_name("study.db.damaged-1").read_bytes() == half
+    store.release()
+    paths.database.write_bytes(half)
+    paths.database_copy.unlink()
+    with pytest.raises(StorageError, match="study.db"):
         open_for_writing("cut")
+    assert paths.database.read_bytes() == half
 
 
 _MAKE = """

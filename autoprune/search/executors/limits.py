@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 from collections import defaultdict
@@ -42,11 +43,12 @@ class RequestLimits:
 
     def of(self, request: Request) -> float:
         """Return the seconds that a request may take, from now on."""
+        left_s = self._left_s()
+        if request.kind == "recover":  # its training is as long as it was planned
+            around_s = max(_AROUND_S, self._given_s or 0.0)
+            return min(request.slot_s + around_s, math.inf if left_s is None else max(left_s, request.slot_s))
         if self._given_s is not None:
             return self._given_s
-        left_s = self._left_s()
-        if request.kind == "recover":
-            return 2.0 * request.slot_s + _AROUND_S
         with self._lock:
             recent = self._took_s[request.kind][-50:]
         if len(recent) >= _ENOUGH:

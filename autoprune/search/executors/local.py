@@ -199,7 +199,13 @@ class _Worker:
             )
             self._set("starting")
             # By a thread that lives as long as the executor: see end_with.
-            self._starter.submit(process.start).result()
+            try:
+                self._starter.submit(process.start).result()
+            except OSError as error:
+                raise WorkerError(
+                    f"worker {self.seat.number} cannot be started: {error}",
+                    "this machine has no room for another process: give fewer --workers",
+                ) from error
             self._process = process
             theirs.close()
             self._is_ready, self._is_heard, self._told = False, False, None

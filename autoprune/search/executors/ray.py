@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoprune.errors import TrialError, WorkerError
@@ -27,6 +27,10 @@ LEASE_S = 60.0
 _COLLECT_S = 1.0
 _LOOK_S = 0.2
 _CLOSE_S = 20.0
+_MEASURERS_S = 120.0
+# A worker that nobody hears of for so long, and no other that is ready, end the search.
+_NOBODY_S = 900.0
+_MAX_STARTS = 5
 _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray.air")
 _log = logging.getLogger(__name__)
 
@@ -44,6 +48,8 @@ class _Place:
         busy_s: Seconds in which it had work.
         token: Request that it works on.
         lost: Requests that were lost with its workers.
+        is_ready: Whether its worker can take requests.
+        starts: Starts in a row of workers that did not become ready.
     """
 
     node: str = ""
@@ -54,6 +60,8 @@ class _Place:
     busy_s: float = 0.0
     token: int | None = None
     lost: int = 0
+    is_ready: bool = False
+    starts: int = 0
 
 
 @dataclass
@@ -107,6 +115,8 @@ class RayExecutor:
         self._places = [_Place() for _ in range(self.size)]
         self._failure: WorkerError | None = None
         self._ended = threading.Event()
+        self._ending = threading.Event()
+        self._last_ready_s = time.monotonic()
         self.refused = 0
         self._desk_name = f"desk-{name}-{secrets.token_hex(4)}"
         desk = ray.remote(Desk).options(name=self._desk_name, num_cpus=0, max_concurrency=4096)
@@ -128,14 +138,17 @@ class RayExecutor:
         """Let the measuring nodes be found, and workers be started.
 
         Raises:
-            WorkerError: If no node offers the target's device, or trials want more than any node has.
+            WorkerError: If no node offers the target's device.
         """
         import ray
+
+        from autoprune.search.executors.ray_worker import measure_there
 
         self._check_room()
         if self._resource is not None:
             self._measurers = self._start_measurers(self._resource)
             ray.get(self._desk.let_measure.remote(self._measurers))
+            measure_there(self._measurers)  # the driver's own measurements too
         threading.Thread(target=self._listen, daemon=True).start()
         self._tuner = threading.Thread(target=self._tune, daemon=True)
         self._tuner.start()
@@ -167,7 +180,13 @@ class RayExecutor:
             num_cpus=0, resources={resource: 1}, max_restarts=-1, max_task_retries=1
         )
         found = [made.remote() for _ in range(count)]
-        hosts = ray.get([each.host.remote() for each in found])
+        try:
+            hosts = ray.get([each.host.remote() for each in found], timeout=_MEASURERS_S)
+        except ray.exceptions.GetTimeoutError:
+            raise WorkerError(
+                f"{resource!r} of the cluster is taken: another search measures there",
+                "wait for it, or start another node that offers it",
+            ) from None
         kinds = [(host["processor"], host["usable_cores"]) for host in hosts]
         alike = [each for each, kind in zip(found, kinds, strict=True) if kind == kinds[0]]
         for each, kind in zip(found, kinds, strict=True):
@@ -175,13 +194,6 @@ class RayExecutor:
                 _log.warning("a measuring node is left out: %s is not %s", kind, kinds[0])
                 ray.kill(each)
         return alike
-
-    def measure_here_too(self) -> None:
-        """Let the driver's own measurements be done by the measuring nodes."""
-        from autoprune.search.executors.ray_worker import measure_there
-
-        if self._measurers:
-            measure_there(self._measurers)
 
     def _tune(self) -> None:
         """Keep the seats occupied until the desk lets them go."""
@@ -227,7 +239,7 @@ class RayExecutor:
         """Tell the workers what candidates are measured against."""
         import ray
 
-        ray.get(self._desk.refer.remote(reference))
+        ray.get(self._desk.refer.remote(replace(reference, folder=reference.folder.absolute())))
 
     def next_token(self) -> int:
         """Return a number that no other request has."""
@@ -239,10 +251,11 @@ class RayExecutor:
 
         waiting = _Waiting(request.name, queue.SimpleQueue())
         limit_s: float | None = None
+        laid_s = time.monotonic()
         with self._lock:
             self._waiting[request.token] = waiting
         try:
-            ray.get(self._desk.lay.remote(request))
+            ray.get(self._desk.lay.remote(_anywhere(request)))
             while True:
                 with suppress(queue.Empty):
                     answer = waiting.answers.get(timeout=_LOOK_S)
@@ -255,10 +268,11 @@ class RayExecutor:
                 if self._ended.is_set():
                     raise TrialError(INTERRUPTED, "stopped at once")
                 if waiting.taken_s is None:
+                    self._check_anybody(request, laid_s)
                     continue
                 limit_s = self._limits.of(request) if limit_s is None else limit_s
                 if time.monotonic() - waiting.taken_s > limit_s:
-                    self._lose_seat_of(request.token)
+                    self._dismiss_seat_of(request.token)
                     raise TrialError(HUNG, f"ran longer than {limit_s:.0f} s")
         except ray.exceptions.RayError as error:
             raise WorkerError(
@@ -269,13 +283,40 @@ class RayExecutor:
             with self._lock:
                 self._waiting.pop(request.token, None)
 
-    def _lose_seat_of(self, token: int) -> None:
-        """Count a hung request against its seat; its late reply is refused."""
+    def _check_anybody(self, request: Request, laid_s: float) -> None:
+        """End the wait for a worker where none is to come.
+
+        Raises:
+            TrialError: If the search is to end, or nobody took the request for long.
+        """
+        import ray
+
+        if self._ending.is_set():
+            ray.get(self._desk.withdraw.remote(request.token))
+            raise TrialError(INTERRUPTED, "the search was asked to end before a worker was free")
         with self._lock:
-            for place in self._places:
+            is_anybody = any(place.is_ready for place in self._places)
+        if not is_anybody and time.monotonic() - max(laid_s, self._last_ready_s) > _NOBODY_S:
+            self._fail(
+                WorkerError(
+                    f"no worker has been ready for {_NOBODY_S / 60:.0f} minutes",
+                    "see `ray status`: trials may want more than any node has; the same command goes on",
+                )
+            )
+
+    def _dismiss_seat_of(self, token: int) -> None:
+        """Let a hung worker be ended, and another take its seat; its late reply is refused."""
+        with self._lock:
+            for seat, place in enumerate(self._places):
                 if place.token == token:
                     self._free(place, "hung")
                     place.lost += 1
+                    self._dismiss(seat, place)
+
+    def _dismiss(self, seat: int, place: _Place) -> None:
+        """Let the worker that has a seat end as soon as it is heard of."""
+        self._desk.dismiss.remote(seat, place.node)
+        place.node, place.is_ready = "", False
 
     # -- what workers say --------------------------------------------------------------------
 
@@ -299,17 +340,29 @@ class RayExecutor:
         now_s = time.monotonic()
         if kind == "join":
             self._lose(place, f"worker on {place.node} ended")
-            place.node = node
+            place.node, place.is_ready = node, False
+            place.starts += 1
             self._set(place, "starting")
+            if place.starts > _MAX_STARTS:
+                self._fail(
+                    WorkerError(
+                        f"workers of a seat died {_MAX_STARTS} times while they started, last on {node}"
+                    )
+                )
         elif node != place.node:
             if kind == "reply":
                 self._refuse(node)
             return
         place.heard_s = now_s
         if kind == "ready":
+            place.is_ready, place.starts, self._last_ready_s = True, 0, now_s
             self._set(place, "idle")
         elif kind == "failed":
-            self._failure = WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1])
+            self._set(place, "cannot start")
+            if any(each.is_ready for each in self._places):
+                _log.warning("a worker on %s cannot start and is left out: %s", node, content[0])
+            else:
+                self._fail(WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1]))
         elif kind == "take":
             place.token = content
             waiting = self._waiting.get(content)
@@ -330,10 +383,10 @@ class RayExecutor:
         _log.warning("a late result from %s is refused: its request was given up", node)
 
     def _look_for_silence(self) -> None:
-        for place in self._places:
-            if place.token is not None and time.monotonic() - place.heard_s > self._lease_s:
+        for seat, place in enumerate(self._places):
+            if place.node and place.is_ready and time.monotonic() - place.heard_s > self._lease_s:
                 self._lose(place, f"worker on {place.node} gave no sign of life for {self._lease_s:g} s")
-                place.node = ""
+                self._dismiss(seat, place)
 
     def _lose(self, place: _Place, reason: str) -> None:
         """Give up what a worker works on, if anything."""
@@ -383,8 +436,10 @@ class RayExecutor:
     # -- ending ------------------------------------------------------------------------------
 
     def ask_to_end(self) -> None:
-        """Let trainings end in order."""
+        """Let trainings end in order, and begin nothing more."""
         import ray
+
+        self._ending.set()
 
         with suppress(ray.exceptions.RayError):
             ray.get(self._desk.ask_to_end.remote(at_once=False))
@@ -410,3 +465,11 @@ class RayExecutor:
                 ray.kill(actor)
         if self._started_here:
             ray.shutdown()
+
+
+def _anywhere(request: Request) -> Request:
+    """Return a request whose folders mean the same in whatever folder a worker runs."""
+    folder, start, own = (
+        None if each is None else each.absolute() for each in (request.folder, request.start, request.own)
+    )
+    return replace(request, folder=folder, start=start, own=own)

@@ -69,17 +69,18 @@ def start_ray(
     archive = None
     if pack is not None:
         archive = Archive([ray.put(archive_bytes(pack, shipped_data_word(config)))])
-    made_of = Given(setup, shipment, Exchange(Mark.leave(paths), mirror), archive)
+    mark = Mark.leave(paths)
+    made_of = Given(setup, shipment, Exchange(mark, mirror), archive)
     executor = RayExecutor(
         made_of,
         execution,
         paths.name,
-        execution.artifacts or str(paths.root),
+        execution.artifacts or str(paths.root.absolute()),
         limits,
         resource=resource,
         started_here=started_here,
     )
-    return executor, executor if mirror is None else MirroredExecutor(executor, mirror)
+    return executor, executor if mirror is None else MirroredExecutor(executor, mirror, mark)
 
 
 def _pack(setup: Setup, workload: Workload) -> DataPack | None:

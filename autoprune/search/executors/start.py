@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from autoprune.errors import TrialError
 from autoprune.naming import StudyPaths
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.contract import CRASHED, WORKER_LOST, Executor, Reference, Request, Setup
 from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
 from autoprune.search.executors.ray import RayExecutor
@@ -84,7 +85,12 @@ def running(executor: LocalExecutor | RayExecutor, interrupt: Interrupt) -> Iter
 
 
 def _local(setup: Setup, shipment: Shipment, limits: RequestLimits) -> LocalExecutor:
-    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    # Of those that this process may use: the names in its own variable, which may be other numbers or UUIDs.
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [word.strip() for word in named.split(",") if word.strip()]
+    gpus = (names or [str(number) for number in range(torch.cuda.device_count())])[
+        : torch.cuda.device_count()
+    ]
     return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limits)
 
 
@@ -127,7 +133,9 @@ class WorkerTrials:
             try:
                 score = self.executor.run(request).score
             except TrialError as error:
-                if error.kind != WORKER_LOST or not left:
+                if error.kind == WORKER_LOST and not left:
+                    raise TrialError(CRASHED, f"{error.reason}; tried {_SCREEN_TRIES} times") from error
+                if error.kind != WORKER_LOST:
                     raise
                 continue
             return math.nan if score is None else score

@@ -40,8 +40,10 @@ def test_each_kind_of_request_is_judged_by_its_own() -> None:
         limits.took(TRIAL, 100.0)
         limits.took(SCREEN, 1.0)
     assert (limits.of(TRIAL), limits.of(SCREEN)) == (2000.0, 120.0)
-    assert limits.of(Request(2, "recover", "r", Recipe(), slot_s=500.0)) == 1600.0
+    assert limits.of(Request(2, "recover", "r", Recipe(), slot_s=500.0)) == 1100.0
 
 
 def test_what_the_user_gave_holds() -> None:
-    assert RequestLimits(lambda: 10.0, 77.0).of(TRIAL) == 77.0
+    limits = RequestLimits(lambda: None, 77.0)
+    assert limits.of(TRIAL) == 77.0
+    assert limits.of(Request(2, "recover", "r", Recipe(), slot_s=500.0)) == 1100.0
