@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +78,23 @@ def test_seats_do_requests_and_a_lost_worker_costs_one_and_is_replaced(pair: Ray
     assert caught.value.kind == "worker-lost"
     assert [ask(pair, "where").score is not None for _ in range(4)] == [True] * 4
     assert sum(state.lost for state in pair.states()) == 1
+
+
+@pytest.mark.cluster
+def test_a_worker_that_was_stopped_past_its_lease_is_ended_when_it_wakes(pair: RayExecutor) -> None:
+    lost = sum(state.lost for state in pair.states())
+    with pytest.raises(TrialError, match="no sign of life") as caught:
+        ask(pair, "stop")
+    assert caught.value.kind == "worker-lost"
+    pid = int(caught.value.reason.partition(":")[2].split()[0])
+    os.kill(pid, signal.SIGCONT)
+    # Whatever it asks for now, it gets nothing, and another worker has its seat.
+    assert [ask(pair, "where").score != pid for _ in range(6)] == [True] * 6
+    deadline = time.monotonic() + 30.0
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{pid}").exists()
+    assert sum(state.lost for state in pair.states()) == lost + 1
 
 
 def test_failures_of_trials_keep_their_kind(pair: RayExecutor) -> None:
