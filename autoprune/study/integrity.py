@@ -32,7 +32,6 @@ _READ: dict[str, dict[str, Callable[[Any], object]]] = {
     "trial_params": {"param_value": float, "distribution_json": json.loads},
     "trial_system_attributes": {"value_json": json.loads},
     "study_system_attributes": {"value_json": json.loads},
-    "trial_user_attributes": {"value_json": json.loads},
     "study_user_attributes": {"value_json": json.loads},
 }
 _BESIDE = ("", "-wal", "-shm")

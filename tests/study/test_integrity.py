@@ -177,10 +177,6 @@ def test_a_changed_text_or_number_is_told(paths: StudyPaths, statement: str, fau
 
 def test_attributes_of_others_are_none_of_ours(paths: StudyPaths) -> None:
     change(paths.database, "UPDATE trial_user_attributes SET key = 'their' || key, value_json = '{'")
-    change(
-        paths.database,
-        "UPDATE study_user_attributes SET key = 'theirs', value_json = '{' WHERE key = 'note:data'",
-    )
     assert fault_of(paths.database) == ""
 
 

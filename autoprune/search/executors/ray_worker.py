@@ -126,7 +126,7 @@ class Desk:
         return not self._requests and not self._ended and self._nodes.get(seat) == node
 
     async def tell(self, kind: str, seat: int, node: str, content: Any) -> str:
-        """Take a message of a worker; return ``go on``, ``stop`` (training is to end) or ``leave`` (it was given up)."""
+        """Take a message; return ``go on``, ``stop`` (training is to end) or ``leave`` (the worker was given up)."""
         self._say(kind, seat, node, content)
         if self._nodes.get(seat) != node:
             return "leave"

@@ -20,6 +20,7 @@ from autoprune.space.recipe import Recipe
 from tests.search.executors.serving import serve
 
 RESOURCE = "latency:cpu"
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,6 @@ def test_seats_do_requests_and_a_lost_worker_costs_one_and_is_replaced(pair: Ray
     assert sum(state.lost for state in pair.states()) == 1
 
 
-@pytest.mark.cluster
 def test_a_worker_that_was_stopped_past_its_lease_is_ended_when_it_wakes(pair: RayExecutor) -> None:
     lost = sum(state.lost for state in pair.states())
     with pytest.raises(TrialError, match="no sign of life") as caught:
@@ -119,7 +119,6 @@ def test_without_a_measuring_node_the_search_does_not_begin(cluster: Execution, 
     assert "--resources" in caught.value.hint
 
 
-@pytest.mark.cluster
 def test_a_worker_that_cannot_start_ends_the_search_with_the_reason(
     cluster: Execution, tmp_path: Path
 ) -> None:
