@@ -24,10 +24,10 @@ from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord, is_given
 from autoprune.study.screens import read_screens
-from tests.search.fakes import Scene, make_groups, make_scene
+from tests.search.fakes import Scene, make_groups, make_options, make_scene
 from tests.search.synthetic import SCALES, Synthetic
 from tests.search.team import Team
-from tests.search.test_auto import FakeScreen, make_options
+from tests.search.test_auto import FakeScreen
 
 WORKERS = 8
 # After the dense network and the baselines.
@@ -44,7 +44,14 @@ def few_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(name: str, sampler: str, **fields: object) -> StudyConfig:
-    made = {"model": "fake", "data": "fake", "study": name, "space": "space.yaml", "sampler": sampler, **fields}
+    made = {
+        "model": "fake",
+        "data": "fake",
+        "study": name,
+        "space": "space.yaml",
+        "sampler": sampler,
+        **fields,
+    }
     return StudyConfig.model_validate(made)
 
 
@@ -68,7 +75,7 @@ def run(scene: Scene, screen: Callable[[Recipe], float] | None = None) -> list[T
     def strategy(baselines: Sequence[Baseline]) -> None:
         assert screen is not None
         search = AutoSearch(
-            scene.driver, make_options(scene), screen, scene.driver.bench.config, scene.driver.clock
+            scene.driver, make_options(scene.driver), screen, scene.driver.bench.config, scene.driver.clock
         )
         search.run(baselines)
 
