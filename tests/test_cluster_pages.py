@@ -6,11 +6,13 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +232,7 @@ def program(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_the_slurm_script_drives_trains_and_measures_on_nodes_of_their_own(tmp_path: Path) -> None:
     here = tmp_path / "bin"
     here.mkdir()
@@ -245,12 +247,18 @@ def test_the_slurm_script_drives_trains_and_measures_on_nodes_of_their_own(tmp_p
         "SLURM_SUBMIT_DIR": str(tmp_path), "DRIVER_EXIT": "3",
     }  # fmt: skip
     script = str(CLUSTER / "autoprune.sbatch")
-    found = subprocess.run(
+    run = subprocess.Popen(
         ["bash", script, "--model", "a b", "--budget", "1h"],
-        capture_output=True, text=True, timeout=280, cwd=tmp_path, env=environment, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        start_new_session=True,
     )  # fmt: skip
-    assert found.returncode == 3, found.stdout + found.stderr
-    (line,) = [each for each in found.stdout.splitlines() if each.startswith("RESULT ")]
+    try:
+        stdout, stderr = run.communicate(timeout=280)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 3, stdout + stderr
+    (line,) = [each for each in stdout.splitlines() if each.startswith("RESULT ")]
     result = json.loads(line.removeprefix("RESULT "))
     assert result.pop("words")[:2] == ["search", "--engine"]
     assert result == {

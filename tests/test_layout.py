@@ -19,7 +19,18 @@ ORDER = ["__main__", "cli", "__init__", "api", "actions",
          "report", "search", "study", "measure", "deploy", "compress", "space", "workloads"]  # fmt: skip
 # What the runtime executed is read back in deploy and told in the record of a measurement, which is plain data.
 SHARED_RECORD = ("deploy", "autoprune.measure.record")
-GROUND = {"config", "execution", "target", "yaml_io", "errors", "clock", "naming", "storage_url", "faults"}
+GROUND = {
+    "bound",
+    "config",
+    "execution",
+    "target",
+    "yaml_io",
+    "errors",
+    "clock",
+    "naming",
+    "storage_url",
+    "faults",
+}
 TORCH_FREE = ["*.py", "space/*.py", "study/*.py", "report/*.py",
               "measure/record.py", "measure/stats.py", "measure/truth_table.py", "deploy/known_formats.py",
               "cli/*.py"]  # fmt: skip

@@ -16,6 +16,7 @@ from rich.text import Text
 from autoprune.search.events import Listener, Progress
 
 _RECENT = 6
+_WORKERS_SHOWN = 16
 
 
 @contextmanager
@@ -86,7 +87,51 @@ class _Panel:
         ):
             grid.add_row(Text(name, style="bold"), Text(value))
         recent = Text("\n".join(self._recent), style="dim")
+        if state.workers:
+            return Panel(Group(grid, workers_table(state), recent), title=Text(self._title))
         return Panel(Group(grid, recent), title=Text(self._title))
+
+
+def workers_table(progress: Progress) -> Table:
+    """Return who does what: each worker, or those that last changed and how many others there are."""
+    table = Table(box=None, pad_edge=False, title_justify="left", title=Text(workers_line(progress)))
+    for heading in ("worker", "node", "does", "for", "busy", "lost"):
+        table.add_column(heading, justify="right" if heading in ("for", "busy", "lost") else "left")
+    shown = sorted(progress.workers, key=lambda worker: (-worker.lost, worker.since_s))[:_WORKERS_SHOWN]
+    shown.sort(key=lambda worker: progress.workers.index(worker))
+    for worker in shown:
+        table.add_row(
+            *(
+                Text(cell)
+                for cell in (
+                    worker.name,
+                    worker.node or "-",
+                    worker.doing,
+                    duration(worker.since_s),
+                    f"{worker.busy_share:.0%}",
+                    str(worker.lost or ""),
+                )
+            )
+        )
+    if len(progress.workers) > len(shown):
+        table.add_row(Text(f"and {len(progress.workers) - len(shown)} more", style="dim"))
+    return table
+
+
+def workers_line(progress: Progress) -> str:
+    """Return how many workers have work, how busy all were so far, and which nodes lost trials."""
+    busy = sum(worker.is_busy for worker in progress.workers)
+    efficiency = progress.efficiency or 0.0
+    line = f"{busy} of {len(progress.workers)} workers busy, efficiency {efficiency:.0%}"
+    lost: dict[str, int] = {}
+    for worker in progress.workers:
+        if worker.lost:
+            lost[worker.node or "a node that is gone"] = (
+                lost.get(worker.node or "a node that is gone", 0) + worker.lost
+            )
+    if lost:
+        line += ", lost " + ", ".join(f"{count} on {node}" for node, count in sorted(lost.items()))
+    return line
 
 
 def plain_line(progress: Progress) -> str:
@@ -100,6 +145,8 @@ def plain_line(progress: Progress) -> str:
         )
     if progress.failures:
         parts.append(f"failures: {failures(progress.failures)}")
+    if progress.workers:
+        parts.append(workers_line(progress))
     parts.append(progress.message)
     if progress.last and progress.last != progress.message:
         parts.append(progress.last)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.bound import end_with
 from autoprune.compress.layers import Conv, channel_count, device_of, layer_kind
 from autoprune.space.groups import Group, Groups, Member
 
@@ -138,6 +139,8 @@ class _Listener:
 def _discover(sender: Connection, model: nn.Module, example: Tensor, deadline: float) -> None:
     """Find and prove groups; runs in the child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    end_with(None if parent is None else parent.pid)  # it has the parent's locks too
     torch.set_num_threads(1)
     try:
         # Imported here: the parent needs neither.

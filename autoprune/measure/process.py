@@ -73,7 +73,7 @@ def run_here(job: dict[str, Any], timeout_s: float = TIMEOUT_S) -> dict[str, Any
         TrialError: As :func:`run_worker`.
     """
     # The measuring process has to say what it waited for before it is ended.
-    job = {"quiet_timeout_s": min(QUIET_TIMEOUT_S, 0.8 * timeout_s), **job}
+    job = {"quiet_timeout_s": min(QUIET_TIMEOUT_S, 0.8 * timeout_s), **job, "parent": os.getpid()}
     with standing_aside():
         output, errors, code = _run(job, timeout_s)
     if code != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.bound import end_with
 from autoprune.deploy.session import load_runtime, open_session
 from autoprune.measure.inference import inputs_of, models_of, target_of
 
@@ -55,7 +57,7 @@ def start_s(path: str, job: dict[str, Any]) -> float:
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_start, args=(path, job, there), daemon=True)
+    child = context.Process(target=_start, args=(path, job, there, os.getpid()), daemon=True)
     child.start()
     there.close()
     try:
@@ -70,8 +72,9 @@ def start_s(path: str, job: dict[str, Any]) -> float:
     return float(told)
 
 
-def _start(path: str, job: dict[str, Any], answer: Connection) -> None:
+def _start(path: str, job: dict[str, Any], answer: Connection, parent: int) -> None:
     """Open a model and send the seconds to its first result, or what went wrong."""
+    end_with(parent)  # it has the parent's lock of the machine too
     try:
         target = target_of(job, path)
         load_runtime(target)

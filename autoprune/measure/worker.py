@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from autoprune.bound import end_with
 from autoprune.deploy.session import node_times, open_session
 from autoprune.errors import TrialError
 from autoprune.measure.energy import energies
@@ -46,6 +47,7 @@ _LEAST_SESSIONS = 3
 def main() -> None:
     """Read a job, measure, write the result."""
     job: dict[str, Any] = json.load(sys.stdin)
+    end_with(job.get("parent"))
     if job.get("in_session"):
         result = work(job)
     else:
@@ -59,14 +61,11 @@ def main() -> None:
 
 def session(job: dict[str, Any]) -> dict[str, Any]:
     """Run the jobs of a session one after the other, each in a process of its own, while this one holds the lock."""
-    parent = os.getppid()
     results: list[dict[str, Any]] = []
     for part in job["jobs"]:
-        if os.getppid() != parent:  # nobody is left to read what is found
-            break
         done = subprocess.run(
             [sys.executable, "-m", "autoprune.measure.worker"],
-            input=json.dumps({**part, "in_session": True}),
+            input=json.dumps({**part, "in_session": True, "parent": os.getpid()}),
             capture_output=True,
             text=True,
             check=False,

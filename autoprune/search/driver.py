@@ -22,13 +22,14 @@ from autoprune.search.baselines import Baseline, baselines, effective_key, grid_
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
-from autoprune.search.executors.contract import Executor
+from autoprune.search.executors.contract import CRASHED, Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.lanes import Lanes
 from autoprune.search.ledger import Ledger
 from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
+from autoprune.search.shelf import Shelf
 from autoprune.search.trial import run_trial
 from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
@@ -41,7 +42,6 @@ from autoprune.study.store import StudyStore
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 # A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
-CRASHED = "crashed"
 UNFINISHED = CUT_OFF
 
 
@@ -68,6 +68,7 @@ class Driver:
             trial if not given.
         adopt_dense: Called with the dense trial before anything is compared with it.
         executor: Who runs trials side by side; the driver itself, one after the other, if not given.
+        shelf: Where artifacts are kept besides the study's folder; nowhere if not given.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Driver:
         run: TrialFunction | None = None,
         adopt_dense: Callable[[TrialRecord], None] | None = None,
         executor: Executor | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.store = store
         self.space = space
@@ -101,6 +103,7 @@ class Driver:
         )
         self.outlook = Outlook(store, space, bench, keeper, lambda: self.records)
         self.executor = executor
+        self.shelf = shelf or Shelf(None, store.paths)
         self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
         self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
@@ -191,7 +194,9 @@ class Driver:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
         # One that ends the process whenever it is tried must not keep the study from going on.
         tries = Counter(
-            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in UNFINISHED
+            r.label
+            for r in self.records
+            if r.origin == "baseline" and r.failure_kind in (*UNFINISHED, CRASHED)
         )
         planned = baselines(
             self.groups,
@@ -210,8 +215,11 @@ class Driver:
 
     def _lost(self) -> list[Job]:
         """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
+        # One that failed by itself, or took worker after worker along, is not tried anew by every run.
         finished = {
-            effective_key(r.recipe, self.groups) for r in self.records if r.state == "complete" and r.recipe
+            effective_key(r.recipe, self.groups)
+            for r in self.records
+            if r.state != "running" and r.failure_kind not in UNFINISHED and r.recipe
         }
         tries = Counter(
             effective_key(r.recipe, self.groups)
@@ -223,6 +231,9 @@ class Driver:
             if (
                 record.failure_kind in UNFINISHED
                 and record.recipe
+                and (
+                    record.rung or record.round
+                )  # a screen that was cut off is looked at again by who screens
                 and record.origin not in ("dense", "baseline")
             ):
                 key = effective_key(record.recipe, self.groups)
@@ -256,14 +267,23 @@ class Driver:
 
     def trial(self, job: Job) -> TrialRecord:
         """Run and record one trial; one whose worker is lost is tried again, as a trial of its own."""
-        for attempt in range(MAX_RETRIES + 1):
-            record = self._once(job, last=attempt == MAX_RETRIES)
+        while True:
+            record = self._once(job)
             if record.failure_kind != WORKER_LOST or self.interrupt():
-                break
+                return record
             job = replace(job, recipe=record.recipe)
-        return record
 
-    def _once(self, job: Job, *, last: bool) -> TrialRecord:
+    def _is_last_try(self, key: str) -> bool:
+        """Return whether a recipe was cut off as often as it may be, by lost workers and killed drivers together."""
+        tries = sum(
+            r.failure_kind in UNFINISHED
+            and r.recipe is not None
+            and effective_key(r.recipe, self.groups) == key
+            for r in self.records
+        )
+        return tries >= MAX_RETRIES
+
+    def _once(self, job: Job) -> TrialRecord:
         begun_s = self.clock.monotonic()
         trial, recipe = self._ask(job.recipe)
         reached("trial:asked")
@@ -288,16 +308,20 @@ class Driver:
         self._running.add(key)
         folder = temporary_folder(self.paths.artifacts)
         try:
-            start = None if job.started_from is None else self.paths.artifact(job.started_from)
+            start = None
+            if job.started_from is not None and self._is_sound(job.started_from):  # it may be gone by now
+                start = self.paths.artifact(job.started_from)
             with self.lanes.waiting():
                 outcome = self._run(recipe, folder, start, trial.number)
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
+            with self.lanes.waiting():
+                self.shelf.put(self.paths.artifact(trial.number))
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
-            if last and error.kind == WORKER_LOST:
+            if error.kind == WORKER_LOST and self._is_last_try(key[0]):
                 error = TrialError(CRASHED, f"{error.reason}; tried {MAX_RETRIES + 1} times")
             self._fail(trial, error, self.clock.monotonic() - begun_s)
         except KeyboardInterrupt:
@@ -315,6 +339,7 @@ class Driver:
             shutil.rmtree(folder, ignore_errors=True)
         self.store.set_spent(self.keeper.spent_s)
         self.store.note("timings", self.bench.timings.text())
+        self.shelf.tidy()
         return self.records[trial.number]
 
     def _here(self, recipe: Recipe, folder: Path, start: Path | None, number: int) -> Outcome:

@@ -17,6 +17,7 @@ class WorkerState:
         since_s: Seconds that it has done so.
         busy_share: Share of its time so far in which it had work, in ``[0, 1]``.
         lost: Trials that it took down with it.
+        is_busy: Whether it has work.
     """
 
     name: str
@@ -25,6 +26,7 @@ class WorkerState:
     since_s: float
     busy_share: float
     lost: int = 0
+    is_busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Points:
                 }
                 place = self.driver.paths.final_artifact(record.number, self.driver.store.round, variant)
                 commit_folder(folder, place)
+                self.driver.shelf.put(place)
                 reached("final:committed")
         except TrialError as error:
             if variant:  # the network's own point is there

@@ -8,7 +8,7 @@ from functools import partial
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import StorageError, TrialError, UsageError
 from autoprune.faults import reached
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
@@ -29,6 +29,7 @@ from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile, write_profile
 from autoprune.search.profiling import measure_profile
+from autoprune.search.shelf import Shelf
 from autoprune.search.space_cut import study_cut
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.space.groups import Groups
@@ -86,6 +87,16 @@ def run_study(
     check_space(config, space)
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
+    shelf = Shelf.of(config, paths)
+    if brought := shelf.restore():
+        listener(Progress("load", f"fetched {len(brought)} artifacts of study {paths.name} from its mirror"))
+        if not has_record(paths, config.storage):
+            raise StorageError(
+                f"the record of study {paths.name!r} is in SQLite on another node; its artifacts were fetched to here",
+                "run it there, or begin another --study with --storage postgresql://… for drivers on several nodes",
+            )
+    if fresh:
+        shelf.forget()
     store = (
         StudyStore.create_or_resume(config, paths, fresh=fresh) if has_record(paths, config.storage) else None
     )
@@ -121,13 +132,17 @@ def run_study(
     try:
         with interrupt.listening():
             write_environment(paths, config, describe_host(), workload.data.fingerprint)
-            _search(store, space, config, workload, keeper, interrupt, listener, clock)
+            given = None if load is None else workload
+            _search(store, space, config, workload, given, shelf, keeper, interrupt, listener, clock)
             store.set_spent(keeper.spent_s)  # the report states it
             close(store)
+            shelf.tidy(at_once=True)
             reached("report:written")
     finally:
-        store.set_spent(keeper.spent_s)
-        store.release()
+        try:
+            store.set_spent(keeper.spent_s)
+        finally:
+            store.release()
     if interrupt.requested:
         raise KeyboardInterrupt
     return store
@@ -146,12 +161,14 @@ def _search(
     space: SearchSpace,
     config: StudyConfig,
     workload: Workload,
+    given: Workload | None,
+    shelf: Shelf,
     keeper: Timekeeper,
     interrupt: Interrupt,
     listener: Listener,
     clock: Clock,
 ) -> None:
-    """Run every phase that is not over yet."""
+    """Run every phase that is not over yet; ``given`` is the workload of a user's own objects, unchanged."""
     check_same_inputs(store, workload, space)
     check_features(compares_features(space), workload)
     listener(Progress("groups", "finding groups", left_s=keeper.left_s))
@@ -175,7 +192,7 @@ def _search(
     # The default search's profile estimates from gradients what it has no time to measure.
     by_gradient = any(name in GRADIENT_CRITERIA for names in space.criteria.values() for name in names)
     setup = Setup(config, groups, gradients=auto or by_gradient, by_gradient=by_gradient)
-    with started_executor(setup, workload, keeper, interrupt, paths=store.paths) as executor:
+    with started_executor(setup, workload, given, keeper, interrupt, paths=store.paths) as executor:
         bench = build_bench(setup, workload)
         # A run that goes on after a kill has timed nothing itself.
         bench.timings.take(store.notes().get("timings", "{}"))
@@ -184,7 +201,7 @@ def _search(
             store, space, bench, keeper, interrupt, listener, clock,
             run=None if trials is None else trials.run,
             adopt_dense=None if trials is None else trials.adopt_dense,
-            executor=executor,
+            executor=executor, shelf=shelf,
         )  # fmt: skip
         final = FinalPhase(driver, bench)
         store.phase = "search"

@@ -1,8 +1,8 @@
 """Runs commands of autoprune in forks of one warm process: a fork takes milliseconds, imports take seconds.
 
-``python -m tests.faults.forker`` reads one JSON request a line from its standard input and answers on its standard
-output: ``{"started": id, "pid": …}`` and ``{"ended": id, "status": …}``. It has one thread and trains nothing itself, so
-that its forks are as sound as fresh processes.
+``python -m tests.faults.forker [MODULE...]`` reads one JSON request a line from its standard input and answers on its
+standard output: ``{"started": id, "pid": …}`` and ``{"ended": id, "status": …}``. It has one thread and trains nothing
+itself, so that its forks are as sound as fresh processes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _WARM = (
 
 def serve() -> None:
     """Answer requests until the standard input ends."""
-    for name in _WARM:
+    for name in sys.argv[1:] or _WARM:
         importlib.import_module(name)
-    from tests.faults import synthetic
+    if not sys.argv[1:]:
+        from tests.faults import synthetic
 
-    synthetic.groups()
-    warm_up()
+        synthetic.groups()
+        warm_up()
     gc.freeze()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     running: dict[int, int] = {}
@@ -93,10 +94,12 @@ def warm_up() -> None:
             "--quiet",
             "--json",
         ]
-        null = open(os.devnull, "w")
-        with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        with (
+            Path(os.devnull).open("w") as null,
+            contextlib.redirect_stdout(null),
+            contextlib.redirect_stderr(null),
+        ):
             code = main([*words, "--study", "warm", "--sampler", "tpe"])
-        null.close()
         assert code == 0, f"the warming run ended with {code}"
         os.environ.clear()
         os.environ.update(before)
@@ -119,7 +122,8 @@ def _become(request: dict[str, Any]) -> None:
 
         for name, arguments in request["setups"]:
             getattr(setups, name)(*arguments)
-        code = main(request["words"])
+        module, _, name = request.get("entry", "autoprune.cli.main:main").partition(":")
+        code = getattr(importlib.import_module(module), name)(request["words"])
         sys.stdout.flush()
         sys.stderr.flush()
     except SystemExit as stop:

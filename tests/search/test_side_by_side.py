@@ -16,7 +16,8 @@ from autoprune.config import Budget, StudyConfig
 from autoprune.errors import TooManyFailuresError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key, grid_recipes
-from autoprune.search.driver import CRASHED
+from autoprune.search.driver import 
+from autoprune.search.executors.contract import CRASHED
 from autoprune.search.executors.contract import WORKER_LOST
 from autoprune.search.lanes import Lanes
 from autoprune.search.proposals import Proposer, Result

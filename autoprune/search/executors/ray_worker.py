@@ -8,8 +8,10 @@ seats by their resources, keeps those waiting that a node has no room for yet, a
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -30,6 +32,8 @@ _TAKE_S = 5.0
 _STEP_S = 30.0
 # How long a node's first try to start its bench may be away from the desk.
 _CALL_S = 60.0
+# Model files that a measuring node keeps besides those that it measures now; the dense one is sent again at worst.
+_KEPT_FILES = 16
 
 
 class Desk:
@@ -47,6 +51,7 @@ class Desk:
         self._events: deque[tuple[str, int, str, Any]] = deque()
         self._reference: Any = None
         self._measurers: list[Any] = []
+        self._nodes: dict[int, str] = {}
         self._stopping = False
         self._ended = False
         self._more = asyncio.Event()
@@ -62,6 +67,11 @@ class Desk:
     async def withdraw(self, token: int) -> None:
         """Take back a request that no worker took."""
         self._requests = deque(r for r in self._requests if r.token != token)
+
+    async def dismiss(self, seat: int, node: str) -> None:
+        """Let a worker that was given up do nothing more; it ends as soon as it asks."""
+        if self._nodes.get(seat) == node:
+            del self._nodes[seat]
 
     async def refer(self, reference: Any) -> None:
         """Set what candidates are measured against."""
@@ -91,16 +101,19 @@ class Desk:
 
     async def join(self, seat: int, node: str) -> tuple[list[Any], list[Any]]:
         """Let a worker in; return what it is made of, and who measures."""
+        self._nodes[seat] = node
         self._say("join", seat, node, None)
         return self._given, self._measurers
 
     async def take(self, seat: int, node: str) -> tuple[str, Any, Any]:
         """Return ``("do", request, reference)``, or ``("wait", …)`` or ``("end", …)``."""
         deadline = time.monotonic() + _TAKE_S
-        while not self._requests and not self._ended and time.monotonic() < deadline:
+        while self._is_idle(seat, node) and time.monotonic() < deadline:
             self._more.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._more.wait(), max(0.0, deadline - time.monotonic()))
+        if self._nodes.get(seat) != node:
+            return "leave", None, None
         if self._ended:
             return "end", None, None
         if not self._requests:
@@ -109,10 +122,15 @@ class Desk:
         self._say("take", seat, node, request.token)
         return "do", request, self._reference
 
-    async def tell(self, kind: str, seat: int, node: str, content: Any) -> bool:
-        """Take a message of a worker; return whether training is to end."""
+    def _is_idle(self, seat: int, node: str) -> bool:
+        return not self._requests and not self._ended and self._nodes.get(seat) == node
+
+    async def tell(self, kind: str, seat: int, node: str, content: Any) -> str:
+        """Take a message of a worker; return ``go on``, ``stop`` (training is to end) or ``leave`` (it was given up)."""
         self._say(kind, seat, node, content)
-        return self._stopping
+        if self._nodes.get(seat) != node:
+            return "leave"
+        return "stop" if self._stopping else "go on"
 
     def _say(self, kind: str, seat: int, node: str, content: Any) -> None:
         self._events.append((kind, seat, node, content))
@@ -139,6 +157,8 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         done = 0
         while time.monotonic() - begun_s < _STEP_S:
             what, request, reference = ray.get(self._desk.take.remote(self._seat, self._node))
+            if what == "leave":  # another worker takes the seat
+                os._exit(1)
             if what == "end":
                 return {"done": True, "requests": done}
             if what == "do" and self._answer is not None:
@@ -150,8 +170,8 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return {"done": False, "requests": done}
 
     def _start(self) -> bool:
-        threading.Thread(target=self._beat, daemon=True).start()
         given, measurers = ray.get(self._desk.join.remote(self._seat, self._node))
+        threading.Thread(target=self._beat, daemon=True).start()
         if measurers:
             measure_there(measurers)
         try:
@@ -165,9 +185,10 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
     def _beat(self) -> None:
         while True:
             with suppress(ray.exceptions.RayError):
-                self._stop = ray.get(
-                    self._desk.tell.remote("beat", self._seat, self._node, None), timeout=_CALL_S
-                )
+                word = ray.get(self._desk.tell.remote("beat", self._seat, self._node, None), timeout=_CALL_S)
+                if word == "leave":  # whatever it does: it was given up, and another worker takes the seat
+                    os._exit(1)
+                self._stop = word == "stop"
             time.sleep(BEAT_S)
 
 
@@ -185,6 +206,7 @@ class Measurer:
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="autoprune-measure-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
     def host(self) -> dict[str, Any]:
         """Return what this machine is, by which machines that measure alike are told."""
@@ -215,6 +237,9 @@ class Measurer:
             name = next(name for own, name in names.values() if own == digest)
             (folder / name).write_bytes(content)
             self._files[digest] = folder / name
+            while len(self._files) > _KEPT_FILES + len(names):
+                oldest = next(each for each in self._files if each not in {own for own, _ in names.values()})
+                shutil.rmtree(self._files.pop(oldest).parent, ignore_errors=True)
         places = {path: str(self._files[digest]) for path, (digest, _) in names.items()}
         return run_here(moved(job, places), timeout_s)
 
@@ -245,6 +270,7 @@ def measure_there(measurers: list[Any]) -> None:
 
     def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         from autoprune.errors import TrialError
+        from autoprune.study.samplers import WORKER_LOST
 
         measurer = measurers[next(turn) % len(measurers)]
         paths = sorted(paths_in(job))
@@ -259,12 +285,19 @@ def measure_there(measurers: list[Any]) -> None:
             )
         except TrialError:
             raise
+        except ray.exceptions.GetTimeoutError as error:
+            raise TrialError(
+                "latency", f"the measuring node had no time for it in {timeout_s:g} s"
+            ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TrialError):
                 raise error.cause from None
-            raise TrialError("latency", f"the measuring node failed: {str(error.cause)[:200]}") from error
+            kind = (
+                WORKER_LOST if isinstance(error.cause, KeyError) else "latency"
+            )  # it was started anew meanwhile
+            raise TrialError(kind, f"the measuring node failed: {str(error.cause)[:200]}") from error
         except ray.exceptions.RayError as error:
-            raise TrialError("latency", f"the measuring node is gone: {str(error)[:200]}") from error
+            raise TrialError(WORKER_LOST, f"the measuring node is gone: {str(error)[:200]}") from error
         return result
 
     measure_elsewhere(run)

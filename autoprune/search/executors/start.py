@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,77 +15,83 @@ from autoprune.errors import TrialError
 from autoprune.naming import StudyPaths
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.contract import CRASHED, WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
-from autoprune.search.executors.ray import RayExecutor, connect, shared_storage
+from autoprune.search.executors.ray import RayExecutor
+from autoprune.search.executors.work import Given
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
+from autoprune.workloads.shipment import Shipment, ship
 from autoprune.workloads.workload import Workload
 
-# Where the budget counts trials and nobody gave a limit.
-_LONGEST_S = 6 * 3600.0
 _LOOK_S = 0.2
 _SCREEN_TRIES = 3
 
 
 @contextmanager
 def started_executor(
-    setup: Setup, workload: Workload, keeper: Timekeeper, interrupt: Interrupt, *, paths: StudyPaths
+    setup: Setup,
+    workload: Workload,
+    given: Workload | None,
+    keeper: Timekeeper,
+    interrupt: Interrupt,
+    *,
+    paths: StudyPaths,
 ) -> Iterator[Executor | None]:
     """Run a study's workers for the length of the block; None where its trials run in the driver's own process.
 
     Args:
         setup: What workers build their bench from.
         workload: The dense network, trained, and its data.
+        given: The workload of a user's own objects as it was given; None where model and data have names.
         keeper: The budget.
         interrupt: Whether the user asked to end; trainings are then told to.
         paths: Where the study lies.
     """
     execution = setup.config.execution
+    limits = RequestLimits(lambda: keeper.left_s, execution.trial_limit_s)
 
-    def limit_s() -> float:
-        if execution.trial_limit_s is not None:
-            return execution.trial_limit_s
-        return _LONGEST_S if keeper.left_s is None else max(keeper.left_s, 1.0)
-
-    executor = _made(setup, workload, limit_s, paths)
-    if executor is None:
+    if execution.engine == "local" and execution.workers is None:
         yield None
         return
+    if execution.engine == "local":
+        executor: LocalExecutor | RayExecutor = _local(
+            setup, ship(workload, setup.config, given=given), limits
+        )
+        outer: Executor = executor
+    else:
+        from autoprune.search.executors.ray_start import start_ray
+
+        executor, outer = start_ray(setup, workload, given, limits, paths)
+    with running(executor, interrupt):
+        yield outer
+
+
+@contextmanager
+def running(executor: LocalExecutor | RayExecutor, interrupt: Interrupt) -> Iterator[None]:
+    """Keep an executor's workers for the length of the block; tell them when the user asks to end."""
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(interrupt, over, executor.ask_to_end), daemon=True)
     watch.start()
     try:
         executor.start()
-        yield executor
+        yield
     finally:
         over.set()
         executor.close()
 
 
-def _made(
-    setup: Setup, workload: Workload, limit_s: Callable[[], float], paths: StudyPaths
-) -> LocalExecutor | RayExecutor | None:
-    execution = setup.config.execution
-    given = (setup, workload)
-    if execution.engine == "ray":
-        resource = f"latency:{setup.config.target.device}"
-        started_here = connect(execution, resource)
-        return RayExecutor(
-            given,
-            execution,
-            paths.name,
-            shared_storage(execution, paths.root),
-            limit_s,
-            resource=resource,
-            started_here=started_here,
-        )
-    if execution.workers is None:
-        return None
-    gpus = [str(number) for number in range(torch.cuda.device_count())]
-    return LocalExecutor(given, seats(execution.workers, gpus), limit_s)
+def _local(setup: Setup, shipment: Shipment, limits: RequestLimits) -> LocalExecutor:
+    # Of those that this process may use: the names in its own variable, which may be other numbers or UUIDs.
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [word.strip() for word in named.split(",") if word.strip()]
+    gpus = (names or [str(number) for number in range(torch.cuda.device_count())])[
+        : torch.cuda.device_count()
+    ]
+    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limits)
 
 
 def _watch(interrupt: Interrupt, over: threading.Event, ask_to_end: Callable[[], None]) -> None:
@@ -126,7 +133,9 @@ class WorkerTrials:
             try:
                 score = self.executor.run(request).score
             except TrialError as error:
-                if error.kind != WORKER_LOST or not left:
+                if error.kind == WORKER_LOST and not left:
+                    raise TrialError(CRASHED, f"{error.reason}; tried {_SCREEN_TRIES} times") from error
+                if error.kind != WORKER_LOST:
                     raise
                 continue
             return math.nan if score is None else score

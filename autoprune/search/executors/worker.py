@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autoprune.bound import end_with
 from autoprune.errors import AutopruneError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # Seconds between two signs of life.
 BEAT_S = 1.0
+# Signals that a worker is started with blocked, because until it ignores them they would end it with a traceback.
+HELD_BACK = (signal.SIGINT, signal.SIGTERM)
 
 
 class Flag(Protocol):
@@ -79,13 +83,16 @@ def main(
 
 def _settle(seat: Seat) -> None:
     """Take the worker's share of the machine, before any library looks at it; leave signals to the driver."""
+    driver = multiprocessing.parent_process()
+    end_with(None if driver is None else driver.pid)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, seat.cores)
     if seat.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = seat.gpu
     # Ctrl-C goes to the terminal's whole group; the driver decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in HELD_BACK:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 
 def _beat(send: Callable[[str], None]) -> None:
@@ -98,18 +105,8 @@ def _beat(send: Callable[[str], None]) -> None:
             os._exit(1)
 
 
-def serve_bench(first: Any) -> Callable[[Any, Any], Any]:
-    """Return what does the requests of a study: ``first`` is its setup and its workload."""
-    from autoprune.search.executors.contract import Reference
-    from autoprune.search.executors.work import adopt, build_bench, do
+def serve_bench(given: Any) -> Callable[[Any, Any], Any]:
+    """Return what does the requests of a study; ``given`` is a :class:`~autoprune.search.executors.work.Given`."""
+    from autoprune.search.executors.work import serve
 
-    setup, workload = first
-    bench = build_bench(setup, workload)
-
-    def answer(request: Any, stopped: Any) -> Any:
-        if isinstance(request, Reference):
-            adopt(bench, request)
-            return None
-        return do(bench, request, stopped)
-
-    return answer
+    return serve(given)
