@@ -17,6 +17,9 @@ from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
 from tests.study.made import make_measurement
 
+# So long at most do trials wait for each other.
+_TOGETHER_S = 20.0
+
 
 class Team:
     """Stands in for an executor, and for the trials that its workers do.
@@ -26,6 +29,8 @@ class Team:
         groups: Groups of the model.
         seconds: Returns how long a trial takes, by its number.
         fails: Returns the kind of failure of a trial, by its number and recipe; empty for none.
+        together: Trials from this number on wait until all workers have one, once; so that how fast this machine is
+            decides nothing.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Team:
         groups: Groups,
         seconds: Callable[[int], float] = lambda number: 0.002 * (1 + number % 3),
         fails: Callable[[int, Recipe], str] = lambda number, recipe: "",
+        together: int | None = None,
     ) -> None:
         self.size = size
         self.groups = groups
@@ -42,7 +48,8 @@ class Team:
         self.begun: list[str] = []
         self.seen: list[Recipe] = []
         self.doubled: list[str] = []
-        self.most = 0
+        self.together = together
+        self.all_at_once = threading.Event()
         self.stopped = threading.Event()
         self._running: set[str] = set()
         self._lock = threading.Lock()
@@ -57,8 +64,11 @@ class Team:
             self._running.add(key)
             self.begun.append(key)
             self.seen.append(recipe)
-            self.most = max(self.most, len(self._running))
+            if len(self._running) == self.size and self._waits(number):
+                self.all_at_once.set()
         try:
+            if self._waits(number):
+                self.all_at_once.wait(_TOGETHER_S)
             if self.stopped.wait(self.seconds(number)):
                 raise TrialError(INTERRUPTED, "stopped at once")
             kind = self.fails(number, recipe)
@@ -72,6 +82,9 @@ class Team:
                 self._running.discard(key)
         steps = recipe.recovery.finetune_steps
         return Outcome(make_measurement(recipe, self.groups), steps, steps)
+
+    def _waits(self, number: int) -> bool:
+        return self.together is not None and number >= self.together
 
     def screen(self, recipe: Recipe) -> float:
         """Return what a recipe loses at a screen."""
