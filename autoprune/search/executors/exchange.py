@@ -128,9 +128,12 @@ def _own_name() -> str:
     return _OWN[0]
 
 
+_INBOX = "inbox-"
+
+
 def inbox(request: Request) -> str:
     """Return the name under which a request's artifact is handed over."""
-    return f"inbox-{request.token}"
+    return f"{_INBOX}{request.token}"
 
 
 class MirroredExecutor:
@@ -145,6 +148,8 @@ class MirroredExecutor:
         self._inner = inner
         self._mirror = mirror
         self._there: set[tuple[str, int]] = set()
+        for name in mirror.names(_INBOX):  # what workers of an earlier run handed over to nobody
+            mirror.remove(name)
 
     @property
     def size(self) -> int:

@@ -47,6 +47,8 @@ class Desk:
         self._events: deque[tuple[str, int, str, Any]] = deque()
         self._reference: Any = None
         self._measurers: list[Any] = []
+        # Which worker has a seat: one that was given up, or replaced, gets nothing more to do.
+        self._seated: dict[int, str] = {}
         self._stopping = False
         self._ended = False
         self._more = asyncio.Event()
@@ -62,6 +64,11 @@ class Desk:
     async def withdraw(self, token: int) -> None:
         """Take back a request that no worker took."""
         self._requests = deque(r for r in self._requests if r.token != token)
+
+    async def unseat(self, seat: int, node: str) -> None:
+        """Let a worker that was given up end once it is heard of again; its seat is then taken anew."""
+        if self._seated.get(seat) == node:
+            self._seated[seat] = ""
 
     async def refer(self, reference: Any) -> None:
         """Set what candidates are measured against."""
@@ -91,11 +98,12 @@ class Desk:
 
     async def join(self, seat: int, node: str) -> tuple[list[Any], list[Any]]:
         """Let a worker in; return what it is made of, and who measures."""
+        self._seated[seat] = node
         self._say("join", seat, node, None)
         return self._given, self._measurers
 
     async def take(self, seat: int, node: str) -> tuple[str, Any, Any]:
-        """Return ``("do", request, reference)``, or ``("wait", …)`` or ``("end", …)``."""
+        """Return ``("do", request, reference)``, or ``("wait", …)``, ``("end", …)``, ``("leave", …)`` without seat."""
         deadline = time.monotonic() + _TAKE_S
         while not self._requests and not self._ended and time.monotonic() < deadline:
             self._more.clear()
@@ -103,16 +111,20 @@ class Desk:
                 await asyncio.wait_for(self._more.wait(), max(0.0, deadline - time.monotonic()))
         if self._ended:
             return "end", None, None
+        if (
+            self._seated.get(seat) != node
+        ):  # it died meanwhile, or was given up: a request would be lost with it
+            return "leave", None, None
         if not self._requests:
             return "wait", None, None
         request = self._requests.popleft()
         self._say("take", seat, node, request.token)
         return "do", request, self._reference
 
-    async def tell(self, kind: str, seat: int, node: str, content: Any) -> bool:
-        """Take a message of a worker; return whether training is to end."""
+    async def tell(self, kind: str, seat: int, node: str, content: Any) -> tuple[bool, bool]:
+        """Take a message of a worker; return whether training is to end, and whether it has its seat still."""
         self._say(kind, seat, node, content)
-        return self._stopping
+        return self._stopping, self._seated.get(seat) == node
 
     def _say(self, kind: str, seat: int, node: str, content: Any) -> None:
         self._events.append((kind, seat, node, content))
@@ -128,7 +140,7 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._serve: Callable[[Any], Callable[[Any, Any], Any]] = config["serve"]
         self._desk = ray.get_actor(config["desk"], namespace=config["namespace"])
         self._node = f"{socket.gethostname()}:{os.getpid()}"
-        self._stop = False
+        self._stop = self._is_in = False
         self._answer: Callable[[Any, Any], Any] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -141,6 +153,8 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
             what, request, reference = ray.get(self._desk.take.remote(self._seat, self._node))
             if what == "end":
                 return {"done": True, "requests": done}
+            if what == "leave":
+                os._exit(1)
             if what == "do" and self._answer is not None:
                 if reference is not None:
                     self._answer(reference, lambda: self._stop)
@@ -152,6 +166,7 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
     def _start(self) -> bool:
         threading.Thread(target=self._beat, daemon=True).start()
         given, measurers = ray.get(self._desk.join.remote(self._seat, self._node))
+        self._is_in = True
         if measurers:
             measure_there(measurers)
         try:
@@ -165,9 +180,11 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
     def _beat(self) -> None:
         while True:
             with suppress(ray.exceptions.RayError):
-                self._stop = ray.get(
+                self._stop, is_seated = ray.get(
                     self._desk.tell.remote("beat", self._seat, self._node, None), timeout=_CALL_S
                 )
+                if not is_seated and self._is_in:  # whatever it hangs in
+                    os._exit(1)
             time.sleep(BEAT_S)
 
 
