@@ -330,6 +330,10 @@ class Driver:
             )
             raise
         except OSError as error:
+            if not folder.is_dir():
+                self.store.set_spent(
+                    self.keeper.spent_s
+                )  # names the driver that took the study over and tidied up
             raise StorageError(
                 f"trial {trial.number} could not be written: {error}",
                 "free space or make the folder writable, then run the same command again: it resumes",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.crew import WARM
 from tests.faults.harness import Forker, Study
 
 Tell = Callable[..., None]
@@ -18,6 +19,14 @@ Tell = Callable[..., None]
 @pytest.fixture(scope="session")
 def forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
     made = Forker(tmp_path_factory.mktemp("forker"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def crew_forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """The warm process that drivers with workers are forked from."""
+    made = Forker(tmp_path_factory.mktemp("crew-forker"), *WARM)
     yield made
     made.close()
 

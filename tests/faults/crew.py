@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Shift:
         artifacts: Folder through which artifacts are exchanged; None lets workers write into the study's own.
         measures: Whether latency is measured on a node that offers it.
         cpus: Processors of a trial on Ray.
+        storage: URL of the database; None for the study's own file.
     """
 
     name: str
@@ -54,22 +56,23 @@ class Shift:
     artifacts: str | None = None
     measures: bool = False
     cpus: float = 1.0
+    storage: str | None = None
 
 
 class Crew(Study):
     """A study under fault whose trials are done by workers."""
 
     shift = Shift("crew", {})
-    errors: list[Path]
+    environment: Mapping[str, str] = {}
 
-    def prepared(self, **changes: Any) -> Crew:
+    def prepared(self, *, environment: Mapping[str, str] | None = None, **changes: Any) -> Crew:
         """Return it with another shift; ``trial_s`` and ``plan`` are those of its labour."""
         own: dict[str, Any] = {key: changes.pop(key) for key in ("trial_s", "plan") if key in changes}
         given = {**self.shift.labour, "log": str(self.log), **own}
         self.shift = dataclasses.replace(self.shift, name=self.name, labour=given, **changes)
         return self
 
-    def begin(self, environment: dict[str, str] | None = None, **changes: Any) -> Run:
+    def begin(self, **changes: Any) -> Run:
         """Start its driver."""
         self.prepared(**changes)
         self.runs += 1
@@ -81,7 +84,8 @@ class Crew(Study):
             environment={
                 "AUTOPRUNE_STUDIES": str(self.folder / "studies"),
                 records.LOG: str(self.log),
-                **(environment or {}),
+                "AUTOPRUNE_STORAGE": self.shift.storage or "",
+                **self.environment,
             },
             setups=[],
             output=str(output),

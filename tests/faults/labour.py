@@ -58,6 +58,8 @@ def serve(given: Labour) -> Callable[[Any, Callable[[], bool]], Reply | None]:
     """Return what does the requests of a study."""
     os.environ[records.LOG] = str(given.log)
     records.write(worker=os.getpid())
+    if given.plan.startswith("start"):
+        os._exit(3)
 
     def answer(request: Any, stopped: Callable[[], bool]) -> Reply | None:
         return None if isinstance(request, Reference) else do(given, request, stopped)

@@ -8,23 +8,15 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Tell
-from tests.faults.crew import WARM, Crew, alive, assert_whole
+from tests.faults.crew import Crew, alive, assert_whole
 from tests.faults.harness import MAX_TRIES, Forker, Run, until
 
 _KILLS = int(os.environ.get("AUTOPRUNE_TESTS_KILLS", "200"))
-
-
-@pytest.fixture(scope="session")
-def crew_forker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
-    made = Forker(tmp_path_factory.mktemp("crew-forker"), *WARM)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -147,6 +147,8 @@ class MirroredExecutor:
         self._mirror = mirror
         self._mark = mark
         self._there: set[tuple[str, int]] = set()
+        for name in mirror.names(_INBOX):  # what workers of an earlier run handed over to nobody
+            mirror.remove(name)
 
     @property
     def size(self) -> int:

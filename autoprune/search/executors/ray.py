@@ -24,6 +24,8 @@ from autoprune.search.executors.worker import serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
 LEASE_S = 60.0
+# Starts of workers in a row that may fail, or as many as there are seats.
+_MAX_STARTS = 5
 _COLLECT_S = 1.0
 _LOOK_S = 0.2
 _CLOSE_S = 20.0
@@ -35,7 +37,7 @@ _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Place:
     """What is known of one seat.
 
@@ -102,6 +104,7 @@ class RayExecutor:
         lease_s: float = LEASE_S,
     ) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from autoprune.search.executors.ray_worker import Desk
 
@@ -109,7 +112,8 @@ class RayExecutor:
         self._limits, self._lease_s, self._resource = limits, lease_s, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
-        self._tokens = itertools.count()
+        # From anywhere, so that what a worker of an earlier run hands over late has a name of its own.
+        self._tokens = itertools.count(secrets.randbits(60))
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._places = [_Place() for _ in range(self.size)]
@@ -119,7 +123,11 @@ class RayExecutor:
         self._last_ready_s = time.monotonic()
         self.refused = 0
         self._desk_name = f"desk-{name}-{secrets.token_hex(4)}"
-        desk = ray.remote(Desk).options(name=self._desk_name, num_cpus=0, max_concurrency=4096)
+        # On the driver's own node: any other may be lost without the search.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(Desk).options(
+            name=self._desk_name, num_cpus=0, max_concurrency=4096, scheduling_strategy=here
+        )
         self._desk = desk.remote([ray.put(given)])
         self._measurers: list[Any] = []
         self._tuner: threading.Thread | None = None
@@ -339,6 +347,7 @@ class RayExecutor:
     def _hear(self, place: _Place, kind: str, node: str, content: Any) -> None:
         now_s = time.monotonic()
         if kind == "join":
+            self._count_start(place, node)
             self._lose(place, f"worker on {place.node} ended")
             place.node, place.is_ready = node, False
             place.starts += 1
@@ -376,6 +385,19 @@ class RayExecutor:
                 self._refuse(node)
             else:
                 waiting.answers.put(content)
+
+    def _count_start(self, place: _Place, node: str) -> None:
+        """End the search where workers die again and again before they are ready: Tune would start them for ever."""
+        if place.doing == "starting":
+            self._failed_starts += 1
+        if self._failed_starts >= max(_MAX_STARTS, self.size):
+            self._fail(
+                WorkerError(
+                    f"workers died {self._failed_starts} times in a row while they started, the last on "
+                    f"{place.node.partition(':')[0]}",
+                    "see what they wrote in Ray's logs; a node may be out of memory",
+                )
+            )
 
     def _refuse(self, node: str) -> None:
         """Refuse a reply that comes after its worker was given up."""
