@@ -108,7 +108,7 @@ def fault_of(database: Path) -> str:
     if database.stat().st_size == 0:  # a run was killed as it made the file
         return ""
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+        with closing(sqlite3.connect(database, timeout=30)) as link:
             (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
             return str(found) if found != "ok" else next(_faults(link), "")
     except sqlite3.OperationalError as error:
@@ -162,7 +162,7 @@ def study_attribute(database: Path, key: str) -> str | None:
     if not database.exists():
         return None
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+        with closing(sqlite3.connect(database, timeout=30)) as link:
             found = link.execute(
                 "SELECT value_json FROM study_user_attributes WHERE key = ?", (key,)
             ).fetchone()

@@ -227,7 +227,7 @@ def _lost(executor: Any) -> int:
 def _executor(shift: Shift, config: Any, paths: Any) -> tuple[Any, Any]:
     given = Labour(**{**shift.labour, "log": Path(shift.labour["log"])})
     if shift.ray is not None:
-        from tests.faults.crew_ray import make  # type: ignore[import-untyped,unused-ignore]
+        from tests.faults.crew_ray import make
 
         made: tuple[Any, Any] = make(shift, given, config, paths)
         return made

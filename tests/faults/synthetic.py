@@ -168,7 +168,7 @@ def layer_times(models: Sequence[Path], layers: Collection[str], *_: object) -> 
     ]
 
 
-def picture(store: Any, path: Path) -> None:
+def picture(store: Any, path: Path, *rest: Any, **more: Any) -> None:
     """Stand in for the drawing of the front, which takes longer than the study."""
     from autoprune.study.artifacts import write_bytes_atomic
 

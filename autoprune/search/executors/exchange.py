@@ -128,9 +128,12 @@ def _own_name() -> str:
     return _OWN[0]
 
 
+_INBOX = "inbox-"
+
+
 def inbox(request: Request, mark: Mark) -> str:
     """Return the name under which a request's artifact is handed over: of this run alone."""
-    return f"inbox-{mark.content[:16]}-{request.token}"
+    return f"{_INBOX}{mark.content[:16]}-{request.token}"
 
 
 class MirroredExecutor:

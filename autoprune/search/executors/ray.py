@@ -24,8 +24,6 @@ from autoprune.search.executors.worker import serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
 LEASE_S = 60.0
-# Starts of workers in a row that may fail, or as many as there are seats.
-_MAX_STARTS = 5
 _COLLECT_S = 1.0
 _LOOK_S = 0.2
 _CLOSE_S = 20.0
@@ -37,7 +35,7 @@ _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
+@dataclass
 class _Place:
     """What is known of one seat.
 
@@ -112,8 +110,7 @@ class RayExecutor:
         self._limits, self._lease_s, self._resource = limits, lease_s, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
-        # From anywhere, so that what a worker of an earlier run hands over late has a name of its own.
-        self._tokens = itertools.count(secrets.randbits(60))
+        self._tokens = itertools.count()
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._places = [_Place() for _ in range(self.size)]
@@ -347,7 +344,6 @@ class RayExecutor:
     def _hear(self, place: _Place, kind: str, node: str, content: Any) -> None:
         now_s = time.monotonic()
         if kind == "join":
-            self._count_start(place, node)
             self._lose(place, f"worker on {place.node} ended")
             place.node, place.is_ready = node, False
             place.starts += 1
@@ -385,19 +381,6 @@ class RayExecutor:
                 self._refuse(node)
             else:
                 waiting.answers.put(content)
-
-    def _count_start(self, place: _Place, node: str) -> None:
-        """End the search where workers die again and again before they are ready: Tune would start them for ever."""
-        if place.doing == "starting":
-            self._failed_starts += 1
-        if self._failed_starts >= max(_MAX_STARTS, self.size):
-            self._fail(
-                WorkerError(
-                    f"workers died {self._failed_starts} times in a row while they started, the last on "
-                    f"{place.node.partition(':')[0]}",
-                    "see what they wrote in Ray's logs; a node may be out of memory",
-                )
-            )
 
     def _refuse(self, node: str) -> None:
         """Refuse a reply that comes after its worker was given up."""

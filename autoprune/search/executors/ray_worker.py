@@ -106,7 +106,7 @@ class Desk:
         return self._given, self._measurers
 
     async def take(self, seat: int, node: str) -> tuple[str, Any, Any]:
-        """Return ``("do", request, reference)``, or ``("wait", …)``, ``("end", …)``, ``("leave", …)`` without seat."""
+        """Return ``("do", request, reference)``, or ``("wait", …)`` or ``("end", …)``."""
         deadline = time.monotonic() + _TAKE_S
         while self._is_idle(seat, node) and time.monotonic() < deadline:
             self._more.clear()
@@ -116,10 +116,6 @@ class Desk:
             return "leave", None, None
         if self._ended:
             return "end", None, None
-        if (
-            self._seated.get(seat) != node
-        ):  # it died meanwhile, or was given up: a request would be lost with it
-            return "leave", None, None
         if not self._requests:
             return "wait", None, None
         request = self._requests.popleft()
@@ -150,7 +146,7 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._serve: Callable[[Any], Callable[[Any, Any], Any]] = config["serve"]
         self._desk = ray.get_actor(config["desk"], namespace=config["namespace"])
         self._node = f"{socket.gethostname()}:{os.getpid()}"
-        self._stop = self._is_in = False
+        self._stop = False
         self._answer: Callable[[Any, Any], Any] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -165,8 +161,6 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
                 os._exit(1)
             if what == "end":
                 return {"done": True, "requests": done}
-            if what == "leave":
-                os._exit(1)
             if what == "do" and self._answer is not None:
                 if reference is not None:
                     self._answer(reference, lambda: self._stop)
