@@ -283,6 +283,9 @@ class _Worker:
                 raise TrialError(WORKER_LOST, f"worker {self.seat.number} {how}")
             if limit_s is not None and now_s > begun_s + limit_s:
                 raise self._hung(limit_s)
+        if self._ended.is_set():  # whatever it says now: all that runs ends
+            self.kill()
+            raise TrialError(INTERRUPTED, "stopped at once")
         if limit_s is not None and time.monotonic() > begun_s + limit_s:
             raise self._hung(limit_s)
         message: tuple[str, Any] = self._connection.recv()
