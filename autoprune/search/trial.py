@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from autoprune.deploy.runtime import Artifact, Runtime
@@ -170,6 +171,13 @@ def failures_as_trial_errors() -> Iterator[None]:
         raise TrialError("export", error.message) from error
     except AutopruneError as error:
         raise TrialError("raised", error.message) from error
+    except ValidationError as error:  # records hold finite figures alone
+        fault = error.errors(include_url=False)[0]
+        value = fault.get("input")
+        if fault["type"] != "finite_number" or not isinstance(value, float):
+            raise TrialError("raised", f"ValidationError: {first_line(error)}") from error
+        name = ".".join(str(part) for part in fault["loc"])
+        raise TrialError("nan" if math.isnan(value) else "inf", f"{name} is {value}") from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise TrialError("out-of-memory", first_line(error)) from error
     except OSError:

@@ -13,9 +13,9 @@ from tests.faults.harness import MAX_TRIES, Study, assert_intact, until
 # What goes wrong, and the kind and a part of the reason that are recorded.
 WRONG = (
     ("raise", "raised", "RuntimeError: the kernel has no such shape"),
-    ("nan", "nan", "latency ratio is nan"),
-    ("inf", "inf", "latency ratio is inf"),
-    ("-inf", "inf", "latency ratio is -inf"),
+    ("nan", "nan", "latency_ms is nan"),
+    ("inf", "inf", "latency_ms is inf"),
+    ("-inf", "inf", "latency_ms is -inf"),
     ("memory", "out-of-memory", "a list of the trial"),
     ("real-memory", "out-of-memory", ""),
     ("sys.exit", "raised", "it asked to end the program (SystemExit: 3)"),
@@ -77,7 +77,7 @@ def test_a_storm_of_failures_ends_with_the_one_cause(study: Study, tell: Tell, w
     assert len(failed) == 10
     last = run.said.strip().splitlines()[-2:]
     assert "10 trials in a row failed alike" in last[0]
-    assert {"raise": "the kernel has no such shape", "nan": "latency ratio is nan"}[what] in last[0]
+    assert {"raise": "the kernel has no such shape", "nan": "latency_ms is nan"}[what] in last[0]
     assert "mend the cause and run the same command again" in last[1]
     study.budget = "12trials"
     study.finish()

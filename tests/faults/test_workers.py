@@ -45,9 +45,10 @@ def test_what_a_worker_may_do_costs_its_trial_alone(crew: Crew, tell: Tell) -> N
     run = crew.end()
     assert run.said == ""
     failures = Counter(r.failure_kind for r in crew.records if r.state == "failed")
-    assert {kind: failures[kind] for kind in ("raised", "nan", "inf", "out-of-memory", "crashed")} == {
-        "raised": 1, "nan": 1, "inf": 1, "out-of-memory": 2, "crashed": 1,
+    assert {kind: failures[kind] for kind in ("raised", "nan", "inf", "out-of-memory")} == {
+        "raised": 1, "nan": 1, "inf": 1, "out-of-memory": 2,
     }  # fmt: skip
+    assert failures["crashed"] <= 1  # none where the driver was killed in the last try
     assert 4 <= failures["worker-lost"] + failures["lost"] <= 7
     tell(assert_whole(crew), workers=len(crew.workers))
     until_gone(crew)
