@@ -32,12 +32,14 @@ class Postgres:
         programs: The folder of ``initdb``, ``pg_ctl`` and so on.
         prefix: Words that run a program as another user, where this one is root, which PostgreSQL refuses.
         port: Port on the loopback address; None for the socket alone.
+        fsync: Whether commits are flushed to disk; tests do without.
     """
 
     root: Path
     programs: Path
     prefix: list[str] = field(default_factory=list)
     port: int | None = None
+    fsync: bool = False
 
     def run(self, program: str, *words: str, check: bool = True) -> str:
         """Run one of PostgreSQL's programs and return what it printed."""
@@ -85,7 +87,7 @@ class Postgres:
         return self.run("psql", *words, "-d", name, "-X", "-A", "-t", "-q", "-c", statement)
 
 
-def make_postgres(port: int | None = None) -> Postgres:
+def make_postgres(port: int | None = None, *, fsync: bool = False) -> Postgres:
     """Make and start a server, or skip the test with the reason."""
     pytest.importorskip("psycopg", reason="no psycopg: pip install 'autoprune[postgres]'")
     programs = next((folder for folder in _FOLDERS if (folder / "initdb").is_file()), None)
@@ -98,7 +100,7 @@ def make_postgres(port: int | None = None) -> Postgres:
         shutil.chown(root, "nobody")
         root.chmod(0o755)
         prefix = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    server = Postgres(root, programs, prefix, port)
+    server = Postgres(root, programs, prefix, port, fsync)
     try:
         server.make()
         server.start()
