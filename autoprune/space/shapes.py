@@ -66,10 +66,8 @@ class LayerShape(BaseModel):
         """
         if self.is_gone(counts):
             return 0.0
-        inputs = self.input_share(counts) if self.reads else 1.0
-        return (self.places or max(1, self.read_elements // self.inputs)) * (
-            self.weights * self.output_share(counts) * inputs
-        )
+        places = self.places or max(1, self.read_elements // self.inputs)
+        return places * (self.weights * self.output_share(counts) * self.input_share(counts))
 
     def output_share(self, counts: Mapping[str, int]) -> float:
         """Return the share of its outputs that stays.
