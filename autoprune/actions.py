@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -15,8 +16,10 @@ from pydantic import ValidationError
 
 from autoprune.compress.lowrank import Factorised
 from autoprune.config import StudyConfig, describe_faults, make_config
+from autoprune.deploy.parity import INT8_KERNEL_PARITY
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Artifact
+from autoprune.deploy.saturation import kernels_off
 from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, UsageError
 from autoprune.measure.figures import FULL_RUN
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
@@ -56,6 +59,8 @@ from autoprune.target import recorded_target
 from autoprune.workloads.data import load_data
 from autoprune.workloads.training import train_dense
 from autoprune.workloads.workload import TOP1, Workload, load_workload
+
+_log = logging.getLogger(__name__)
 
 
 def export_point(
@@ -164,6 +169,14 @@ def measure_artifact(
             for path in ((model_path, dense_path) if robustness else ())
         ]
         capability = evaluate_file(runtime, model_path, loaded.report.unseal(), TOP1)
+        few, _ = next(iter(loaded.report.unseal().batches(8, limit=8)))
+        off = kernels_off(config.target, model_path.read_bytes(), few.numpy())
+        if off > INT8_KERNEL_PARITY:
+            _log.warning(
+                "this processor's int8 kernels add in 16 bits, and the file's weights have all 8 bits: its outputs are "
+                "off by %.2g of the largest here; search or compress on a machine like this one",
+                off,
+            )
         latency, figures = measure_latency(
             model_path,
             dense_path,
@@ -190,6 +203,7 @@ def measure_artifact(
         "latency_ratio": latency.ratio,
         "latency_ratio_ci": latency.ratio_ci,
         "latency_noisy": latency.noisy,
+        "kernels_off": off,
         "samples": latency.samples,
         "size_bytes": model_path.stat().st_size,
         "size_ratio": model_path.stat().st_size / dense_path.stat().st_size,

@@ -58,6 +58,11 @@ class Execution(BaseModel):
             raise UsageError(
                 "artifacts go to an absolute folder or a URL such as s3://bucket/folder, without '..'"
             )
+        if url is not None and ("@" in url or "?" in url):
+            raise UsageError(
+                "the URL of the artifacts holds a password or a query",
+                "give credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
         return url
 
     @model_validator(mode="after")

@@ -13,8 +13,9 @@ VARIABLE = "AUTOPRUNE_STORAGE"
 ALLOWED = "sqlite, the study's own file, or postgresql://USER@HOST/DATABASE"
 _SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 _SECRETS = ("password", "sslpassword")
-_IN_TEXT = re.compile(
-    r"(?<=://)([^/@\s:]*):[^@\s]*@|\b((?:ssl)?password)=('[^']*'|[^\s&'\"]+)", re.IGNORECASE
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"]*)")
+_PASSWORD = re.compile(
+    r"(?i)((?:password|passwd|pwd|passphrase|secret|token|sslpassword|key)[a-z_]*\s*=\s*)('[^']*'|\"[^\"]*\"|[^&;\s'\"]+)"
 )
 HINT = f"leave --storage out for SQLite in the study's folder (AUTOPRUNE_STUDIES moves it), or give {VARIABLE} a URL"
 
@@ -41,8 +42,20 @@ class DatabaseUrl:
 
 
 def without_passwords(message: str) -> str:
-    """Return a text in which no URL and no ``password=`` shows one."""
-    return _IN_TEXT.sub(lambda found: f"{found[2]}=***" if found[2] else f"{found[1]}:***@", message)
+    """Return a URL, or any text with URLs in it, without passwords: of the user, and among the parameters.
+
+    What stands between ``://`` and the last ``@`` of a word is taken for user and password, so that a password with
+    ``@``, ``/`` or ``:`` in it does not show either.
+    """
+
+    def hidden(match: re.Match[str]) -> str:
+        user, at, place = match["rest"].rpartition("@")
+        if not at:
+            return match[0]
+        name, colon, _ = user.partition(":")
+        return f"{match['scheme']}://{name}{':***' if colon else ''}@{place}"
+
+    return _PASSWORD.sub(r"\1***", _URL.sub(hidden, message))
 
 
 def given_storage(storage: str | None) -> str | None:

@@ -17,6 +17,7 @@ from PIL import Image
 from autoprune.cli.main import main
 from autoprune.config import make_config
 from autoprune.naming import StudyPaths
+from autoprune.study.settings import settings_text
 from autoprune.study.store import StudyStore
 
 # The contract is 2 seconds where no model must be built; a loaded test machine gets more, a hang does not.
@@ -73,6 +74,22 @@ class Canary:
 def malicious(folder: Path) -> None:
     """Write a pickle that runs code, under the name of weights."""
     (folder / "weights.pt").write_bytes(pickle.dumps({"state": Canary(folder / "canary")}))
+
+
+def studied(pipe: str = "", **settings: object) -> Prepare:
+    """Make an empty study ``s``, some of its settings other ones, and perhaps a pipe that nobody writes to."""
+
+    def prepare(folder: Path) -> None:
+        config = make_config({"model": "cifar_resnet20", "data": "digits", "study": "s"})
+        store = StudyStore.create_or_resume(config, StudyPaths.of("s"))
+        store.release()
+        place = store.paths.settings
+        changed = {**store.settings(), **settings}
+        place.write_text(settings_text(changed), encoding="utf-8")
+        if pipe:
+            os.mkfifo(folder / pipe)
+
+    return prepare
 
 
 @dataclass(frozen=True)
@@ -306,6 +323,10 @@ CASES = [
          prepare=text("f", "kept")),
     Case("copy over a file", "spaces copy default {tmp}/f", ["exists already"], prepare=text("f", "kept")),
     Case("copy to nowhere", "spaces copy default {tmp}/gone/f", ["cannot be written"], code=4),
+    Case("measurements in a pipe", "front s --measurements {tmp}/pipe", ["pipe", "not a regular file"], prepare=studied("pipe")),
+    Case("endless measurements", "front s --measurements /dev/zero", ["/dev/zero", "not a regular file"], prepare=studied()),
+    Case("unknown objective of a study", "front s", ["settings.yaml", "objectives"], code=4, prepare=studied(objectives=["speed"])),
+    Case("unknown runtime of a study", "front s", ["settings.yaml", "target"], code=4, prepare=studied(target={"runtime": "x"})),
     Case("show nothing", "spaces show defualt", ["did you mean 'default'"]),
     Case("studies below a file", SEARCH, ["f"], code=4, prepare=text("f", "kept"), studies="{tmp}/f/studies"),
     Case("studies that cannot be written", SEARCH, ["/proc"], code=4, studies="/proc/studies"),
@@ -344,6 +365,7 @@ def tree(folder: Path) -> dict[str, int]:
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in sorted(folder.rglob("*"))
         if path.relative_to(folder).parts[0] not in ("cache", "data")
+        and not path.name.endswith(("-wal", "-shm"))  # of a database, while a connection to it is open
     }
 
 

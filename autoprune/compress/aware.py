@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from autoprune.compress import quantizers
 from autoprune.compress.finetune import Trainer
-from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, int8_layers, layer_bits
+from autoprune.compress.formats import LAYER_KINDS, dynamic_layers, grid_bits, int8_layers
 from autoprune.compress.lowrank import with_factors
 from autoprune.compress.rounding import grid_between, input_grid, on_input_grid
 from autoprune.space.groups import Groups
@@ -99,7 +99,12 @@ class IntegerTraining:
 
     @classmethod
     def of(
-        cls, model: nn.Module, recipe: Recipe, groups: Groups, kinds: Collection[str] = LAYER_KINDS
+        cls,
+        model: nn.Module,
+        recipe: Recipe,
+        groups: Groups,
+        kinds: Collection[str] = LAYER_KINDS,
+        int8_bits: int = INTEGER_BITS,
     ) -> IntegerTraining:
         """Return what trains the integers of a recipe; one that does nothing where it trains none.
 
@@ -108,12 +113,14 @@ class IntegerTraining:
             recipe: The candidate.
             groups: Groups of the network that it began with.
             kinds: Kinds of layers that run in int8 where the network is deployed.
+            int8_bits: Most bits of the weights that int8 kernels add up rightly there.
         """
         if not recipe.trains_integers:
             return cls(model, {}, (), 0.0)
         eight = with_factors(model, int8_layers(recipe, groups, kinds))
         dynamic = dynamic_layers(model, recipe, groups)
-        return cls(model, layer_bits(model, recipe, groups), eight, recipe.quantization.aware, dynamic)
+        bits = grid_bits(model, recipe, groups, kinds, int8_bits)
+        return cls(model, bits, eight, recipe.quantization.aware, dynamic)
 
     def watch(self, trainer: Trainer) -> None:
         """Follow a training, and begin with integers where the share says so."""

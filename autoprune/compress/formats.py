@@ -75,6 +75,29 @@ def layer_bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, in
     return {name: bits for name, bits in _bits(model, recipe, groups).items() if name not in floats}
 
 
+def grid_bits(
+    model: nn.Module,
+    recipe: Recipe,
+    groups: Groups,
+    kinds: Collection[str] = LAYER_KINDS,
+    int8_bits: int = INTEGER_BITS,
+) -> dict[str, int]:
+    """Return the bit-width of the weights of every layer as the target's kernels take them.
+
+    As :func:`layer_bits`, but for layers that run in int8 where kernels need narrower weights.
+
+    Args:
+        model: The compressed network.
+        recipe: What made it.
+        groups: Groups of the dense network.
+        kinds: Kinds of layers that run in int8 where the network is deployed.
+        int8_bits: Most bits of the weights that int8 kernels add up rightly there.
+    """
+    bits = layer_bits(model, recipe, groups)
+    eight = with_factors(model, int8_layers(recipe, groups, kinds))
+    return bits | {name: min(bits[name], int8_bits) for name in eight if name in bits}
+
+
 def _bits(model: nn.Module, recipe: Recipe, groups: Groups) -> dict[str, int]:
     return {
         layer: recipe.choice(g.name).bits

@@ -22,6 +22,7 @@ from autoprune.compress.statistics import LayerStatistics, collect_statistics
 from autoprune.compress.surgery import Plan, gone_blocks, kept_channels, make_plan, prune
 from autoprune.errors import CompressionError
 from autoprune.space.groups import Group, Groups
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.space.recipe import GRADIENT_CRITERIA, Recipe
 
 
@@ -66,6 +67,7 @@ def compress(
     deadline: Callable[[], bool] | None = None,
     training_step: TrainingStep | None = None,
     int8_kinds: Collection[str] = LAYER_KINDS,
+    int8_bits: int = INTEGER_BITS,
 ) -> Compressed:
     """Prune, solve by least squares, mask single weights, refresh BatchNorm statistics, fine-tune: as the recipe says.
 
@@ -95,6 +97,7 @@ def compress(
         deadline: Returns True once training has to stop.
         training_step: The user's own training step.
         int8_kinds: Kinds of layers that run in int8 where the network will be deployed.
+        int8_bits: Most bits of the weights that int8 kernels add up rightly there.
 
     Returns:
         The recovered network.
@@ -131,6 +134,7 @@ def compress(
                 deadline=deadline,
                 training_step=training_step,
                 int8_kinds=int8_kinds,
+                int8_bits=int8_bits,
             ),
             Stage(dense, groups, statistics, wanted, start_step),
             recipe,
@@ -164,7 +168,7 @@ def compress(
         refresh_batchnorm(cut.model, [inputs for inputs, _ in calibration_batches])
     model = cut.model
     if recipe.order == "prune-tune-quantize":
-        integers = IntegerTraining.of(model, recipe, groups, int8_kinds)
+        integers = IntegerTraining.of(model, recipe, groups, int8_kinds, int8_bits)
         hold = hold_zeros(cut.masked) if masks is None else masks.watch
 
         def watch(trainer: Trainer) -> None:

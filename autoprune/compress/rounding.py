@@ -19,7 +19,12 @@ from autoprune.space.quantization import INTEGER_BITS
 INPUT_TOP = 255
 
 
-def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] | None = None) -> nn.Module:
+def rounded(
+    model: nn.Module,
+    layers: Collection[str],
+    bits: Mapping[str, int] | None = None,
+    int8_bits: int = INTEGER_BITS,
+) -> nn.Module:
     """Return a copy of ``model`` whose ``layers`` compute as if in 8 bits, or with weights of fewer.
 
     Weights are signed with one scale for each output channel, inputs unsigned with one for the tensor, as the
@@ -29,10 +34,11 @@ def rounded(model: nn.Module, layers: Collection[str], bits: Mapping[str, int] |
     Args:
         model: A network; it is not changed.
         layers: Names of convolution and linear layers; names that the network lacks are left out.
-        bits: Bit-width of layers' weights, 2 to 8, 16, or 32 for weights that stay; 8 of ``layers`` that are not named.
-            Layers that are named here alone have their weights rounded and their inputs not.
+        bits: Bit-width of layers' weights, 2 to 8, 16, or 32 for weights that stay. Layers that are named here alone
+            have their weights rounded and their inputs not.
+        int8_bits: That of ``layers`` which ``bits`` does not name.
     """
-    widths = {**dict.fromkeys(layers, 8), **(bits or {})}
+    widths = {**dict.fromkeys(layers, int8_bits), **(bits or {})}
     copy = deepcopy(model)
     for name, module in copy.named_modules():
         if name in widths and isinstance(module, Conv | nn.Linear):

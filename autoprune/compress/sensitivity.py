@@ -72,6 +72,7 @@ class SensitivityMeter:
         distils: Whether outputs are logits that a teacher's can be compared with.
         device: Where to run.
         quantization: How weights of fewer than 8 bits are made; the nearest integers if not given.
+        int8_bits: Most bits of the weights that int8 kernels add up rightly where networks are deployed.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class SensitivityMeter:
         distils: bool,
         device: torch.device,
         quantization: Quantization | None = None,
+        int8_bits: int = INTEGER_BITS,
     ) -> None:
         self.dense = dense
         self.groups = groups
@@ -98,6 +100,7 @@ class SensitivityMeter:
         self.recovery = recovery
         self.device = device
         self.quantization = quantization or Quantization()
+        self.int8_bits = int8_bits
         self._integers: dict[int, nn.Module] = {}
         self._scores: dict[tuple[str, str], Tensor] = {}
         keep_freed_memory()
@@ -144,9 +147,9 @@ class SensitivityMeter:
         """
         layers = self.groups.by_name[group].producers
         if bits == INTEGER_BITS and self.quantization.usual_integers and self.quantization.equalize == "none":
-            model = self._placed(rounded(self.dense, layers))
+            model = self._placed(rounded(self.dense, layers, int8_bits=self.int8_bits))
         else:
-            source = self._of_integers(bits)
+            source = self._of_integers(min(bits, self.int8_bits))
             copy = deepcopy(self._rescaled)
             for layer in layers:
                 owner, own = split_name(layer)

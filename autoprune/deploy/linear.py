@@ -125,6 +125,27 @@ def write_dynamic(
             _put(proto, node, made)
 
 
+def in_float(raw: bytes) -> bytes:
+    """Return a file whose products of integers are of the same numbers in float32, which no kernel cuts off."""
+    proto = onnx.load_model_from_string(raw)
+    for node in [node for node in proto.graph.node if node.op_type == "MatMulInteger"]:
+        parts = [f"{node.name}:{part}:whole" for part in ("inputs", "weight", "offset", "zero")]
+        casts = [
+            helper.make_node("Cast", [name], [part], to=TensorProto.FLOAT)
+            for name, part in zip(node.input, parts, strict=True)
+        ]
+        moved = [f"{part}:moved" for part in parts[:2]]
+        _replace(proto, node, [
+            *casts,
+            helper.make_node("Sub", [parts[0], parts[2]], [moved[0]]),
+            helper.make_node("Sub", [parts[1], parts[3]], [moved[1]]),
+            helper.make_node("MatMul", moved, [f"{node.name}:product:whole"]),
+            helper.make_node("Cast", [f"{node.name}:product:whole"], [node.output[0]], to=TensorProto.INT32),
+        ])  # fmt: skip
+    content: bytes = proto.SerializeToString()
+    return content
+
+
 def _is_plain(found: Found) -> bool:
     """Whether all calls of a layer are products of inputs and weight, with a bias at most."""
     return all(node.op_type in _LINEAR and _plain_gemm(node) for node in found.nodes)
@@ -166,6 +187,10 @@ def _put(proto: onnx.ModelProto, old: onnx.NodeProto, new: list[onnx.NodeProto])
         summed = f"{old.output[0]}:sum"
         new[-1].output[0] = summed
         new = [*new, helper.make_node("Add", [summed, old.input[2]], [old.output[0]])]
+    _replace(proto, old, new)
+
+
+def _replace(proto: onnx.ModelProto, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
     place = next(index for index, node in enumerate(proto.graph.node) if node is old or node == old)
     nodes = [*proto.graph.node[:place], *new, *proto.graph.node[place + 1 :]]
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

@@ -25,6 +25,29 @@ _TOP_16 = 65535
 _PASSING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity"})
 
 
+def narrow_grids(
+    proto: onnx.ModelProto, layers: Collection[str], bits: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return scales of fewer bits than 8 for weights that are left to onnxruntime's quantizer, as its overrides.
+
+    Grids end at the channels' largest magnitudes, as the quantizer's own do.
+
+    Args:
+        proto: Float graph whose layer nodes carry the layers' names.
+        layers: Layers that will run in int8.
+        bits: Of the weights.
+    """
+    top, overrides = 2 ** (bits - 1) - 1, {}
+    for found in weights_in(proto, dict.fromkeys(layers, StoredWeight(bits))):
+        if not _is_grouped_transposed(found):  # how the quantizer divides their channels is its own
+            weight = numpy_helper.to_array(found.initializer)
+            largest = np.abs(weight).max(axis=tuple(d for d in range(weight.ndim) if d != found.axis))
+            overrides[found.name] = _scales(
+                found.axis, (np.where(largest > 0, largest, 1.0) / top).astype(np.float32)
+            )
+    return overrides
+
+
 def put_on_grids(
     proto: onnx.ModelProto, weights: Mapping[str, StoredWeight], int8_layers: Collection[str]
 ) -> dict[str, list[dict[str, Any]]]:
@@ -44,16 +67,20 @@ def put_on_grids(
             continue
         codes, scale = on_grid(found)
         found.initializer.CopyFrom(numpy_helper.from_array(codes * scale, found.name))
-        overrides[found.name] = [
-            {
-                "axis": found.axis,
-                "quant_type": QuantType.QInt8,
-                "scale": np.float32(step),
-                "zero_point": np.int8(0),
-            }
-            for step in scale.reshape(-1)
-        ]
+        overrides[found.name] = _scales(found.axis, scale.reshape(-1))
     return overrides
+
+
+def _scales(axis: int, steps: NDArray[np.floating[Any]]) -> list[dict[str, Any]]:
+    return [
+        {"axis": axis, "quant_type": QuantType.QInt8, "scale": np.float32(step), "zero_point": np.int8(0)}
+        for step in steps
+    ]
+
+
+def _is_grouped_transposed(found: Found) -> bool:
+    first = found.nodes[0]
+    return first.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in first.attribute)
 
 
 def store_small(

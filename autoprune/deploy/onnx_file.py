@@ -16,8 +16,8 @@ from autoprune.deploy.bypass import without_blocks
 from autoprune.deploy.executed import layer_of
 from autoprune.deploy.graph_cache import export_template
 from autoprune.deploy.layered import whole_batches
-from autoprune.deploy.linear import low_bit_layers, write_dynamic, write_low_bit
-from autoprune.deploy.lowbit import given_ranges, put_on_grids, round_inputs, store_small
+from autoprune.deploy.linear import in_float, low_bit_layers, write_dynamic, write_low_bit
+from autoprune.deploy.lowbit import given_ranges, narrow_grids, put_on_grids, round_inputs, store_small
 from autoprune.deploy.pack import CODES, Code, pack
 from autoprune.deploy.parity import FLOAT_PARITY, relative_error
 from autoprune.deploy.quantize import quantize
@@ -34,6 +34,7 @@ from autoprune.deploy.template import (
     layer_nodes,
 )
 from autoprune.errors import ExportError
+from autoprune.space.quantization import INTEGER_BITS
 
 PARITY_EXAMPLES = 8
 _CALIBRATION_EXAMPLES = 256
@@ -75,7 +76,7 @@ class Written:
 
     def described(self, raw: bytes) -> Callable[[], Floats]:
         """Return what gives the outputs by the arithmetic of a deployed file, every operator as ONNX describes it."""
-        return lambda: run_onnx(raw, self.inputs, optimized=False)
+        return lambda: run_onnx(in_float(raw), self.inputs, optimized=False)
 
     def unpacked(self, runtime: str) -> bytes:
         """Return the file as it is, where a runtime makes something else of the packed one."""
@@ -90,12 +91,21 @@ class OnnxFiles:
         batch: Examples in one inference, for networks whose graph does not leave them free.
         codes: How weights with zeros may be packed.
         signed: Whether int8 is signed throughout; see :func:`~autoprune.deploy.quantize.quantize`.
+        int8_bits: Most bits of weights in int8 layers; see :func:`~autoprune.deploy.saturation.int8_bits`.
     """
 
-    def __init__(self, batch: int, codes: Sequence[Code] = CODES, *, signed: bool = False) -> None:
+    def __init__(
+        self,
+        batch: int,
+        codes: Sequence[Code] = CODES,
+        *,
+        signed: bool = False,
+        int8_bits: int = INTEGER_BITS,
+    ) -> None:
         self.batch = batch
         self.codes = codes
         self.signed = signed
+        self.int8_bits = int8_bits
         self._template: Template | None = None
         self._templates: dict[str, Template] = {}
         self._modules: dict[str, str] = {}
@@ -141,12 +151,21 @@ class OnnxFiles:
         asked = dict.fromkeys(int8, "int8") | dict.fromkeys(formats.int16, "int16")
         asked |= dict.fromkeys(dynamic, "dynamic int8")
         asked |= {name: f"{small[name].bits} bit weights" for name in read_low}
+        stored = Counter(str(each.bits) for each in small.values())
         batches = _calibration_arrays(calibration, fixed_batch(proto)) if int8 or formats.int16 else []
         if int8:
-            overrides = put_on_grids(proto, small, int8)
+            narrow = self.int8_bits < INTEGER_BITS
+            left = [name for name in int8 if name in layers and name not in small] if narrow else []
+            stored[str(self.int8_bits)] += len(left)
+            overrides = narrow_grids(proto, left, self.int8_bits) | put_on_grids(proto, small, int8)
             overrides |= given_ranges(proto, formats.ranges, int8, signed=self.signed)
             proto = quantize(
-                proto, [name for name in int8 if name in layers], batches, overrides, signed=self.signed
+                proto,
+                [name for name in int8 if name in layers],
+                batches,
+                overrides,
+                signed=self.signed,
+                narrow=narrow,
             )
         round_inputs(proto, [name for name in formats.int16 if name in layers], batches)
         write_dynamic(proto, small, dynamic)
@@ -155,7 +174,6 @@ class OnnxFiles:
         proto = shrink(proto)
         raw = proto.SerializeToString()
         packs = formats.packed or any(each.codes is not None for each in small.values())
-        stored = Counter(str(each.bits) for each in small.values())
         return Written(
             raw=raw,
             packed=pack(proto, self.codes).SerializeToString() if packs else None,
@@ -164,7 +182,7 @@ class OnnxFiles:
             nodes=tuple(nodes),
             foreign=foreign,
             asked=asked,
-            stored=dict(sorted(stored.items())),
+            stored=dict(sorted((+stored).items())),
             integers=tuple(name for name, each in small.items() if each.codes is not None),
             bfloat16=any(each.bfloat16 for each in small.values()),
         )

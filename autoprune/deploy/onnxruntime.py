@@ -19,6 +19,7 @@ from autoprune.deploy.executed import layer_of, told
 from autoprune.deploy.files import write_file
 from autoprune.deploy.onnx_file import OnnxFiles, Written
 from autoprune.deploy.runtime import Artifact, Formats, predicted
+from autoprune.deploy.saturation import int8_bits
 from autoprune.deploy.session import NodeTime, open_session
 from autoprune.deploy.sessions.onnxruntime import run_onnx, session_options
 from autoprune.measure.record import Executed
@@ -40,7 +41,7 @@ class OnnxRuntime:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.files = OnnxFiles(target.batch)
+        self.files = OnnxFiles(target.batch, int8_bits=int8_bits(target))
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""

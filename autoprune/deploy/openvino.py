@@ -17,6 +17,7 @@ from autoprune.deploy.files import write_file
 from autoprune.deploy.onnx_file import OnnxFiles, Written
 from autoprune.deploy.pack import FOR_OPENVINO
 from autoprune.deploy.runtime import Artifact, Formats, predicted
+from autoprune.deploy.saturation import int8_bits
 from autoprune.deploy.session import NodeTime, open_session, run_all
 from autoprune.deploy.sessions.openvino import compile_model
 from autoprune.errors import ExportError
@@ -41,7 +42,7 @@ class OpenVino:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.files = OnnxFiles(target.batch, FOR_OPENVINO)
+        self.files = OnnxFiles(target.batch, FOR_OPENVINO, int8_bits=int8_bits(target))
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""

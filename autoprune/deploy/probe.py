@@ -11,7 +11,9 @@ from torch import nn
 
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Formats
+from autoprune.deploy.saturation import int8_bits
 from autoprune.errors import AutopruneError
+from autoprune.space.quantization import INTEGER_BITS
 from autoprune.target import Target
 
 # Layers of the network by their kind.
@@ -61,4 +63,6 @@ def probe(target: Target) -> Probe:
         notes.append(error.message)
     if bits and len(eight) < len(_LAYERS):
         notes.append(f"int8 in {', '.join(target.facts.int8)} layers alone")
+    if INTEGER_BITS in bits and (narrow := int8_bits(target)) < INTEGER_BITS:
+        notes.append(f"weights of int8 have {narrow} of 8 bits, since its kernels add in 16 bits here")
     return Probe(usable=bool(bits), bits=tuple(bits), note="; ".join(notes))

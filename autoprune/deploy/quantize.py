@@ -42,6 +42,7 @@ def quantize(
     overrides: dict[str, list[dict[str, Any]]] | None = None,
     *,
     signed: bool = False,
+    narrow: bool = False,
 ) -> onnx.ModelProto:
     """Return the graph with the given layers in int8.
 
@@ -56,6 +57,7 @@ def quantize(
         overrides: Scales of weights by initialiser; the others end at their largest magnitudes.
         signed: Whether activations are signed and their ranges symmetric, biases stay float, and weights are float with
             quantizing nodes behind them: what TensorRT's parser knows.
+        narrow: Whether weights without given scales have 7 of the 8 bits.
 
     Returns:
         A new graph; its layer nodes keep their names.
@@ -76,6 +78,7 @@ def quantize(
                 per_channel=True,
                 activation_type=QuantType.QInt8 if signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                reduce_range=narrow,
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"TensorQuantOverrides": overrides or {}, **(_SIGNED if signed else {})},
                 nodes_to_exclude=excluded,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from autoprune.deploy.runtime import Formats, StoredWeight
 from autoprune.measure.truth_table import Kind, Variant
+from autoprune.space.quantization import INTEGER_BITS
 
 # Layers of a probe: what it costs to enter and to leave a format is shared by them, as in a network.
 _LAYERS = 3
@@ -205,12 +206,13 @@ def layers_of(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
 
 
-def in_format(model: nn.Module, asked: Asked) -> tuple[nn.Module, Formats]:
+def in_format(model: nn.Module, asked: Asked, int8_bits: int = INTEGER_BITS) -> tuple[nn.Module, Formats]:
     """Return a network as a format needs it, and how a runtime is asked for that format.
 
     Args:
         model: The network; it is not changed.
         asked: The format.
+        int8_bits: Most bits of the weights that the runtime's int8 kernels add up rightly.
     """
     layers = layers_of(model)
     if asked.sparsity:
@@ -226,7 +228,8 @@ def in_format(model: nn.Module, asked: Asked) -> tuple[nn.Module, Formats]:
     if asked == INT8:  # runtimes make these integers themselves
         return model, Formats(int8=layers)
     model = deepcopy(model)
-    weights = {name: _rounded(model.get_submodule(name), asked.bits) for name in layers}
+    bits = min(asked.bits, int8_bits) if asked.activation_bits == INTEGER_BITS else asked.bits
+    weights = {name: _rounded(model.get_submodule(name), bits) for name in layers}
     if asked.variant == "dynamic":
         return model, Formats(dynamic=layers, weights=weights)
     return model, Formats(int8=layers if asked.activation_bits == 8 else [], weights=weights)

@@ -14,6 +14,7 @@ from torch import nn
 
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Runtime
+from autoprune.deploy.saturation import int8_bits
 from autoprune.errors import ExportError, TrialError, UsageError
 from autoprune.measure.cost import size_bytes
 from autoprune.measure.figures import NO_RUN
@@ -228,7 +229,7 @@ def _prepared(target: Target, model: nn.Module, shape: Sequence[int]) -> Runtime
 def _built(runtime: Runtime, model: nn.Module, asked: Asked, folder: Path, shape: Sequence[int]) -> Built:
     """Build a network in a format, in a folder of its own."""
     own = Path(tempfile.mkdtemp(dir=folder))
-    network, formats = in_format(model, asked)
+    network, formats = in_format(model, asked, int8_bits(runtime.target))
     path = own / runtime.target.facts.model_file
     return Built(
         asked, path, runtime.build(network, path, formats, [examples(shape)]).executed, runtime.target

@@ -29,6 +29,13 @@ from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 from autoprune.target import recorded_target
 
+# No recipe has these bits: int8 layers get them where kernels add in 16 bits.
+_NARROW = "7"
+_WHY_NARROW = (
+    "Weights of layers in int8 have 7 of their 8 bits: on the processor that this was made on, the target's int8 "
+    "kernels add products in 16 bits, which wider weights exceed. The file is right on other processors too."
+)
+
 
 def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
     """Write the card of one measured trial.
@@ -120,7 +127,8 @@ def _figures(view: StudyView, record: TrialRecord) -> str:
             for n in executed.not_as_asked
         )
         notes.append("Not run in the format that the recipe asks for: " + "; ".join(told) + ".")
-    notes += not_measured(measured.figures)
+    notes += [_WHY_NARROW] if _NARROW in executed.stored_layers else []
+    notes += map(_cell, not_measured(measured.figures))
     if measured.report is None:
         notes.append(
             "Not measured on the report split: its figure on the search split is what it was chosen by."

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -16,9 +17,11 @@ from autoprune.report.figures_view import HEADINGS, figure_cells, present
 from autoprune.report.guide import facts, how_to_read
 from autoprune.report.plot import capability_range, latency_of, size_of, staircase
 from autoprune.report.view import Shown, StudyView, group_rows, interval, recipe_summary, view_of
-from autoprune.study.front import FrontPoint, pick_points, point_json
+from autoprune.study.front import WORST_DROP, FrontPoint, pick_points, point_json
 from autoprune.study.store import StudyStore
 
+# A page with the rows of 10,000 trials has 34 MB, which browsers open slowly.
+_MOST_HIDDEN = 500
 _HEADINGS = (
     ("point", "text"), ("kind", "text"), ("accuracy", "number"), ("95 %", ""), ("latency, ms", "number"),
     ("× dense", "number"), ("95 % of it", ""), ("MB", "number"), ("× size", "number"), ("int8 layers", "number"),
@@ -26,15 +29,18 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-def report_page(store: StudyStore) -> str:
+def report_page(store: StudyStore, view: StudyView | None = None) -> str:
     """Return ``report.html`` of a study as one text.
 
     Args:
         store: The study's record.
+        view: What is shown of it, if that was gathered before.
     """
     from plotly.offline import get_plotlyjs
 
-    view = view_of(store)
+    view = view or view_of(store)
+    fewer = nearest(view)
+    left_out = len(view.shown) - len(fewer.shown)
     plotly = get_plotlyjs()
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in (plotly, page.SCRIPT))
     # The only scripts that may run are these two, by their content; nothing may be loaded or sent.
@@ -52,14 +58,34 @@ def report_page(store: StudyStore) -> str:
             _header(view),
             page.PLOTS,
             _chosen(),
-            _table(view),
+            _table(fewer, left_out),
             course_block(view),
             how_to_read(view),
             "</main>\n",
-            f'<script type="application/json" id="data">{script_json(page_data(view))}</script>\n',
+            f'<script type="application/json" id="data">{script_json(page_data(fewer))}</script>\n',
             f"<script>{plotly}</script>\n<script>{page.SCRIPT}</script>\n</body>\n</html>\n",
         ]
     )
+
+
+def nearest(view: StudyView, most: int = _MOST_HIDDEN) -> StudyView:
+    """Return a study with all that its front is read by, and of the other points those that come nearest to it.
+
+    Args:
+        view: The study.
+        most: Most points of roles that the page hides at first.
+    """
+    hidden = [s for s in view.shown if s.role in ("dominated", "trial")]
+    if len(hidden) <= most:
+        return view
+
+    def cost(shown: Shown) -> float:
+        measured = shown.point.measurement
+        return measured.latency.ratio + measured.size_ratio - shown.point.capability.value / WORST_DROP
+
+    kept = {s.record.number for s in sorted(hidden, key=cost)[:most]}
+    kept |= {s.record.number for s in view.shown} - {s.record.number for s in hidden}
+    return replace(view, shown=tuple(s for s in view.shown if s.record.number in kept))
 
 
 def script_json(value: Any) -> str:
@@ -157,9 +183,12 @@ def _chosen() -> str:
     )
 
 
-def _table(view: StudyView) -> str:
+def _table(view: StudyView, left_out: int = 0) -> str:
     figures = present(s.point.measurement.figures for s in view.shown)
     hidden = sum(s.role in ("dominated", "trial") for s in view.shown)
+    told = f"also the {hidden} points not on the front"
+    if left_out:
+        told += f" that come nearest to it; {left_out} more are in the record and in the picture"
     headings = (*_HEADINGS[:-1], *((HEADINGS[name], "number") for name in figures), _HEADINGS[-1])
     heads = "".join(
         f'<th scope="col" data-sort="{kind}" aria-sort="none"><button type="button">{escape(_metric(name, view))}</button></th>'
@@ -172,7 +201,7 @@ def _table(view: StudyView) -> str:
     return (
         '<section class="card"><h2>Points</h2><div class="tools">'
         '<input id="filter" type="search" placeholder="Filter by any text" aria-label="Filter the rows">'
-        f'<label><input id="all" type="checkbox"> also the {hidden} points not on the front</label>'
+        f'<label><input id="all" type="checkbox"> {told}</label>'
         '<span id="count" class="sub"></span></div>'
         f'<div class="scroll"><table id="points"><thead><tr>{heads}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
         f"{empty}</section>\n"

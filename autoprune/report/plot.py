@@ -31,18 +31,19 @@ def size_of(measurement: Measurement) -> tuple[float, Interval | None]:
     return measurement.size_ratio, None
 
 
-def figure(store: StudyStore) -> Figure:
+def figure(store: StudyStore, view: StudyView | None = None) -> Figure:
     """Return capability against latency and against size.
 
     Dominated points are grey, the front is joined by a step line, bars are 95 % intervals.
 
     Args:
         store: The study's record.
+        view: What is shown of it, if that was gathered before.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    view = view_of(store)
+    view = view or view_of(store)
     result = Figure(figsize=(12.0, 5.4), dpi=120, layout="constrained")
     FigureCanvasAgg(result)
     left, right = result.subplots(1, 2, sharey=True)
@@ -58,14 +59,14 @@ def figure(store: StudyStore) -> Figure:
     return result
 
 
-def write_png(store: StudyStore, path: Path) -> None:
+def write_png(store: StudyStore, path: Path, view: StudyView | None = None) -> None:
     """Write the picture of the front in one step.
 
     Raises:
         StorageError: If the file cannot be written.
     """
     buffer = BytesIO()
-    figure(store).savefig(buffer, format="png", bbox_inches="tight")
+    figure(store, view).savefig(buffer, format="png", bbox_inches="tight")
     write_bytes_atomic(path, buffer.getvalue())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -81,7 +82,7 @@ class StudyView:
         """What the front is of; all three where not recorded."""
         return tuple(self.settings.get("objectives") or ("accuracy", "latency", "size"))
 
-    @property
+    @cached_property
     def has_final(self) -> bool:
         """Whether the front's figures come from the final measurement, on the report split."""
         return any(r.fidelity == "final" and r.state == "complete" for r in self.records)

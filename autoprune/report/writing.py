@@ -26,6 +26,7 @@ def write_report(store: StudyStore) -> dict[str, Path]:
     from autoprune.report.html import report_page
     from autoprune.report.plot import write_png
     from autoprune.report.table import write_csv
+    from autoprune.report.view import view_of
     from autoprune.study.front import front_points, to_frame
 
     written: dict[str, Path] = {}
@@ -35,8 +36,9 @@ def write_report(store: StudyStore) -> dict[str, Path]:
         points = front_points(seen)
         if seen is not store and not points:  # nothing was measured there yet
             continue
+        view = view_of(seen)
         write_csv(to_frame(points, paths), paths.front_csv)
-        write_png(seen, paths.front_png)
-        write_bytes_atomic(paths.report, report_page(seen).encode("utf-8"))
+        write_png(seen, paths.front_png, view)
+        write_bytes_atomic(paths.report, report_page(seen, view).encode("utf-8"))
         written |= {path.name: path for path in (paths.report, paths.front_png, paths.front_csv)}
     return written

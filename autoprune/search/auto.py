@@ -25,6 +25,7 @@ from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.severity import ALL_LOST, volume_ends
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
+from autoprune.study.samplers import CUT_OFF
 from autoprune.study.screens import Screen, append_screens, read_screens
 
 # Screens before anything is trained, as far as they fit into this share of the search's time.
@@ -251,6 +252,10 @@ class AutoSearch:
                 lost = self._screen(recipe)
             self._failed_screens = 0
         except TrialError as error:
+            if (
+                error.kind in CUT_OFF
+            ):  # it says nothing of the recipe, which a run that goes on may look at anew
+                return
             self.driver.record_failure(recipe, proposal.arm, label, error, self.clock.monotonic() - begun_s)
             lost = ALL_LOST
             self._failed_screens += 1

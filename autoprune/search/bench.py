@@ -28,6 +28,7 @@ from autoprune.compress.surgery import prune
 from autoprune.config import StudyConfig
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Artifact, Runtime
+from autoprune.deploy.saturation import int8_bits
 from autoprune.errors import CompressionError
 from autoprune.measure.capability import score
 from autoprune.measure.record import Capability
@@ -147,6 +148,11 @@ class Bench:
         """Name of the files that networks are deployed in."""
         return self.config.target.facts.model_file
 
+    @property
+    def int8_bits(self) -> int:
+        """Most bits of the weights that the target's int8 kernels add up rightly here."""
+        return int8_bits(self.config.target)
+
     def int8_layers(self, model: nn.Module, recipe: Recipe) -> list[str]:
         """Return the layers of a network that are to run in int8: those that a recipe asks it of and the target can."""
         return with_factors(model, int8_layers(recipe, self.groups, self.config.target.facts.int8))
@@ -187,6 +193,7 @@ class Bench:
             deadline=deadline,
             training_step=self.workload.training_step,
             int8_kinds=self.config.target.facts.int8,
+            int8_bits=self.int8_bits,
         )
         if result.train_steps:
             self.timings.step.append((time.perf_counter() - begun_s) / result.train_steps)
@@ -235,11 +242,12 @@ class Bench:
         few = [self.calibration[0][0]]
         eight = self.int8_layers(network, recipe)
         kinds = self.config.target.facts.int8
-        network, stored = stored_weights(network, recipe, self.groups, few, kinds)
+        network, stored = stored_weights(network, recipe, self.groups, few, kinds, self.int8_bits)
         halves = [name for name, stored_as in stored.items() if stored_as.codes is None]
         if halves:
             network = in_halves(network, halves, recipe.quantization.half)
-        model = rounded(network, eight, {name: max(w.bits, 32) for name, w in stored.items()}).to(self.device)
+        made = dict.fromkeys(stored, 32)
+        model = rounded(network, eight, made, self.int8_bits).to(self.device)
         with torch.no_grad():
             for inputs, target in self.workload.data.search.batches(_SCREEN_BATCH, limit=examples):
                 outputs.append(model(inputs.to(self.device)).float().cpu())
@@ -271,7 +279,8 @@ class Bench:
     def _deploy(self, runtime: Runtime, network: Compressed, recipe: Recipe, path: Path) -> Artifact:
         calibration = [inputs for inputs, _ in self.calibration]
         kinds = runtime.target.facts.int8
-        model, weights = stored_weights(network.model, recipe, self.groups, calibration, kinds)
+        bits = int8_bits(runtime.target)
+        model, weights = stored_weights(network.model, recipe, self.groups, calibration, kinds, bits)
         formats = formats_of(model, recipe, self.groups, weights, kinds, network.ranges)
         return runtime.build(model, path, formats, calibration)
 

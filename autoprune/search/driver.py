@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -21,10 +22,11 @@ from autoprune.search.baselines import Baseline, baselines, effective_key, grid_
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
-from autoprune.search.executors.contract import Executor
+from autoprune.search.executors.contract import CRASHED, Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
 from autoprune.search.lanes import Lanes
+from autoprune.search.ledger import Ledger
 from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
 from autoprune.search.shelf import Shelf
@@ -33,15 +35,13 @@ from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder, usable
 from autoprune.study.decode import Plan
-from autoprune.study.front import front_numbers, study_hypervolume
-from autoprune.study.records import TrialRecord, is_given
+from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, WORKER_LOST
 from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 # A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
-CRASHED = "crashed"
 UNFINISHED = CUT_OFF
 
 
@@ -95,7 +95,9 @@ class Driver:
         self.clock = clock
         self.paths: StudyPaths = store.paths
         self._run = run or self._here
-        self.records: list[TrialRecord] = store.records()
+        self._ledger = Ledger(bench.groups, store.objectives, store.sampler_name)
+        self.records: list[TrialRecord] = []
+        self.reload()
         self.adopt_dense = adopt_dense or (
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
         )
@@ -171,7 +173,7 @@ class Driver:
         self, wanted: list[Baseline], reserve_s: Callable[[], float], begun: list[Baseline]
     ) -> Iterator[Callable[[], object]]:
         for baseline in wanted:
-            if not self.keeper.fits_at_all(self._durations(), reserve_s()):
+            if not self.keeper.fits_at_all(self._ledger.durations(), reserve_s()):
                 return
             begun.append(baseline)
             yield partial(self.trial, Job(baseline.recipe, "baseline", baseline.label))
@@ -229,6 +231,9 @@ class Driver:
             if (
                 record.failure_kind in UNFINISHED
                 and record.recipe
+                and (
+                    record.rung or record.round
+                )  # a screen that was cut off is looked at again by who screens
                 and record.origin not in ("dense", "baseline")
             ):
                 key = effective_key(record.recipe, self.groups)
@@ -253,24 +258,10 @@ class Driver:
 
     def may_propose(self) -> bool:
         """Return whether there is time, or a trial, left for one more proposal."""
-        proposals = sum(
-            r.fidelity == "search"
-            and r.rung > 0  # a screen that failed was no trial
-            and not is_given(r, self.store.sampler_name)
-            and r.failure_kind not in UNFINISHED
-            for r in self.records
-        )
-        trials_left = self.keeper.trials_left(proposals)
+        trials_left = self.keeper.trials_left(self._ledger.proposals())
         if self.interrupt() or (trials_left is not None and trials_left <= 0):
             return False
-        return self.keeper.fits_search(self._durations())
-
-    def _durations(self) -> list[float]:
-        return [
-            r.duration_s
-            for r in self.records
-            if r.state == "complete" and r.fidelity == "search" and r.duration_s > 0
-        ]
+        return self.keeper.fits_search(self._ledger.durations())
 
     # -- one trial ---------------------------------------------------------------------------
 
@@ -306,24 +297,27 @@ class Driver:
         )
         self.store.begin(trial, plan)
         reached("trial:begun")
-        self.records = self.store.records()
+        self.reload()
         self.say(f"trial {trial.number} {job.label or job.origin} begins")
         key = (effective_key(recipe, self.groups), job.rung)
         self.lanes.until(lambda: key not in self._running)
-        repeated = self._same_as(*key)
+        repeated = self._ledger.same_as(*key)
         if repeated is not None and repeated.measurement is not None:
             self._finish(trial, repeated.measurement, repeated.train_steps, 0.0, repeat_of=repeated.number)
             return self.records[trial.number]
         self._running.add(key)
         folder = temporary_folder(self.paths.artifacts)
         try:
-            start = None if job.started_from is None else self.paths.artifact(job.started_from)
+            start = None
+            if job.started_from is not None and self._is_sound(job.started_from):  # it may be gone by now
+                start = self.paths.artifact(job.started_from)
             with self.lanes.waiting():
                 outcome = self._run(recipe, folder, start, trial.number)
             if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
                 raise TrialError("interrupted", "the search was asked to end while this trial trained")
             commit_folder(folder, self.paths.artifact(trial.number))
-            self.shelf.put(self.paths.artifact(trial.number))
+            with self.lanes.waiting():
+                self.shelf.put(self.paths.artifact(trial.number))
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
@@ -372,18 +366,6 @@ class Driver:
             self.space.suggest(trial, self.groups)
         return trial, recipe
 
-    def _same_as(self, key: str, rung: int) -> TrialRecord | None:
-        for record in self.records:
-            searched = record.state == "complete" and record.fidelity == "search" and record.rung == rung
-            if (
-                searched
-                and record.repeat_of is None
-                and record.recipe is not None
-                and effective_key(record.recipe, self.groups) == key
-            ):
-                return record
-        return None
-
     def _finish(
         self,
         trial: optuna.Trial,
@@ -401,29 +383,37 @@ class Driver:
             ended_s=self.keeper.spent_s,
         )
         reached("trial:told")
-        self.records = self.store.records()
+        self.reload()
         self._discard_dominated()
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
 
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
-        self.records = self.store.records()
+        self.reload()
         self.listener(
             self.progress(
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
             )
         )
         # Screens that failed stand among trials without those that did not; who screens counts them.
-        ended = (r for r in self.records if r.state != "running" and r.failure_kind not in UNFINISHED)
-        trials = [r for r in ended if r.rung or r.round]
-        recent = trials[-MAX_FAILURES_IN_A_ROW:]
+        # Those that run beside it are not over yet, and no success.
+        over = (
+            r
+            for r in reversed(self.records)
+            if r.state != "running" and r.failure_kind not in UNFINISHED and (r.rung or r.round)
+        )
+        recent = list(islice(over, MAX_FAILURES_IN_A_ROW))
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
             raise too_many_failures("trials", error)
 
     def _discard_dominated(self) -> None:
-        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train."""
-        keep = set(front_numbers(self.records, self.store.objectives))
+        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train.
+
+        Of trials that run beside this one it keeps what they start from.
+        """
+        keep = self._ledger.fronts.numbers()
+        keep |= {r.started_from for r in self._ledger.running() if r.started_from is not None}
         keep |= {
             r.number for members in self.outlook.networks(self.bench.config.most_networks) for r in members
         }
@@ -439,7 +429,7 @@ class Driver:
         trial, recipe = self._ask(recipe)
         self.store.begin(trial, Plan(recipe, origin, label, rung=0))
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
-        self.records = self.store.records()
+        self.reload()
         self.say(f"screen failed: {error.kind}: {error.reason}")
 
     def has_artifact(self, record: TrialRecord) -> bool:
@@ -454,8 +444,9 @@ class Driver:
         return number in self._sound and place.is_dir()
 
     def reload(self) -> None:
-        """Read the records anew after another part of the search wrote some."""
+        """Read the records anew after some were written."""
         self.records = self.store.records()
+        self._ledger.take(self.records)
 
     def forget_final_failure(self, record: TrialRecord) -> None:
         """Forget a loss of an earlier final phase: this one tries again."""
@@ -485,10 +476,10 @@ class Driver:
         return Progress(
             phase=phase or self._phase,
             message=message,
-            trials=sum(r.state != "running" for r in self.records),
-            front=len(front_numbers(self.records, self.store.objectives)),
-            hypervolume=study_hypervolume(self.records, self.store.objectives),
-            failures=dict(Counter(r.failure_kind for r in self.records if r.state == "failed")),
+            trials=self._ledger.finished,
+            front=len(self._ledger.fronts.numbers()),
+            hypervolume=self._ledger.fronts.volume(),
+            failures=dict(self._ledger.failures),
             left_s=self.keeper.left_s,
             last=last,
             workers=() if self.executor is None else self.executor.states(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -44,6 +45,23 @@ def choose_number(
     if promised > _HARDLY_MORE * best:
         return rival
     return next((networks for volume, networks in covering if volume >= _HARDLY_LESS * best), [])
+
+
+def slot_of(index: int, needs: Sequence[float], workers: int) -> float:
+    """Return the share of the time left that a network's training gets when it begins.
+
+    One worker shares the time out by need. Several train side by side in as many waves as are needed, and the networks
+    of one wave get the same, so that the last, which is the deepest cut, is not left with the rest.
+
+    Args:
+        index: Place of the network; those before it have begun.
+        needs: Weight of each network.
+        workers: Networks that are trained side by side.
+    """
+    if workers == 1:
+        return needs[index] / sum(needs[index:])
+    waves = math.ceil(len(needs) / workers) - index // workers
+    return 1.0 / waves
 
 
 class FinalPhase:
@@ -259,7 +277,7 @@ class FinalPhase:
                 )
             )
             left_s = self.keeper.training_left_s(self.reserve_s(artifacts))
-            slot_s = left_s * min(1.0, workers * needs[index] / sum(needs[index:]))
+            slot_s = slot_of(index, needs, workers) * left_s
             try:
                 recovered[index] = self._recovered(record, slot_s if self._trains else 0.0)
             except TrialError as error:

@@ -83,11 +83,13 @@ class LongRecovery:
         earlier = self._earlier.get(record.number)
         # The same batches for all, of which the teacher has to be asked once; new ones in a later round.
         start_step = earlier.train_steps if earlier is not None else 0
-        folder, own = (temporary_folder(self.paths.artifacts) for _ in range(2))
+        folder, remade = (temporary_folder(self.paths.artifacts) for _ in range(2))
+        own = self.paths.artifacts / f"{self.paths.artifact(record.number).name}-remade"
         try:
             source = self._own(record)
             if source is None and recipe.prunes:
-                self.bench.save(compressed, recipe, own)
+                self.bench.save(compressed, recipe, remade)
+                commit_folder(remade, own)
                 source = own
             self._train(record, recipe, folder, source, line, slot_s, start_step)
             trained = self.bench.load(folder)
@@ -99,7 +101,7 @@ class LongRecovery:
                 reached("final:recovered")
                 self._lines[record.number] = trained
         finally:
-            for each in (folder, own):
+            for each in (folder, remade, own):
                 shutil.rmtree(each, ignore_errors=True)
         return trained
 

@@ -11,6 +11,7 @@ from autoprune.compress.formats import (
     LAYER_KINDS,
     dynamic_layers,
     fp8_layers,
+    grid_bits,
     int8_layers,
     int16_layers,
     layer_bits,
@@ -29,6 +30,7 @@ def stored_weights(
     groups: Groups,
     calibration: Sequence[Tensor],
     kinds: Collection[str] = LAYER_KINDS,
+    int8_bits: int = INTEGER_BITS,
 ) -> tuple[nn.Module, dict[str, StoredWeight]]:
     """Rescale a network and put its weights on the grids that a recipe asks for.
 
@@ -41,6 +43,7 @@ def stored_weights(
         groups: Groups of the dense network.
         calibration: Batches of inputs.
         kinds: Kinds of layers that run in int8 where the network is deployed.
+        int8_bits: Most bits of the weights that int8 kernels add up rightly there.
 
     Returns:
         The network with these weights, and how the layers whose weights are not left to the runtime are stored.
@@ -49,7 +52,7 @@ def stored_weights(
         CompressionError: If a layer cannot be quantized; names it.
     """
     how = recipe.quantization
-    bits = layer_bits(model, recipe, groups)
+    asked, bits = layer_bits(model, recipe, groups), grid_bits(model, recipe, groups, kinds, int8_bits)
     usual: set[str] = set()
     if how.usual_integers:
         usual = set(with_factors(model, int8_layers(recipe, groups, kinds)))
@@ -57,7 +60,7 @@ def stored_weights(
     own = {
         name: width
         for name, width in bits.items()
-        if width < INTEGER_BITS or (width == INTEGER_BITS and name not in usual)
+        if width <= INTEGER_BITS and (asked[name] < INTEGER_BITS or name not in usual)
     }
     if how.equalize != "none" and any(width <= INTEGER_BITS for width in bits.values()):
         model = equalised(model, how, calibration)

@@ -52,7 +52,8 @@ def train_long(
     compressed = _begin(bench, recipe, own, line)
     begun_s = clock.monotonic()
     network = deepcopy(compressed.model)
-    integers = IntegerTraining.of(network, recipe, bench.groups, bench.config.target.facts.int8)
+    kinds = bench.config.target.facts.int8
+    integers = IntegerTraining.of(network, recipe, bench.groups, kinds, bench.int8_bits)
     trainer = Trainer(
         network,
         bench.stream,

@@ -68,7 +68,8 @@ class Outlook:
     def networks(self, most: int, *, covering: bool = True) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
         records, paths = self._records(), self.store.paths
-        kept = {r.number for r in self._within_limits() if paths.artifact(r.number).is_dir()}
+        folders = {place.name for place in paths.artifacts.glob("trial-*") if place.is_dir()}
+        kept = {r.number for r in self._within_limits() if paths.artifact(r.number).name in folders}
         auto = self.store.sampler_name == "auto"
         return choose_networks(
             records,
@@ -134,6 +135,8 @@ class Outlook:
         dense = self.dense_record()
         dense_ms = dense.measurement.latency.latency_ms if dense and dense.measurement else 0.0
         size, latency = limits.max_size_mb or math.inf, limits.max_latency_ms or math.inf
+        if math.isinf(size) and math.isinf(latency):
+            return [r for r in self._records() if r.measurement is not None]
         within = [
             r
             for r in self._records()

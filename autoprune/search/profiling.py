@@ -130,6 +130,7 @@ def _with_losses(
         distils=_distils(bench, recovery),
         device=bench.device,
         quantization=space.quantization.default(),
+        int8_bits=bench.int8_bits,
     )
     for done, (group, kept, kind) in enumerate(wanted):
         if left_s() <= 0:

@@ -8,7 +8,7 @@ from functools import partial
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig, parse_budget
-from autoprune.errors import TrialError, UsageError
+from autoprune.errors import StorageError, TrialError, UsageError
 from autoprune.faults import reached
 from autoprune.measure.host import describe_host
 from autoprune.naming import StudyPaths
@@ -88,8 +88,15 @@ def run_study(
     config.check_installed()
     paths = StudyPaths.of(config.study_name)
     shelf = Shelf.of(config, paths)
-    if not fresh and (brought := shelf.restore()):
+    if brought := shelf.restore():
         listener(Progress("load", f"fetched {len(brought)} artifacts of study {paths.name} from its mirror"))
+        if not has_record(paths, config.storage):
+            raise StorageError(
+                f"the record of study {paths.name!r} is in SQLite on another node; its artifacts were fetched to here",
+                "run it there, or begin another --study with --storage postgresql://… for drivers on several nodes",
+            )
+    if fresh:
+        shelf.forget()
     store = (
         StudyStore.create_or_resume(config, paths, fresh=fresh) if has_record(paths, config.storage) else None
     )
@@ -129,11 +136,13 @@ def run_study(
             _search(store, space, config, workload, given, shelf, keeper, interrupt, listener, clock)
             store.set_spent(keeper.spent_s)  # the report states it
             close(store)
-            shelf.tidy()
+            shelf.tidy(at_once=True)
             reached("report:written")
     finally:
-        store.set_spent(keeper.spent_s)
-        store.release()
+        try:
+            store.set_spent(keeper.spent_s)
+        finally:
+            store.release()
     if interrupt.requested:
         raise KeyboardInterrupt
     return store

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.deploy.runtime import Artifact, Runtime
-from autoprune.errors import AutopruneError, ExportError, TrialError
+from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, WorkerError
 from autoprune.faults import reached
 from autoprune.measure.capability import score
 from autoprune.measure.cost import count_macs, count_params, size_bytes
@@ -159,11 +159,12 @@ def timed() -> Iterator[Callable[[], float]]:
 def failures_as_trial_errors() -> Iterator[None]:
     """Turn whatever goes wrong inside a trial into a ``TrialError`` with a kind.
 
-    Storage faults are not a trial's and pass through: they must end the study, not count as its failures.
+    Faults of the storage and of workers are not a trial's and pass through: they must end the study, not count as its
+    failures.
     """
     try:
         yield
-    except TrialError:
+    except (TrialError, StorageError, WorkerError):
         raise
     except ExportError as error:
         raise TrialError("export", error.message) from error

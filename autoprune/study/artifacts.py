@@ -31,7 +31,10 @@ def temporary_folder(parent: Path) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
     except OSError as error:
-        raise StorageError(f"folder {str(parent)!r} cannot be written: {error.strerror or error}") from error
+        raise StorageError(
+            f"folder {str(parent)!r} cannot be written: {error.strerror or error}",
+            "free space or choose a writable folder (AUTOPRUNE_STUDIES), then run the same command again: it resumes",
+        ) from error
 
 
 def commit_folder(folder: Path, place: Path) -> None:
@@ -39,7 +42,7 @@ def commit_folder(folder: Path, place: Path) -> None:
 
     Files and folders are flushed to disk first. A folder that is already at ``place`` is replaced.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [path for path in folder.rglob("*") if path.is_file()]
     manifest = {str(path.relative_to(folder)): _sha256(path) for path in files if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     for path in [*files, folder / MANIFEST, folder]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from sqlalchemy import Engine, event, inspect, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.errors import AutopruneError, StorageError
@@ -32,6 +32,10 @@ METRIC_NAMES = {"accuracy": "accuracy", "latency": "latency_ratio", "size": "siz
 # Of drivers that make the tables in the same moment one does, the others wait: "autoprune" in ASCII, the first 8.
 _MAKING_TABLES = int.from_bytes(b"autoprun", "big") >> 1
 _AS_THEY_DIE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+
+
+class NoStudiesError(StorageError):
+    """Raised when a database has no tables yet."""
 
 
 @contextmanager
@@ -87,7 +91,7 @@ def read_faults(place: Place) -> Iterator[None]:
             raise StorageError(
                 f"the record of study {place.paths.name!r} ({str(place)!r}) is damaged: "
                 f"{type(error).__name__}: {first:.300}",
-                "restore the file, or set the study aside with --fresh",
+                "the same search again checks it and goes on from its copy; --fresh sets the study aside",
             ) from error
 
 
@@ -127,39 +131,46 @@ def _postgres(place: Place, create: bool) -> RecordStorage:
     check_installed(place)
     # Secrets go past SQLAlchemy and Optuna, which keep and show URLs.
     options: dict[str, Any] = {"connect_timeout": 10, "application_name": "autoprune", **_AS_THEY_DIE}
+    options["client_encoding"] = "utf8"  # a server made in the C locale would give bytes
     engine: dict[str, Any] = {"connect_args": {**options, **database.secrets}, "pool_size": 3}
     url = database.text.replace("postgresql:", "postgresql+psycopg:", 1)
     if not create:
+        # Optuna would make some of the tables also for who only reads, against the driver that makes them all.
+        with _connected(url, engine) as link:
+            if not link.execute(text("SELECT to_regclass('alembic_version') IS NOT NULL")).scalar():
+                raise NoStudiesError(
+                    f"{str(place)!r} holds no studies of autoprune",
+                    "see that it is the right database; `autoprune search --storage URL` makes a study there",
+                )
         return RecordStorage(url, engine, create=False)
     with _making_tables(url, engine):
         return RecordStorage(url, engine, create=True)
 
 
 @contextmanager
-def _making_tables(url: str, options: dict[str, Any]) -> Iterator[None]:
-    from sqlalchemy import create_engine
-
+def _connected(url: str, options: dict[str, Any]) -> Iterator[Connection]:
     engine = create_engine(url, **options)
     try:
         with engine.connect() as link:
-            link.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MAKING_TABLES})
-            link.execute(text(TABLE))
-            link.commit()
-            yield
-            link.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MAKING_TABLES})
+            yield link
     finally:
         engine.dispose()
 
 
-def has_tables(engine: Engine) -> bool:
-    """Return whether a database has Optuna's tables."""
-    return inspect(engine).has_table("studies")
+@contextmanager
+def _making_tables(url: str, options: dict[str, Any]) -> Iterator[None]:
+    with _connected(url, options) as link:
+        # Held until the connection closes. Readers see the tables of Optuna's schema last of all.
+        link.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MAKING_TABLES})
+        link.execute(text(TABLE))
+        link.commit()
+        yield
 
 
 def study_id_of(storage: RecordStorage, name: str) -> int | None:
     """Return the number of a study in the database; None if there is none of this name."""
     try:
-        return int(storage.get_study_id_from_name(name)) if has_tables(storage.engine) else None
+        return int(storage.get_study_id_from_name(name))
     except KeyError:
         return None
 
@@ -257,9 +268,12 @@ def rename_study(storage: RecordStorage, study_id: int, name: str) -> None:
 def study_names(place: Place) -> list[str]:
     """Return the names of autoprune's studies in the database of a place."""
     assert place.database is not None  # noqa: S101
-    storage = open_storage(place, create=False)
     try:
-        found = storage.get_all_studies() if has_tables(storage.engine) else []
+        storage = open_storage(place, create=False)
+    except NoStudiesError:
+        return []
+    try:
+        found = storage.get_all_studies()
     finally:
         storage.engine.dispose()
     return sorted(study.study_name for study in found if SCHEMA_KEY in study.user_attrs)

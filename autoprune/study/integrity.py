@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,16 @@ _SUM = "sum"
 _STATES = {"RUNNING", "WAITING", "COMPLETE", "PRUNED", "FAIL"}
 _ATTRIBUTES = "autoprune:"
 _NOTES = "note:"
+# What Optuna reads besides our own texts, and what refuses a value that it never wrote.
+_READ: dict[str, dict[str, Callable[[Any], object]]] = {
+    "trials": {"datetime_start": datetime.fromisoformat, "datetime_complete": datetime.fromisoformat},
+    "study_directions": {"direction": {"MINIMIZE": 1, "MAXIMIZE": 1}.__getitem__, "objective": int},
+    "trial_values": {"objective": int, "value": float, "value_type": {"FINITE": 1}.__getitem__},
+    "trial_params": {"param_value": float, "distribution_json": json.loads},
+    "trial_system_attributes": {"value_json": json.loads},
+    "study_system_attributes": {"value_json": json.loads},
+    "study_user_attributes": {"value_json": json.loads},
+}
 _BESIDE = ("", "-wal", "-shm")
 
 
@@ -97,7 +108,7 @@ def fault_of(database: Path) -> str:
     if database.stat().st_size == 0:  # a run was killed as it made the file
         return ""
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+        with closing(sqlite3.connect(database, timeout=30)) as link:
             (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
             return str(found) if found != "ok" else next(_faults(link), "")
     except sqlite3.OperationalError as error:
@@ -117,21 +128,31 @@ def _faults(link: sqlite3.Connection) -> Iterator[str]:
     if [number for number, _ in trials] != list(range(len(trials))):
         yield "numbers of trials are missing"
     yield from (f"trial {number} is {state!r}" for number, state in trials if state not in _STATES)
+    for table, columns in _READ.items():
+        if table in tables:
+            for values in link.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608
+                for name, value, sound in zip(columns, values, columns.values(), strict=True):
+                    if value is not None and (fault := _fault(value, sound)):
+                        yield f"{name} in {table}: {fault}"
     texts = link.execute(
         "SELECT t.number, a.key, a.value_json FROM trial_user_attributes a JOIN trials t USING (trial_id)"
     )
     for number, key, value in texts:
-        if key.startswith(_ATTRIBUTES) and (fault := _fault(value, unseal)):
+        if key.startswith(_ATTRIBUTES) and (fault := _fault(value, _read_text)):
             yield f"{key.removeprefix(_ATTRIBUTES)} of trial {number}: {fault}"
     for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
-        if key.startswith(_NOTES) and (fault := _fault(value, unseal_line)):
+        if key.startswith(_NOTES) and (fault := _fault(value, lambda text: unseal_line(json.loads(text)))):
             yield f"{key}: {fault}"
+
+
+def _read_text(text: str) -> object:
+    return parse_json(unseal_line(json.loads(text)))
 
 
 def _fault(value: str, read: Any) -> str:
     try:
-        read(json.loads(value))
-    except (ValueError, TypeError, AttributeError) as error:
+        read(value)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         return str(error)
     return ""
 
@@ -141,7 +162,7 @@ def study_attribute(database: Path, key: str) -> str | None:
     if not database.exists():
         return None
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30)) as link:
+        with closing(sqlite3.connect(database, timeout=30)) as link:
             found = link.execute(
                 "SELECT value_json FROM study_user_attributes WHERE key = ?", (key,)
             ).fetchone()
@@ -156,6 +177,8 @@ def keep_copy(paths: StudyPaths) -> None:
     unfinished = place.with_name(f".{place.name}.unfinished")
     try:
         with closing(sqlite3.connect(paths.database)) as source, closing(sqlite3.connect(unfinished)) as copy:
+            # What is still in the log goes into the file, which then stands by itself.
+            source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             source.backup(copy)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
@@ -166,23 +189,39 @@ def keep_copy(paths: StudyPaths) -> None:
         raise
 
 
+def check_database(paths: StudyPaths) -> None:
+    """Refuse to show a study whose database is damaged.
+
+    Raises:
+        StorageError: Names file and fault.
+    """
+    if fault := fault_of(paths.database):
+        raise StorageError(
+            f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: {fault}",
+            "the same search again sets it aside and goes on from its copy; --fresh sets the study aside",
+        )
+
+
 def heal_database(paths: StudyPaths) -> None:
     """Check the database before it is written to; a damaged one is set aside, and the copy takes its place.
 
     Raises:
         StorageError: If it is damaged and there is no sound copy; names file and fault.
     """
-    if not paths.database.exists():
+    copy = paths.database_copy
+    is_there = paths.database.exists() and paths.database.stat().st_size > 0
+    if not is_there and not copy.exists():
         return
-    fault = fault_of(paths.database)
+    fault = fault_of(paths.database) if is_there else "it is empty or missing"
     if not fault:
         return
-    copy = paths.database_copy
     if not copy.exists() or fault_of(copy):
         raise StorageError(
             f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: {fault}",
             "there is no sound copy of it here: restore it from a backup, or set the study aside with --fresh",
         )
+    if not paths.database.exists():
+        paths.database.touch()
     aside = set_aside(paths.database, fault)
     for ending in _BESIDE[1:]:
         beside = paths.database.with_name(paths.database.name + ending)

@@ -22,7 +22,7 @@ def take_lock(paths: StudyPaths) -> int:
     except OSError as error:
         raise StorageError(
             f"folder {str(paths.root)!r} cannot be written: {error.strerror or error}",
-            "choose a writable folder with AUTOPRUNE_STUDIES",
+            "free space or choose a writable folder with AUTOPRUNE_STUDIES",
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

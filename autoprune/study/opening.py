@@ -24,12 +24,13 @@ from autoprune.study.database import (
     make_sqlite,
     make_study,
     open_storage,
+    read_faults,
     rename_study,
     storage_faults,
     study_id_of,
     study_names,
 )
-from autoprune.study.integrity import heal_database, keep_copy, set_aside_orphans
+from autoprune.study.integrity import check_database, heal_database, keep_copy, set_aside_orphans
 from autoprune.study.lease import Lease
 from autoprune.study.locking import free_name, move_aside, take_lock
 from autoprune.study.place import Place
@@ -150,7 +151,9 @@ def open_for_reading(place: Place) -> Opened:
     paths = place.paths
     if place.database is None and not (paths.database.is_file() and paths.settings.is_file()):
         raise _unknown(place)
-    with storage_faults(place):
+    with read_faults(place):
+        if place.database is None:
+            check_database(paths)
         storage = open_storage(place, create=False)
         if place.database is not None and study_id_of(storage, paths.name) is None:
             storage.engine.dispose()
@@ -180,7 +183,7 @@ def has_record(paths: StudyPaths, storage: str | None) -> bool:
     if place.database is None:
         return paths.database.exists()
     with storage_faults(place):
-        opened = open_storage(place, create=False)
+        opened = open_storage(place, create=True)
         try:
             return study_id_of(opened, paths.name) is not None
         finally:

@@ -21,15 +21,15 @@ def non_dominated(values: Array) -> NDArray[np.bool_]:
     values = np.asarray(values, dtype=np.float64)
     mask: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
     rows = np.flatnonzero(mask)
-    # In lexicographic order a row can only be dominated by an earlier one, so the front found so far suffices.
+    # In lexicographic order a row can only be dominated by an earlier one: the first that is left is on the front.
     order = rows[np.lexsort(values[rows].T[::-1])]
-    front: list[int] = []
-    for index in order:
-        kept = values[front]
-        if len(front) and ((kept <= values[index]).all(axis=1) & (kept < values[index]).any(axis=1)).any():
-            mask[index] = False
-        else:
-            front.append(int(index))
+    left = values[order]
+    mask[:] = False
+    while len(left):
+        mask[order[0]] = True
+        kept = ~((left >= left[0]).all(axis=1) & (left > left[0]).any(axis=1))
+        kept[0] = False
+        left, order = left[kept], order[kept]
     return mask
 
 
@@ -46,24 +46,25 @@ def hypervolume(values: Array, reference: Array) -> float:
         ValueError: If m is not 1, 2 or 3.
     """
     values = np.asarray(values, dtype=np.float64).reshape(-1, len(reference))
-    values = values[np.isfinite(values).all(axis=1) & (values < reference).all(axis=1)]
     if values.shape[1] not in (1, 2, 3):
         raise ValueError(f"hypervolume of {values.shape[1]} objectives; 1, 2 or 3 are allowed")
+    values = values[(values < reference).all(axis=1)]
+    values = values[non_dominated(values)]
     if not len(values):
         return 0.0
-    values = values[non_dominated(values)]
     if values.shape[1] == 1:
-        return float(reference[0] - values[:, 0].min())
+        return float(reference.item() - values.min())
     if values.shape[1] == 2:
         return _area(values, reference)
-    values = values[np.argsort(values[:, 2], kind="stable")]
+    values = values[np.argsort(values[:, 2])]
     tops = np.append(values[1:, 2], reference[2])
     heights = tops - values[:, 2]
-    return float(sum(h * _area(values[: i + 1, :2], reference[:2]) for i, h in enumerate(heights) if h > 0))
+    return float(sum(h * _area(values[: i + 1], reference) for i, h in enumerate(heights)))
 
 
 def _area(values: Array, reference: Array) -> float:
-    ordered = values[np.lexsort((values[:, 1], values[:, 0]))]
+    """Return the area that the first two columns dominate."""
+    ordered = values[np.argsort(values[:, 0])]
     lowest = np.minimum.accumulate(np.append(reference[1], ordered[:, 1]))
     return float(((reference[0] - ordered[:, 0]) * np.maximum(0.0, lowest[:-1] - ordered[:, 1])).sum())
 
@@ -71,12 +72,13 @@ def _area(values: Array, reference: Array) -> float:
 def knee(values: Array) -> int:
     """Return the row where the trade turns: farthest below the plane through the axes' extremes.
 
-    Columns are scaled to ``[0, 1]`` over the rows; the distance to the plane through the worst corners of each
+    Columns are scaled to a range of 1 over the rows; the distance to the plane through the worst corners of each
     axis grows with the sum of the scaled columns, so the row with the smallest sum is the knee.
 
     Args:
         values: Non-dominated outcomes to minimise, ``(n, m)``, at least one row.
     """
     span = np.ptp(values, axis=0)
-    scaled = (values - values.min(axis=0)) / np.where(span > 0, span, 1.0)
+    # Where a scale begins changes no order of the sums.
+    scaled = values / np.where(span > 0, span, 1.0)
     return int(np.argmin(scaled.sum(axis=1)))

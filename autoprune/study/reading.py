@@ -19,13 +19,16 @@ def read_bytes(path: Path) -> bytes:
     """
     # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{str(path)!r} is not a regular file")
         if status.st_size > LARGEST:
             raise OSError(f"{str(path)!r} has {status.st_size:,} bytes; allowed: up to {LARGEST:,}")
-        return file.read(LARGEST)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(LARGEST)
+    finally:  # os.fdopen itself leaves a folder's open
+        os.close(descriptor)
 
 
 def read_text(path: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from sqlalchemy import event, insert
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -47,6 +50,7 @@ class RecordStorage(RDBStorage):
 
     def __init__(self, url: str, engine_kwargs: dict[str, Any], *, create: bool) -> None:
         self._waiting: dict[int, list[dict[str, Any]]] = {}
+        self._made: dict[int, optuna.trial.FrozenTrial] = {}
         # Optuna fills braces in a URL as those of a template.
         super().__init__(
             url.replace("{", "{{").replace("}", "}}"), engine_kwargs, skip_table_creation=not create
@@ -106,7 +110,10 @@ class RecordStorage(RDBStorage):
         info = self.scoped_session().info
         info[_RECEIPT] = uuid.uuid4().hex
         try:
-            return self.patiently(lambda: create(study_id, template_trial))
+            made = self.patiently(lambda: create(study_id, template_trial))
+            # Who makes a trial reads it next, in seven statements.
+            self._made = {made._trial_id: copy.deepcopy(made)}
+            return made
         finally:
             info.pop(_RECEIPT, None)
             info.pop(_TRIAL, None)
@@ -159,6 +166,37 @@ class RecordStorage(RDBStorage):
         write = super().set_trial_system_attr
         self.once(lambda: write(trial_id, key, value), lambda: None)
         self._waiting.pop(trial_id, None)
+
+    def finish(
+        self,
+        trial_id: int,
+        state: optuna.trial.TrialState,
+        attributes: Mapping[str, str],
+        values: Sequence[float] = (),
+    ) -> None:
+        """End a trial with its last attributes and its values, all in one transaction."""
+
+        def write() -> None:
+            with _create_scoped_session(self.scoped_session) as session:
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                self.check_trial_is_updatable(trial_id, cast(optuna.trial.TrialState, trial.state))
+                for key, value in attributes.items():
+                    self._set_trial_attr_without_commit(
+                        session, models.TrialUserAttributeModel, trial_id, key, value
+                    )
+                for objective, number in enumerate(values):
+                    self._set_trial_value_without_commit(session, trial, objective, number)
+                trial.state = state
+                trial.datetime_complete = datetime.now()
+
+        self.once(write, lambda: None)
+        self._waiting.pop(trial_id, None)
+
+    def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
+        """Return a trial; one that was just made as it was made."""
+        made = self._made.pop(trial_id, None)
+        read = super().get_trial
+        return made if made is not None else self.patiently(lambda: read(trial_id))
 
     def set_trial_state_values(
         self, trial_id: int, state: optuna.trial.TrialState, values: Any = None
@@ -216,7 +254,7 @@ def _writing(name: str) -> Callable[..., Any]:
 
 for _name in (
     "get_study_id_from_name", "get_study_name_from_id", "get_study_directions", "get_study_user_attrs",
-    "get_study_system_attrs", "get_all_studies", "get_trial", "_get_trials", "get_trial_id_from_study_id_trial_number",
+    "get_study_system_attrs", "get_all_studies", "_get_trials", "get_trial_id_from_study_id_trial_number",
     "create_new_study",
 ):  # fmt: skip
     setattr(RecordStorage, _name, _reading(_name))

@@ -64,6 +64,11 @@ class TrialRecord(BaseModel):
     duration_s: float = 0.0
     ended_s: float = 0.0
 
+    @cached_property
+    def prunes(self) -> bool:
+        """Whether its recipe removes anything or trains integers; asked of all trials after each one."""
+        return self.recipe is not None and self.recipe.prunes
+
     @property
     def is_repeat(self) -> bool:
         """Whether it has the measurement of an earlier trial of the same network."""
@@ -72,14 +77,14 @@ class TrialRecord(BaseModel):
     @property
     def is_trained(self) -> bool:
         """Whether it is a finished search trial of a network that was cut, and no repeat."""
-        return self.is_measured_search and self.recipe is not None and self.recipe.prunes
+        return self.is_measured_search and self.prunes
 
     @cached_property
     def cuts(self) -> Hashable:
         """What is cut and how it is ranked: alike for trials of one network, however long each was trained."""
         if self.recipe is None:
             return None
-        own = tuple(sorted(self.recipe.groups.items())), tuple(sorted(self.recipe.criterion.items()))
+        own = frozenset(self.recipe.groups.items()), frozenset(self.recipe.criterion.items())
         return (*own, self.recipe.schedule)
 
     @property
@@ -101,7 +106,7 @@ def is_given(record: TrialRecord, sampler_name: str) -> bool:
         sampler_name: The study's sampler.
     """
     if record.origin == "baseline" and sampler_name == "auto":
-        return record.recipe is None or not record.recipe.prunes
+        return not record.prunes
     return record.origin in ("dense", "baseline")
 
 

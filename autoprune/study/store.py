@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -168,19 +168,31 @@ class StudyStore:
     ) -> None:
         """Record a finished trial; once this returns it is never lost."""
         with storage_faults(self.place):
-            trial.set_user_attr(
-                decode.RESULT, decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
+            text = decode.result_text(measurement, train_steps, duration_s, repeat_of, ended_s)
+            self._end(
+                trial, optuna.trial.TrialState.COMPLETE, {decode.RESULT: text}, self._values(measurement)
             )
-            reached("trial:result")
-            self._study.tell(trial, self._values(measurement))
 
     def fail(
         self, trial: optuna.Trial, kind: str, reason: str, *, duration_s: float, ended_s: float = 0.0
     ) -> None:
         """Record a failed trial with its reason; it never enters a front."""
         with storage_faults(self.place):
-            trial.set_user_attr(decode.FAILURE, decode.failure_text(kind, reason, duration_s, ended_s))
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            text = decode.failure_text(kind, reason, duration_s, ended_s)
+            self._end(trial, optuna.trial.TrialState.FAIL, {decode.FAILURE: text})
+
+    def _end(
+        self,
+        trial: optuna.Trial,
+        state: optuna.trial.TrialState,
+        attributes: dict[str, str],
+        values: Sequence[float] = (),
+    ) -> None:
+        # As Study.tell, which reads the trial twice and writes what it ends with in steps of their own.
+        self._study._thread_local.cached_all_trials = None
+        told = None if not values else list(values)
+        self._study.sampler.after_trial(self._study, trial._cached_frozen_trial, state, told)
+        self._storage.finish(trial._trial_id, state, attributes, values)
 
     def add_final(
         self,

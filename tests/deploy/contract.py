@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autoprune.compress.quantization import quantized
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Formats, Runtime, StoredWeight
+from autoprune.deploy.saturation import int8_bits
 from autoprune.deploy.session import node_times, open_session
 from autoprune.errors import ExportError
 from autoprune.space.quantization import Quantization
@@ -199,7 +200,7 @@ class RuntimeContract:
         assert 0.0 < error < self.tolerance
 
     def test_dynamic_int8_of_linear_layers(self, runtime: Runtime, inputs: Tensor, tmp_path: Path) -> None:
-        model, weights = few_bits(residual(64), 8, inputs)
+        model, weights = few_bits(residual(64), int8_bits(self.target), inputs)
         runtime.prepare(model, inputs[:2])
         asked = Formats(dynamic=["head"], weights={"head": weights["head"]})
         if not self.dynamic:

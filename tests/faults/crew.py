@@ -67,8 +67,7 @@ class Crew(Study):
 
     def prepared(self, *, environment: Mapping[str, str] | None = None, **changes: Any) -> Crew:
         """Return it with another shift; ``trial_s`` and ``plan`` are those of its labour."""
-        self.environment = self.environment if environment is None else environment
-        own = {key: changes.pop(key) for key in ("trial_s", "plan") if key in changes}
+        own: dict[str, Any] = {key: changes.pop(key) for key in ("trial_s", "plan") if key in changes}
         given = {**self.shift.labour, "log": str(self.log), **own}
         self.shift = dataclasses.replace(self.shift, name=self.name, labour=given, **changes)
         return self
@@ -230,10 +229,16 @@ def _executor(shift: Shift, config: Any, paths: Any) -> tuple[Any, Any]:
     if shift.ray is not None:
         from tests.faults.crew_ray import make
 
-        return make(shift, given, config, paths)
+        made: tuple[Any, Any] = make(shift, given, config, paths)
+        return made
+    from autoprune.search.executors.limits import RequestLimits
     from autoprune.search.executors.local import LocalExecutor, seats
 
     executor = LocalExecutor(
-        given, seats(shift.workers), lambda: shift.limit_s, labour.serve, shift.worker_lease_s
+        given,
+        seats(shift.workers),
+        RequestLimits(lambda: None, shift.limit_s),
+        labour.serve,
+        shift.worker_lease_s,
     )
     return executor, executor

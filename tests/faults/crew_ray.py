@@ -61,6 +61,7 @@ def measure(request: Request) -> None:
 
 def make(shift: Any, given: Labour, config: Any, paths: StudyPaths) -> tuple[Any, Any]:
     """Return the executor on Ray, and the one to give requests to."""
+    from autoprune.search.executors.limits import RequestLimits
     from autoprune.search.executors.ray import RayExecutor
     from autoprune.search.executors.ray_start import connect
 
@@ -73,10 +74,10 @@ def make(shift: Any, given: Labour, config: Any, paths: StudyPaths) -> tuple[Any
         config.execution,
         paths.name,
         shift.artifacts or str(paths.root),
-        lambda: shift.limit_s,
+        RequestLimits(lambda: None, shift.limit_s),
         resource=RESOURCE if shift.measures else None,
         started_here=False,
         serve=serve,
         lease_s=shift.worker_lease_s,
     )
-    return executor, executor if mirror is None else MirroredExecutor(executor, mirror)
+    return executor, executor if mirror is None else MirroredExecutor(executor, mirror, mark)

@@ -1,8 +1,8 @@
 """Runs commands of autoprune in forks of one warm process: a fork takes milliseconds, imports take seconds.
 
-``python -m tests.faults.forker [MODULE...]`` reads one JSON request a line from its standard input and answers on its standard
-output: ``{"started": id, "pid": …}`` and ``{"ended": id, "status": …}``. It has one thread and trains nothing itself, so
-that its forks are as sound as fresh processes.
+``python -m tests.faults.forker [MODULE...]`` reads one JSON request a line from its standard input and answers on its
+standard output: ``{"started": id, "pid": …}`` and ``{"ended": id, "status": …}``. It has one thread and trains nothing
+itself, so that its forks are as sound as fresh processes.
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ def warm_up() -> None:
             "--quiet",
             "--json",
         ]
-        null = open(os.devnull, "w")
-        with contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        with (
+            Path(os.devnull).open("w") as null,
+            contextlib.redirect_stdout(null),
+            contextlib.redirect_stderr(null),
+        ):
             code = main([*words, "--study", "warm", "--sampler", "tpe"])
-        null.close()
         assert code == 0, f"the warming run ended with {code}"
         os.environ.clear()
         os.environ.update(before)

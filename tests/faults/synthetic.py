@@ -168,14 +168,14 @@ def layer_times(models: Sequence[Path], layers: Collection[str], *_: object) -> 
     ]
 
 
-def picture(store: Any, path: Path) -> None:
+def picture(store: Any, path: Path, *rest: Any) -> None:
     """Stand in for the drawing of the front, which takes longer than the study."""
     from autoprune.study.artifacts import write_bytes_atomic
 
     write_bytes_atomic(path, b"picture")
 
 
-def page(store: Any) -> str:
+def page(store: Any, *rest: Any) -> str:
     """Stand in for the report page."""
     return f"{len(store.records())} trials"
 

@@ -68,8 +68,8 @@ def fill_at_every(forker: Forker, folder: Path, step: float) -> tuple[int, int, 
 def test_a_disk_that_is_full_at_the_nth_write(forker: Forker, tmp_path: Path, tell: Tell) -> None:
     if forker.shim is None:
         pytest.skip("no C compiler to build what fills the disk")
-    faults, studies, most = fill_at_every(forker, tmp_path, 1.7)
-    assert faults >= 8
+    faults, studies, most = fill_at_every(forker, tmp_path, 2.5)
+    assert faults >= 5
     tell(faults=faults, studies=studies, largest_n=most)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
@@ -15,14 +16,15 @@ from tests.faults.harness import Forker, Study, assert_intact
 # In the order in which a study passes them.
 MOMENTS = (
     "study:settings", "study:database", "trial:asked", "trial:begun", "trial:compressed", "trial:exported",
-    "trial:scored", "trial:measured", "trial:committed", "trial:result", "trial:told", "final:recovered",
+    "trial:scored", "trial:measured", "trial:committed", "trial:told", "final:recovered",
     "final:committed", "final:told", "round:over", "round:budget", "round:told",
 )  # fmt: skip
 AUTO_MOMENTS = ("profile:written", "screen:written", "trial:measured", "final:told", "report:written")
-_KILLS = 200
+_KILLS = int(os.environ.get("AUTOPRUNE_TESTS_KILLS", "200"))
 
 
 def test_a_kill_at_every_moment_loses_doubles_and_tears_nothing(study: Study, tell: Tell) -> None:
+    study.final_share = 0.3  # so that there is time to train however busy the machine is
     for moment in MOMENTS:
         run = study.run(fault=f"{moment}=kill")
         assert run.wait() == -signal.SIGKILL, f"{moment} was not reached: {run.said}"
@@ -30,6 +32,7 @@ def test_a_kill_at_every_moment_loses_doubles_and_tears_nothing(study: Study, te
     tell(assert_intact(study), kills=len(MOMENTS))
 
 
+@pytest.mark.slow
 def test_the_default_search_is_killed_between_its_files(study: Study, tell: Tell) -> None:
     study.sampler = "auto"
     for moment in AUTO_MOMENTS:
@@ -55,7 +58,7 @@ def test_a_kill_at_every_later_moment(forker: Forker, tmp_path: Path, tell: Tell
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_hundred_kills_at_random_times(forker: Forker, tmp_path: Path, tell: Tell) -> None:
+def test_kills_at_random_times(forker: Forker, tmp_path: Path, tell: Tell) -> None:
     moments = random.Random(0)
     kills = studies = trials = told = 0
     while kills < _KILLS:

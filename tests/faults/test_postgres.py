@@ -31,12 +31,15 @@ def crew(crew_forker: Forker, database: str, tmp_path: Path, monkeypatch: pytest
 @contextmanager
 def reading(crew: Crew) -> Iterator[list[int]]:
     """Read the study all the while; what was once read as finished has to stay as it was."""
-    over, seen, faults = threading.Event(), [0], []
+    over, seen = threading.Event(), [0]
+    faults: list[int] = []
 
     def read() -> None:
         ended: dict[int, str] = {}
         while not over.wait(0.05):
-            found = {r.number: r.state for r in StudyStore.open(crew.name).records() if r.state != "running"}
+            found: dict[int, str] = {
+                r.number: r.state for r in StudyStore.open(crew.name).records() if r.state != "running"
+            }
             faults.extend(number for number, state in ended.items() if found.get(number) != state)
             ended = found
             seen[0] += 1

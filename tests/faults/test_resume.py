@@ -16,8 +16,8 @@ from tests.faults.conftest import Tell
 from tests.faults.harness import Forker, Study, assert_intact, key_of
 
 # Where runs are killed: before a proposal is recorded, in the middle of one, and after it was told.
-FAULTS = ("trial:asked@6", "trial:scored@2", "trial:told@2", "trial:result@1")
-AUTO_FAULTS = ("screen:written@5", "trial:scored@1", "trial:told@1", "screen:written@3")
+FAULTS = ("trial:asked@6", "trial:scored@2", "trial:told@2", "trial:committed@1")
+AUTO_FAULTS = ("profile:written@1", "screen:written@5", "trial:scored@1", "trial:told@1", "screen:written@3")
 
 
 def searched(study: Study) -> list[tuple[Any, ...]]:

@@ -26,6 +26,7 @@ def test_once_ends_in_order(study: Study, tell: Tell, name: str) -> None:
 
 
 def test_twice_stops_now_and_stays_consistent(study: Study, tell: Tell) -> None:
+    study.final_share = 0.3
     run = study.run(fault="trial:exported@2=int,trial:scored@2=int")
     assert run.wait() == 130, run.said
     kinds = [r.failure_kind for r in study.records]
@@ -39,6 +40,7 @@ def test_twice_stops_now_and_stays_consistent(study: Study, tell: Tell) -> None:
 
 @pytest.mark.slow
 def test_once_in_the_final_phase_keeps_what_was_trained(study: Study, tell: Tell) -> None:
+    study.final_share = 0.3
     run = study.run(fault="final:recovered=term")
     assert run.wait() == 130, run.said
     kept = list(study.paths.artifacts.glob("trial-*-recovered1"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autoprune.cli import main as command_line
+from tests.fuzz.zygote import replaced
 
 
 def told(function: Callable[[], Any]) -> int:
@@ -17,12 +17,11 @@ def told(function: Callable[[], Any]) -> int:
         function()
         return 0
 
-    before = command_line.app
-    command_line.app = app  # type: ignore[assignment]
+    before = replaced("autoprune.cli.main.app", app)
     try:
         return command_line.main([])
     finally:
-        command_line.app = before
+        replaced("autoprune.cli.main.app", before)
 
 
 def settings(path: str) -> int:
@@ -105,7 +104,6 @@ def measure(folder: str) -> int:
     """Measure an artifact on a few made-up images, up to where timing would begin."""
     import torch
 
-    import autoprune.actions as actions
     from autoprune.workloads.objects import data_from_objects
     from autoprune.workloads.splitting import Limits
 
@@ -116,19 +114,11 @@ def measure(folder: str) -> int:
             ((images, labels), (images, labels)), name="few", seed=0, limits=Limits(40, 40, 16)
         )
 
-    before = actions.load_data
-    actions.load_data = few
+    before = replaced("autoprune.actions.load_data", few)
     try:
         return command_line.main(["measure", folder, "--data", "digits"])
     finally:
-        actions.load_data = before
-
-
-def drawn(path: str) -> int:
-    """Draw every choice of a space: what it allows is there."""
-    from autoprune.space.space_files import load_space
-
-    return told(lambda: list(itertools.islice(load_space(path).baselines.ratios, 100)))
+        replaced("autoprune.actions.load_data", before)
 
 
 def resume(study: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tests.fuzz import hostile, material
+from tests.fuzz import hostile
 from tests.fuzz.sandbox import Sandbox
 
 _FRONT = {"words": ["front", "s", "--json"]}
@@ -203,8 +203,3 @@ def faulty_pt2(random_: random.Random, raw: bytes) -> bytes:
                 content = faulty(random_, content, "json" if is_json else "raw")
             after.writestr(name, content)
     return made.getvalue()
-
-
-def network() -> bytes:
-    """Return the artifact's network."""
-    return material.network().SerializeToString()

@@ -91,7 +91,7 @@ def with_external(location: str) -> bytes:
     for key, value in (("location", location), ("offset", "0"), ("length", str(192 * 4 * 4))):
         pair = tensor.external_data.add()
         pair.key, pair.value = key, value
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def with_node(domain: str, kind: str) -> bytes:
@@ -100,7 +100,7 @@ def with_node(domain: str, kind: str) -> bytes:
     model.graph.node.insert(0, helper.make_node(kind, ["images"], ["flat"], "odd", domain=domain))
     del model.graph.node[1]
     model.opset_import.append(helper.make_opsetid(domain, 1))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def with_recursion() -> bytes:
@@ -111,7 +111,7 @@ def with_recursion() -> bytes:
     model.functions.append(helper.make_function("own", "loop", ["x"], ["y"], [call], imports))
     model.opset_import.append(helper.make_opsetid("own", 1))
     model.graph.node[0].CopyFrom(helper.make_node("loop", ["images"], ["flat"], "odd", domain="own"))
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 NETWORKS: dict[str, Callable[[], bytes]] = {

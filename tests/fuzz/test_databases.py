@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.databases import MAY_WRITE, READERS, run
 from tests.fuzz.sandbox import Sandbox
 
-CASES = 60
+CASES = 30
 LONG = 2000
 
 

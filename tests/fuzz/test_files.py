@@ -17,9 +17,11 @@ from tests.fuzz import hostile
 from tests.fuzz.files import SURFACES, check, run
 from tests.fuzz.sandbox import Sandbox
 
-CASES = 12
+CASES = 16
+# What reads a study takes longer.
+OF_STUDIES = 4
 LONG = 300
-DRAWN = 20
+DRAWN = 60
 SAME = settings(
     derandomize=True, deadline=None, database=None, max_examples=DRAWN,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -62,7 +64,8 @@ def test_right_files_are_read(sandbox: Sandbox, name: str) -> None:
 
 @pytest.mark.parametrize("name", SURFACES)
 def test_faulty_files(sandbox: Sandbox, name: str) -> None:
-    for seed in range(CASES):
+    of_study = name.startswith("study") or name == "measurements"
+    for seed in range(OF_STUDIES if of_study else CASES):
         run(sandbox, name, seed)
 
 

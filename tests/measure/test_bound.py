@@ -64,6 +64,6 @@ def test_who_waits_for_the_machine_ends_with_a_killed_parent(tmp_path: Path) -> 
 def _waits(pid: int, lock: Path) -> bool:
     """Return whether a process has the lock's file open, which it opens after it is bound to its parent."""
     try:
-        return any(str(place.readlink()) == str(lock) for place in Path(f"/proc/{pid}/fd").iterdir())
+        return any(place.readlink() == lock for place in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return False

@@ -91,7 +91,12 @@ def test_wilson_intervals_stay_within_shares() -> None:
 @pytest.mark.parametrize(
     ("centres", "student"),
     # Quantiles of Student's t at 97.5 % for one degree of freedom less than sessions, from any table.
-    [((0.9, 1.1), 12.7062), ((0.9, 1.0, 1.2), 4.30265), ((0.8, 0.9, 1.0, 1.1), 3.18245)],
+    [
+        ((0.9, 1.1), 12.7062),
+        ((0.9, 1.0, 1.2), 4.30265),
+        ((0.8, 0.9, 1.0, 1.1), 3.18245),
+        ((0.8, 0.9, 1.0, 1.1, 1.3), 2.77645),
+    ],
 )
 def test_few_sessions_have_student_s_interval_of_their_logarithms(
     centres: tuple[float, ...], student: float
@@ -132,3 +137,27 @@ def test_the_trimmed_mean_leaves_out_the_largest_share() -> None:
     assert trimmed_mean(np.array([60.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])) == 3.5
     assert trimmed_mean(np.array([1.0, 3.0, 8.0]), share=0.0) == 4.0
     assert trimmed_mean(np.array([4.0, 2.0]), share=0.9) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("sessions", "place"),
+    # From any table of the sign test's 95 % interval of a median: the place, from either end, of what bounds it.
+    [(6, 1), (7, 1), (8, 1), (9, 2), (11, 2), (12, 3), (14, 3), (15, 4), (17, 5), (20, 6), (25, 8), (30, 10)],
+)  # fmt: skip
+def test_sessions_have_the_sign_test_s_interval(sessions: int, place: int) -> None:
+    generator = np.random.default_rng(0)
+    centres = np.exp(np.linspace(-0.3, 0.2, sessions))
+    # Two of five rounds of a session are far off, in no particular order of sessions.
+    ratios = [
+        centre * np.array([1.0, 9.0, 0.99, 1.01, 8.0]) / 1.01 for centre in generator.permutation(centres)
+    ]
+    middle, (low, high) = median_ratio_interval(ratios)
+    assert middle == pytest.approx(np.exp(-0.05))
+    assert (low, high) == pytest.approx((centres[place - 1], centres[-place]))
+
+
+def test_one_session_s_interval_ends_where_the_exact_bootstrap_does() -> None:
+    # The median of 33 draws of 33 numbers is one of the 11 smallest if at least 17 draws are: in 2.35 % of all cases,
+    # so that the 12th smallest bounds 95 %, and by symmetry the 22nd.
+    numbers = np.random.default_rng(0).permutation(np.arange(1.0, 34.0))
+    assert median_ratio_interval([numbers], resamples=100_000) == (17.0, (12.0, 22.0))

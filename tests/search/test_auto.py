@@ -13,17 +13,12 @@ from autoprune.config import Budget, Limits, StudyConfig
 from autoprune.errors import TooManyFailuresError, TrialError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key
-from autoprune.search.cost_model import CostModel
 from autoprune.search.lineage import prunes_further
-from autoprune.search.options import Options
-from autoprune.search.profile import CutLoss, Design, Profile
 from autoprune.search.timings import Timings
-from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
-from autoprune.space.shapes import AxisUse, LayerShape
 from autoprune.study.records import TrialRecord
 from autoprune.study.screens import read_screens
-from tests.search.fakes import Scene, make_measurement, make_scene
+from tests.search.fakes import Scene, make_measurement, make_options, make_scene
 
 
 @pytest.fixture(autouse=True)
@@ -35,44 +30,6 @@ def config(name: str, **fields: object) -> StudyConfig:
     return StudyConfig.model_validate(
         {"model": "fake", "data": "fake", "study": name, "sampler": "auto", "front_points": 4, **fields}
     )
-
-
-def make_options(scene: Scene) -> Options:
-    """Return options whose predicted costs are about those of the fake trials."""
-    groups: Groups = scene.driver.groups
-    space = scene.driver.space
-    cuts = [
-        CutLoss(group=g.name, kept=k, criterion="activation", growth=(1 - k / g.size) ** 2, measured=True)
-        for g in groups.prunable
-        for k in range(0, g.size, 4)
-    ]
-    shapes = tuple(
-        LayerShape(
-            name=g.name,
-            group=g.name,
-            weights=9 * g.size * g.size,
-            outputs=g.size,
-            inputs=g.size,
-            makes=(AxisUse(group=g.name, share=1 / g.size, units=g.size),),
-            reads=(),
-            read_elements=100,
-        )
-        for g in groups.groups
-    )
-    designs = []
-    for bits in (32, 8):
-        size = sum(s.weights * bits / 8 for s in shapes) + 6000
-        designs.append(
-            Design(
-                kept={g.name: g.size for g in groups.groups},
-                bits=dict.fromkeys((g.name for g in groups.groups), bits),
-                layer_s={s.name: s.weights * bits * 1e-9 for s in shapes},
-                size_bytes=round(size),
-                latency_ratio=0.5 + bits / 64,
-            )
-        )
-    profile = Profile(dense_loss=0.2, examples=100, cuts=tuple(cuts), designs=tuple(designs), shapes=shapes)
-    return Options(profile, groups, space, CostModel(shapes, designs))
 
 
 @dataclass
@@ -97,9 +54,9 @@ def run(scene: Scene, screen: FakeScreen | None = None) -> FakeScreen:
     screen = screen or FakeScreen(scene)
 
     def strategy(baselines: Sequence[Baseline]) -> None:
-        AutoSearch(scene.driver, make_options(scene), screen, scene.driver.bench.config, scene.clock).run(
-            baselines
-        )
+        AutoSearch(
+            scene.driver, make_options(scene.driver), screen, scene.driver.bench.config, scene.clock
+        ).run(baselines)
 
     try:
         scene.driver.search(lambda: 0.0, strategy)

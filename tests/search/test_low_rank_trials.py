@@ -97,9 +97,9 @@ def test_both_layers_get_the_group_s_bits(
     asked: list[list[str]] = []
     original = module.__dict__["rounded"]
 
-    def noted(model: nn.Module, names: list[str], bits: dict[str, int]) -> nn.Module:
+    def noted(model: nn.Module, names: list[str], bits: dict[str, int], own: int) -> nn.Module:
         asked.append(names)
-        rounded: nn.Module = original(model, names, bits)
+        rounded: nn.Module = original(model, names, bits, own)
         return rounded
 
     monkeypatch.setattr(module, "rounded", noted)

@@ -185,7 +185,7 @@ def test_removing_more_of_a_group_loses_more_and_estimates_rank_alike(bench: Ben
     meter = meter_of(bench, distils=True)
     kept = [32, 24, 16, 8, 0]
     losses = [meter.of_cut("3.conv1", count, "l2") for count in kept]
-    assert losses[0] == 0.0  # nothing is cut, and new BatchNorm statistics do not count as a cut's doing
+    assert losses[0] < 1e-6  # nothing is cut, and new BatchNorm statistics do not count as a cut's doing
     assert losses[-1] == max(losses) > 0.05
     guesses = [meter.estimate("3.conv1", count, "l2") for count in kept]
     assert guesses[0] == 0.0

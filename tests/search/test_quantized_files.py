@@ -18,6 +18,7 @@ from autoprune.compress.rounding import rounded
 from autoprune.deploy import onnx_file
 from autoprune.deploy.onnxruntime import OnnxRuntime
 from autoprune.deploy.runtime import Artifact, StoredWeight
+from autoprune.deploy.saturation import int8_bits
 from autoprune.errors import UsageError
 from autoprune.search.formats import formats_of, stored_weights
 from autoprune.space.groups import Group, Groups, Member
@@ -102,7 +103,7 @@ def deployed(
     recipe.check(groups)
     runtime = OnnxRuntime(Target())
     runtime.prepare(model, batches[0][:2])
-    made, weights = stored_weights(model, recipe, groups, batches)
+    made, weights = stored_weights(model, recipe, groups, batches, int8_bits=int8_bits(Target()))
     artifact = runtime.build(made, path, formats_of(made, recipe, groups, weights), batches)
     return artifact, made, runtime.predict(artifact.path, batches)
 

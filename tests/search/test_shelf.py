@@ -41,13 +41,31 @@ def test_another_node_gets_settings_and_artifacts_as_they_were(tmp_path: Path, p
     for number in range(3):
         shelf.put(commit(paths, number, f"network {number}"))
     shutil.rmtree(paths.artifact(1))  # not worth keeping any more
-    shelf.tidy()
+    shelf.tidy(at_once=True)
     shutil.rmtree(paths.root)  # another node
 
     assert make_shelf(tmp_path, paths).restore() == ["trial-00000", "trial-00002"]
     assert paths.settings.read_text() == "model: 1\n"
     assert (paths.artifact(2) / "model.onnx").read_text() == "network 2"
     assert make_shelf(tmp_path, paths).restore() == []  # nothing is fetched over what is there
+
+
+def test_what_another_driver_kept_is_never_removed(tmp_path: Path, paths: StudyPaths) -> None:
+    (tmp_path / "shared").mkdir()
+    there = make_shelf(tmp_path, paths)
+    write_text_atomic(paths.settings, "model: 1\n")
+    there.put(commit(paths, 0, "network 0"))
+    there.tidy(at_once=True)
+    here = make_shelf(tmp_path, paths)
+    here.restore()
+    shutil.rmtree(paths.artifacts)  # this node has another folder
+    there.put(commit(paths, 1, "network 1"))
+    shutil.rmtree(paths.artifacts)
+    here.tidy(at_once=True)  # it discarded trial 0, and knows nothing of trial 1
+    assert make_shelf(tmp_path, paths).restore() == ["trial-00001"]
+    here.forget()
+    shutil.rmtree(paths.root)
+    assert make_shelf(tmp_path, paths).restore() == []
 
 
 def test_without_a_mirror_nothing_is_done(tmp_path: Path, paths: StudyPaths) -> None:

@@ -23,6 +23,7 @@ from autoprune.search.events import Progress
 from autoprune.search.format_claims import Choice, claim_of
 from autoprune.search.options import group_options, make_problem
 from autoprune.search.space_cut import SpaceCut, cut_lines, cut_space, study_cut
+from autoprune.search.timings import Timings
 from autoprune.space.groups import Groups
 from autoprune.space.search_space import SearchSpace
 from autoprune.space.space_files import load_space, parse_space
@@ -301,11 +302,11 @@ def test_a_search_says_what_it_leaves_out_and_searches_the_rest(
     class Reached(Exception):
         """The driver would begin."""
 
-    def driver(store: StudyStore, space: SearchSpace, *rest: object) -> None:
+    def driver(store: StudyStore, space: SearchSpace, *rest: object, **more: object) -> None:
         raise Reached(space)
 
     monkeypatch.setattr(run, "Driver", driver)
-    monkeypatch.setattr(run, "Bench", SimpleNamespace(build=lambda *_, **__: None))
+    monkeypatch.setattr(run, "build_bench", lambda *_: SimpleNamespace(timings=Timings()))
     (tmp_path / "s.yaml").write_text("bits: [4, 8, 32]\nwidth: auto\n")
     write_table(measured(("conv", 8, 8, EIGHT, (0.3, 0.4))).model_copy(update={"widths": widths(16)}), HERE)
     events: list[Progress] = []

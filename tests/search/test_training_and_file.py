@@ -18,6 +18,7 @@ from autoprune.compress.pipeline import Compressed
 from autoprune.compress.quantization import quantized
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Formats, StoredWeight
+from autoprune.deploy.saturation import int8_bits
 from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.search.formats import formats_of, stored_weights
 from autoprune.space.quantization import Quantization
@@ -79,6 +80,7 @@ def test_a_layer_computes_in_training_what_it_computes_in_the_file(
     kind: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its outputs, as integers, are the same to the last bit: onnxruntime adds integers up."""
+    bits = min(bits, int8_bits(Target()))
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path))
     torch.manual_seed(0)
     model = nn.Sequential(SINGLE[kind]())
@@ -91,8 +93,12 @@ def test_a_layer_computes_in_training_what_it_computes_in_the_file(
     path, _ = file_of(made, training, tmp_path)
     outputs = torch.cat([torch.from_numpy(run_onnx(path.read_bytes(), b.numpy())) for b in BATCHES])
     scale, zero = grid_of_outputs(path)
-    codes = ((in_training / scale).round() + zero).clamp(0, 255) - zero
-    assert torch.equal(codes, (outputs.double() / scale).round())
+    exact = in_training / scale
+    codes = (exact.round() + zero).clamp(0, 255) - zero
+    # The runtime multiplies sums by scales in float32, which may put what is next to a half on its other side.
+    sure = (exact - exact.floor() - 0.5).abs() > 1e-4
+    assert float(sure.double().mean()) > 0.999
+    assert torch.equal(codes[sure], (outputs.double() / scale).round()[sure])
 
 
 @pytest.mark.parametrize("kind", ["convolution", "linear"])
@@ -103,7 +109,7 @@ def test_the_range_of_the_training_is_the_file_s(
     monkeypatch.setenv("AUTOPRUNE_CACHE", str(tmp_path))
     model = nn.Sequential(SINGLE[kind]())
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    training = trained(model, 8, names)
+    training = trained(model, int8_bits(Target()), names)
     path, _ = file_of(training.finish(model.eval()), training, tmp_path)
     low = torch.stack([batch.min().clamp_max(0) for batch in BATCHES])
     high = torch.stack([batch.max() for batch in BATCHES])
@@ -130,6 +136,7 @@ def test_a_network_stays_within_a_bound_of_its_training(
     facts = RUNTIMES[target]
     if not facts.installed:
         pytest.skip(f"{target} is not installed: {facts.install}")
+    bits = min(bits, int8_bits(Target(runtime=target)))
     model = residual(32)
     layers = [n for n in LAYERS if target != "torch" or n == "head"]  # torch runs no convolution in int8
     training = trained(model, bits, layers)
@@ -143,7 +150,7 @@ def test_a_network_stays_within_a_bound_of_its_training(
     far = float((outputs - in_training).abs().max() / in_training.abs().max())
     rounding = float((whole - in_training).abs().max() / in_training.abs().max())
     assert far < BOUND
-    if bits < 8:
+    if bits < 7:
         assert far < 0.25 * rounding  # what the training knows of is most of what integers do
 
 

@@ -60,7 +60,7 @@ class Postgres:
     def start(self) -> None:
         """Start it and wait until it answers."""
         listens = f"-p {self.port} -h 127.0.0.1" if self.port else "-h ''"
-        options = f"-k {self.root} {listens} -c fsync=off -c max_connections=60"
+        options = f"-k {self.root} {listens} -c fsync=off -c max_connections=400"
         log = str(self.root / "log")
         self.run("pg_ctl", "-D", str(self.root / "data"), "-l", log, "-o", options, "-w", "start")
 

@@ -18,6 +18,7 @@ from autoprune.study.artifacts import (
     discard_unfinished,
     discard_unlisted,
     temporary_folder,
+    usable,
     verify,
     write_bytes_atomic,
     write_text_atomic,
@@ -82,6 +83,8 @@ def test_the_manifest_holds_the_hash_of_every_file_but_its_own(tmp_path: Path) -
     (folder / "targets" / "torch").mkdir(parents=True)
     (folder / "targets" / "torch" / "model.pt2").write_bytes(b"graph")
     (folder / "model.onnx").write_bytes(b"weights")
+    for name in "fbdeca":
+        (folder / name).write_bytes(name.encode())
     (folder / "manifest.json").write_text("of before")
     place = folder.with_name("trial-00001")
     commit_folder(folder, place)
@@ -89,8 +92,11 @@ def test_the_manifest_holds_the_hash_of_every_file_but_its_own(tmp_path: Path) -
     assert json.loads(text) == {
         "model.onnx": hashlib.sha256(b"weights").hexdigest(),
         "targets/torch/model.pt2": hashlib.sha256(b"graph").hexdigest(),
+        **{name: hashlib.sha256(name.encode()).hexdigest() for name in "abcdef"},
     }
-    assert text.splitlines()[0] == "{" and text.index("model.onnx") < text.index("targets")
+    # One line for each, by name: two manifests can be compared by eye.
+    assert len(text.splitlines()) == 1 + 8 + 1
+    assert list(json.loads(text)) == sorted(json.loads(text))
     # Made as a temporary folder, which its owner alone may read, and read by others once it is whole.
     assert place.stat().st_mode & 0o777 == 0o755
     verify(place)
@@ -122,6 +128,35 @@ def test_all_is_on_the_disk_before_the_folder_has_its_name(
     write_text_atomic(place / "file", "content")
     assert len(flushed) == 1 and flushed[0][0].startswith(".file.")
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_a_run_that_is_killed_while_it_replaces_a_folder_leaves_what_is_cleared_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = StudyPaths(tmp_path)
+    place = make(paths.artifacts, "trial-00001", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr("autoprune.study.artifacts.shutil.rmtree", lambda *_, **__: None)
+        make(paths.artifacts, "trial-00001", b"new")
+    assert len(list(paths.artifacts.iterdir())) == 2
+    discard_unfinished(paths)
+    assert [folder.name for folder in paths.artifacts.iterdir()] == ["trial-00001"]
+    assert (place / "model.onnx").read_bytes() == b"new"
+
+
+def test_what_cannot_be_removed_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = StudyPaths(tmp_path)
+    place = make(paths.artifacts, "trial-00001", b"old")
+    (temporary_folder(paths.artifacts) / "file").write_text("")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    discard_unfinished(paths)
+    discard_unlisted(paths, ())
+    make(paths.artifacts, "trial-00001", b"new")
+    assert (place / "model.onnx").read_bytes() == b"new"
 
 
 def test_folders_that_cannot_be_made_or_read_are_told(tmp_path: Path) -> None:
@@ -183,3 +218,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     assert "AUTOPRUNE_STUDIES" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_only_a_whole_folder_is_usable_and_a_damaged_one_is_kept_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert usable(tmp_path / "gone") is False
+    place = make(tmp_path, "trial-00001")
+    assert usable(place) is True
+    assert place.is_dir() and not caplog.records
+    (place / "model.onnx").write_bytes(b"weightz")
+    assert usable(place) is False
+    assert [path.name for path in tmp_path.iterdir()] == ["trial-00001.damaged-1"]
+    assert "damaged: model.onnx differs from its manifest" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "folder", "gone", "a\0b", "link", "n" * 120])
+def test_a_manifest_names_files_in_its_own_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("secret")
+    place = make(tmp_path, "trial-00001")
+    (place / "folder").mkdir()
+    (place / "link").symlink_to(tmp_path / "outside")
+    manifest = place / "manifest.json"
+    manifest.write_text(json.dumps({name: hashlib.sha256(b"secret").hexdigest()}), encoding="utf-8")
+    with pytest.raises(StorageError) as caught:
+        verify(place)
+    assert f"its manifest names {name[:100]!r}, which is no file in it" in caught.value.message

@@ -27,5 +27,11 @@ def test_a_damaged_file_is_begun_anew(content: bytes) -> None:
     paths.root.mkdir(parents=True)
     paths.environment.write_bytes(content)
     assert read_environment(paths) == []
-    write_environment(paths, StudyConfig(model="m", data="d", study="damaged"), {}, "")
+    config = StudyConfig(model="m", data="d", study="damaged")
+    write_environment(paths, config, {}, "")
     assert len(read_environment(paths)) == 1
+    aside = paths.root / f"{paths.environment.name}.damaged-1"
+    assert aside.read_bytes() == content
+    # A sound file stays where it is.
+    write_environment(paths, config, {}, "")
+    assert sorted(path.name for path in paths.root.iterdir()) == sorted([paths.environment.name, aside.name])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_who_was_stopped_past_its_lease_is_refused_and_writes_nothing(
     other = open_for_writing("lost")
     add(other, 0.4)
     before = other.records()
-    writes = [
+    writes: list[Callable[[], object]] = [
         lambda: stopped.complete(trial, make_measurement(RECIPE, GROUPS), train_steps=0, duration_s=1.0),
         lambda: stopped.fail(trial, "nan", "late", duration_s=1.0),
         lambda: stopped.ask(),

@@ -57,7 +57,9 @@ def test_the_knee_is_the_bend() -> None:
 
 def test_volumes_of_known_boxes() -> None:
     assert hypervolume(np.array([[0.25], [0.5]]), np.ones(1)) == pytest.approx(0.75)
-    assert hypervolume(np.empty((0, 3)), np.ones(3)) == 0.0
+    for axes in (1, 2, 3):
+        assert hypervolume(np.empty((0, axes)), np.ones(axes)) == 0.0
+        assert hypervolume(np.ones((2, axes)), np.ones(axes)) == 0.0
     # Two boxes that overlap: 0.6 x 0.5 + 0.5 x 0.7 - 0.5 x 0.5.
     assert hypervolume(np.array([[0.4, 0.5], [0.5, 0.3]]), np.ones(2)) == pytest.approx(0.4)
     # The same reference need not be the same in every axis.

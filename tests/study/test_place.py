@@ -105,6 +105,21 @@ def test_a_study_of_another_program_is_left_alone(database: str) -> None:
     assert [row["study"] for row in list_studies(database)] == []
 
 
+def test_readers_of_an_empty_database_make_nothing_in_it(postgres: Postgres, database: str) -> None:
+    with pytest.raises(StorageError, match="holds no studies of autoprune"):
+        StudyStore.open("none", database)
+    assert list_studies(database) == []
+    assert postgres.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", database).strip() == "0"
+
+
+def test_a_database_of_the_c_locale_is_read_as_text(postgres: Postgres) -> None:
+    postgres.sql("CREATE DATABASE plain TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+    store = open_for_writing("plain", storage=postgres.url("plain"))
+    store.note("word", "größer")
+    store.release()
+    assert StudyStore.open("plain").notes() == {"word": "größer"}
+
+
 def test_a_damaged_pointer_is_named() -> None:
     open_for_writing("lost").release()
     StudyPaths.of("lost").storage.write_text('{"storage": "redis://h"}')

@@ -24,7 +24,8 @@ def made(number: int = 1, recipe: Recipe | None = CUT, **values: Any) -> TrialRe
 
 
 def test_a_trial_counts_in_the_search_where_it_was_measured_there_and_is_no_repeat() -> None:
-    assert made().is_measured_search and made().is_trained
+    assert made().is_measured_search and made().is_trained and not made().is_repeat
+    assert made(repeat_of=0).is_repeat
     for record in (
         made(state="failed"),
         made(state="running"),
@@ -45,6 +46,8 @@ def test_cuts_are_alike_however_long_and_in_how_many_bits_order_was_trained() ->
     longer = CUT.model_copy(update={"recovery": Recovery(finetune_steps=900)})
     assert made(recipe=longer).cuts == made().cuts
     turned = Recipe(groups={"conv1": GroupChoice(), "conv0": GroupChoice(ratio=0.5)})
+    names = CUT.model_copy(update={"criterion": {"linear": "l2", "conv": "l2"}})
+    assert made(recipe=names).cuts == made().cuts
     assert made(recipe=turned).cuts == made(recipe=Recipe(groups=dict(reversed(turned.groups.items())))).cuts
     for other in (
         OTHER,
@@ -78,5 +81,6 @@ def test_only_the_highest_rung_of_a_recipe_counts() -> None:
     # Whatever the order in which they ended.
     assert superseded(records[::-1]) == {1, 3, 7}
     assert superseded(records[:2]) == set()
+    assert superseded([made(1, rung=1), made(2, rung=2)]) == {1}
     # A higher rung that failed supersedes nothing.
     assert superseded([made(1), made(2, rung=2, state="failed")]) == set()

@@ -48,6 +48,33 @@ def test_a_torn_line_is_dropped_and_the_next_begins_a_new_one(paths: StudyPaths,
     assert read_screens(paths) == [screen(0.1), screen(0.2)]
 
 
+def test_damaged_lines_are_told_with_their_number(
+    paths: StudyPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    append_screens(paths, [screen(0.1), screen(0.2)])
+    with caplog.at_level("WARNING"):
+        assert len(read_screens(paths)) == 2
+    assert not caplog.records
+    with paths.screens.open("ab") as file:
+        file.write(b"{\n\nhalf")
+    with caplog.at_level("WARNING"):
+        assert read_screens(paths) == [screen(0.1), screen(0.2)]
+    assert f"{paths.screens}: 2 of its lines are damaged or half written and left out" in caplog.text
+
+
+def test_a_file_of_half_a_line_is_gone_on_with(paths: StudyPaths) -> None:
+    paths.screens.write_bytes(b"{")
+    append_screens(paths, [screen(0.1)])
+    assert read_screens(paths) == [screen(0.1)]
+
+
+def test_a_file_that_cannot_be_read_is_told(paths: StudyPaths) -> None:
+    paths.screens.mkdir()
+    with pytest.raises(StorageError, match=r"screens\.jsonl' cannot be read") as caught:
+        read_screens(paths)
+    assert caught.value.hint == "take the file away"
+
+
 def test_screens_that_cannot_be_written_are_told() -> None:
     with pytest.raises(StorageError, match="'gone'"):
         append_screens(StudyPaths.of("gone"), [screen(0.1)])

@@ -15,10 +15,21 @@ from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
 from autoprune.study.samplers import WORKER_LOST
 
-__all__ = ["HUNG", "INTERRUPTED", "WORKER_LOST", "Executor", "Reference", "Reply", "Request", "Setup"]
+__all__ = [
+    "CRASHED",
+    "HUNG",
+    "INTERRUPTED",
+    "WORKER_LOST",
+    "Executor",
+    "Reference",
+    "Reply",
+    "Request",
+    "Setup",
+]
 
 INTERRUPTED = "interrupted"
 HUNG = "hung"
+CRASHED = "crashed"
 
 
 @dataclass(frozen=True)

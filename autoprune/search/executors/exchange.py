@@ -36,7 +36,7 @@ class Mark:
     @classmethod
     def leave(cls, paths: StudyPaths) -> Mark:
         """Write a new mark into a study's folder."""
-        mark = cls(paths.root / _MARK, secrets.token_hex(16))
+        mark = cls(paths.root.absolute() / _MARK, secrets.token_hex(16))
         write_text_atomic(mark.path, mark.content)
         return mark
 
@@ -109,7 +109,7 @@ class Exchange:
             return
         whole = done.folder.with_name("whole")
         commit_folder(done.folder, whole)
-        self.mirror.push(whole, inbox(request))
+        self.mirror.push(whole, inbox(request, self.mark))
 
 
 def _cache() -> Path:
@@ -131,9 +131,9 @@ def _own_name() -> str:
 _INBOX = "inbox-"
 
 
-def inbox(request: Request) -> str:
-    """Return the name under which a request's artifact is handed over."""
-    return f"{_INBOX}{request.token}"
+def inbox(request: Request, mark: Mark) -> str:
+    """Return the name under which a request's artifact is handed over: of this run alone."""
+    return f"{_INBOX}{mark.content[:16]}-{request.token}"
 
 
 class MirroredExecutor:
@@ -142,11 +142,13 @@ class MirroredExecutor:
     Args:
         inner: Who has the workers.
         mirror: Storage that all nodes reach.
+        mark: The driver's mark in the study's folder.
     """
 
-    def __init__(self, inner: Executor, mirror: Mirror) -> None:
+    def __init__(self, inner: Executor, mirror: Mirror, mark: Mark) -> None:
         self._inner = inner
         self._mirror = mirror
+        self._mark = mark
         self._there: set[tuple[str, int]] = set()
         for name in mirror.names(_INBOX):  # what workers of an earlier run handed over to nobody
             mirror.remove(name)
@@ -170,7 +172,7 @@ class MirroredExecutor:
         for folder in (request.own, request.start):
             self._put(folder)
         reply = self._inner.run(request)
-        name = inbox(request)
+        name = inbox(request, self._mark)
         if request.folder is not None and self._mirror.has(name):
             whole = request.folder / ".whole"
             self._mirror.pull(name, whole)

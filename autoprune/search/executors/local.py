@@ -19,6 +19,7 @@ from typing import Any
 from autoprune.errors import TrialError, WorkerError
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.worker import HELD_BACK, Seat, main, serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost: it is stopped, or its machine is swamped.
@@ -26,6 +27,8 @@ LEASE_S = 60.0
 # Starts of one worker in a row that may fail.
 _MAX_STARTS = 3
 _LOOK_S = 0.2
+# The first sign of life comes once Python and the libraries are loaded, which a busy disk makes slow.
+_START_S = 300.0
 
 
 def seats(count: int, gpus: Sequence[str] = ()) -> list[Seat]:
@@ -55,7 +58,7 @@ class LocalExecutor:
     Args:
         given: What workers are made of: the setup and the workload, which have to be picklable.
         seats: What each worker has of the machine.
-        limit_s: Returns the seconds after which a request counts as hung.
+        limits: How long requests may take.
         serve: Makes what answers requests in the worker.
         lease_s: Seconds without a sign of life after which a worker is given up.
     """
@@ -64,7 +67,7 @@ class LocalExecutor:
         self,
         given: Any,
         seats: Sequence[Seat],
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         serve: Callable[[Any], Callable[[Any, Any], Any]] = serve_bench,
         lease_s: float = LEASE_S,
     ) -> None:
@@ -75,7 +78,7 @@ class LocalExecutor:
         self._ended = threading.Event()
         self._tokens = itertools.count()
         self._workers = [
-            _Worker(context, self._starter, seat, given, serve, self._stopping, self._ended, limit_s, lease_s)
+            _Worker(context, self._starter, seat, given, serve, self._stopping, self._ended, limits, lease_s)
             for seat in seats
         ]
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -162,7 +165,7 @@ class _Worker:
         serve: Callable[[Any], Callable[[Any, Any], Any]],
         stopping: Any,
         ended: threading.Event,
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         lease_s: float,
     ) -> None:
         self.seat = seat
@@ -170,7 +173,7 @@ class _Worker:
         self._told: Reference | None = None
         self._context, self._starter, self._given, self._serve = context, starter, given, serve
         self._stopping, self._ended = stopping, ended
-        self._limit_s, self._lease_s = limit_s, lease_s
+        self._limits, self._lease_s = limits, lease_s
         # Guards the two below, which one thread may end while another begins.
         self._lock = threading.Lock()
         self._process: Any = None
@@ -196,7 +199,13 @@ class _Worker:
             )
             self._set("starting")
             # By a thread that lives as long as the executor: see end_with.
-            self._starter.submit(process.start).result()
+            try:
+                self._starter.submit(process.start).result()
+            except OSError as error:
+                raise WorkerError(
+                    f"worker {self.seat.number} cannot be started: {error}",
+                    "this machine has no room for another process: give fewer --workers",
+                ) from error
             self._process = process
             theirs.close()
             self._is_ready, self._is_heard, self._told = False, False, None
@@ -212,6 +221,7 @@ class _Worker:
         """Do one request in the process."""
         self._make_ready()
         begun_s = time.monotonic()
+        limit_s = self._limits.of(request)
         self._set(request.name)
         try:
             if self.reference is not self._told:
@@ -219,8 +229,9 @@ class _Worker:
                 self._told = self.reference
             self._connection.send(request)
             while True:
-                kind, content = self._next(begun_s + self._limit_s())
+                kind, content = self._next(begun_s, limit_s)
                 if kind == "reply" and content.token == request.token:
+                    self._limits.took(request, time.monotonic() - begun_s)
                     reply: Reply = content
                     return reply
         except (EOFError, OSError):
@@ -236,7 +247,7 @@ class _Worker:
             self.start()
             try:
                 while not self._is_ready:
-                    kind, content = self._next(None)
+                    kind, content = self._next(0.0, None)
                     if kind == "failed":
                         raise WorkerError(f"worker {self.seat.number} cannot start: {content[0]}", content[1])
                     self._is_ready = kind == "ready"
@@ -250,16 +261,16 @@ class _Worker:
             "see what it wrote above; a script that searches needs `if __name__ == '__main__':` around its calls",
         )
 
-    def _next(self, until_s: float | None) -> tuple[str, Any]:
-        """Return the next message.
+    def _next(self, begun_s: float, limit_s: float | None) -> tuple[str, Any]:
+        """Return the next message; what begun at ``begun_s`` may take ``limit_s`` seconds.
 
         Raises:
             TrialError: If there is none in time, or all is to end.
             EOFError: If the process is gone.
         """
         heard_s = time.monotonic()
+        lease_s = self._lease_s if self._is_heard else max(self._lease_s, _START_S)
         # Until its first word a process loads Python's libraries, which may come from far away.
-        lease_s = self._lease_s if self._is_heard else max(self._lease_s, LEASE_S)
         while not self._connection.poll(_LOOK_S):
             now_s = time.monotonic()
             if self._ended.is_set():
@@ -270,18 +281,21 @@ class _Worker:
                 self._lost += 1
                 self.kill(how)
                 raise TrialError(WORKER_LOST, f"worker {self.seat.number} {how}")
-            if until_s is not None and now_s > until_s:
-                raise self._hung()
-        if until_s is not None and time.monotonic() > until_s:
-            raise self._hung()
+            if limit_s is not None and now_s > begun_s + limit_s:
+                raise self._hung(limit_s)
+        if self._ended.is_set():  # whatever it says now: all that runs ends
+            self.kill()
+            raise TrialError(INTERRUPTED, "stopped at once")
+        if limit_s is not None and time.monotonic() > begun_s + limit_s:
+            raise self._hung(limit_s)
         message: tuple[str, Any] = self._connection.recv()
         self._is_heard = True
         return message
 
-    def _hung(self) -> TrialError:
+    def _hung(self, limit_s: float) -> TrialError:
         self._lost += 1
         self.kill("hung")
-        return TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s; its worker was ended")
+        return TrialError(HUNG, f"ran longer than {limit_s:.0f} s; its worker was ended")
 
     def _gone(self) -> TrialError:
         """Return why the process is gone, and clear the seat."""

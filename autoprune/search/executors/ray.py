@@ -11,28 +11,31 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.ray_start import NAMESPACE
 from autoprune.search.executors.worker import serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
 LEASE_S = 60.0
-# Starts of workers in a row that may fail, or as many as there are seats.
-_MAX_STARTS = 5
 _COLLECT_S = 1.0
 _LOOK_S = 0.2
 _CLOSE_S = 20.0
+_MEASURERS_S = 120.0
+# A worker that nobody hears of for so long, and no other that is ready, end the search.
+_NOBODY_S = 900.0
+_MAX_STARTS = 5
 _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray.air")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
+@dataclass
 class _Place:
     """What is known of one seat.
 
@@ -45,6 +48,8 @@ class _Place:
         busy_s: Seconds in which it had work.
         token: Request that it works on.
         lost: Requests that were lost with its workers.
+        is_ready: Whether its worker can take requests.
+        starts: Starts in a row of workers that did not become ready.
     """
 
     node: str = ""
@@ -55,6 +60,8 @@ class _Place:
     busy_s: float = 0.0
     token: int | None = None
     lost: int = 0
+    is_ready: bool = False
+    starts: int = 0
 
 
 @dataclass
@@ -74,7 +81,7 @@ class RayExecutor:
         execution: Where trials run.
         name: Name of the study.
         storage: Folder or URL that all nodes reach, for Ray's own files.
-        limit_s: Returns the seconds after which a request counts as hung.
+        limits: How long requests may take.
         resource: Resource that nodes offer which measure; None measures where the trial runs.
         started_here: Whether Ray is to be shut down with this.
         serve: Makes what answers requests in the worker.
@@ -87,7 +94,7 @@ class RayExecutor:
         execution: Execution,
         name: str,
         storage: str,
-        limit_s: Callable[[], float],
+        limits: RequestLimits,
         *,
         resource: str | None,
         started_here: bool,
@@ -100,17 +107,18 @@ class RayExecutor:
         from autoprune.search.executors.ray_worker import Desk
 
         self._execution, self._name, self._storage = execution, name, storage
-        self._limit_s, self._lease_s, self._resource = limit_s, lease_s, resource
+        self._limits, self._lease_s, self._resource = limits, lease_s, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
-        # From anywhere, so that what a worker of an earlier run hands over late has a name of its own.
-        self._tokens = itertools.count(secrets.randbits(60))
+        self._tokens = itertools.count()
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._places = [_Place() for _ in range(self.size)]
         self._failure: WorkerError | None = None
         self._ended = threading.Event()
-        self.refused = self._failed_starts = 0
+        self._ending = threading.Event()
+        self._last_ready_s = time.monotonic()
+        self.refused = 0
         self._desk_name = f"desk-{name}-{secrets.token_hex(4)}"
         # On the driver's own node: any other may be lost without the search.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -135,14 +143,17 @@ class RayExecutor:
         """Let the measuring nodes be found, and workers be started.
 
         Raises:
-            WorkerError: If no node offers the target's device, or trials want more than any node has.
+            WorkerError: If no node offers the target's device.
         """
         import ray
+
+        from autoprune.search.executors.ray_worker import measure_there
 
         self._check_room()
         if self._resource is not None:
             self._measurers = self._start_measurers(self._resource)
             ray.get(self._desk.let_measure.remote(self._measurers))
+            measure_there(self._measurers)  # the driver's own measurements too
         threading.Thread(target=self._listen, daemon=True).start()
         self._tuner = threading.Thread(target=self._tune, daemon=True)
         self._tuner.start()
@@ -174,7 +185,13 @@ class RayExecutor:
             num_cpus=0, resources={resource: 1}, max_restarts=-1, max_task_retries=1
         )
         found = [made.remote() for _ in range(count)]
-        hosts = ray.get([each.host.remote() for each in found])
+        try:
+            hosts = ray.get([each.host.remote() for each in found], timeout=_MEASURERS_S)
+        except ray.exceptions.GetTimeoutError:
+            raise WorkerError(
+                f"{resource!r} of the cluster is taken: another search measures there",
+                "wait for it, or start another node that offers it",
+            ) from None
         kinds = [(host["processor"], host["usable_cores"]) for host in hosts]
         alike = [each for each, kind in zip(found, kinds, strict=True) if kind == kinds[0]]
         for each, kind in zip(found, kinds, strict=True):
@@ -182,13 +199,6 @@ class RayExecutor:
                 _log.warning("a measuring node is left out: %s is not %s", kind, kinds[0])
                 ray.kill(each)
         return alike
-
-    def measure_here_too(self) -> None:
-        """Let the driver's own measurements be done by the measuring nodes."""
-        from autoprune.search.executors.ray_worker import measure_there
-
-        if self._measurers:
-            measure_there(self._measurers)
 
     def _tune(self) -> None:
         """Keep the seats occupied until the desk lets them go."""
@@ -234,7 +244,7 @@ class RayExecutor:
         """Tell the workers what candidates are measured against."""
         import ray
 
-        ray.get(self._desk.refer.remote(reference))
+        ray.get(self._desk.refer.remote(replace(reference, folder=reference.folder.absolute())))
 
     def next_token(self) -> int:
         """Return a number that no other request has."""
@@ -245,23 +255,30 @@ class RayExecutor:
         import ray
 
         waiting = _Waiting(request.name, queue.SimpleQueue())
+        limit_s: float | None = None
+        laid_s = time.monotonic()
         with self._lock:
             self._waiting[request.token] = waiting
         try:
-            ray.get(self._desk.lay.remote(request))
+            ray.get(self._desk.lay.remote(_anywhere(request)))
             while True:
                 with suppress(queue.Empty):
                     answer = waiting.answers.get(timeout=_LOOK_S)
                     if isinstance(answer, TrialError):
                         raise answer
+                    self._limits.took(request, time.monotonic() - (waiting.taken_s or time.monotonic()))
                     return answer.check()
                 if self._failure is not None:
                     raise self._failure
                 if self._ended.is_set():
                     raise TrialError(INTERRUPTED, "stopped at once")
-                if waiting.taken_s is not None and time.monotonic() - waiting.taken_s > self._limit_s():
-                    self._lose_seat_of(request.token)
-                    raise TrialError(HUNG, f"ran longer than {self._limit_s():.0f} s")
+                if waiting.taken_s is None:
+                    self._check_anybody(request, laid_s)
+                    continue
+                limit_s = self._limits.of(request) if limit_s is None else limit_s
+                if time.monotonic() - waiting.taken_s > limit_s:
+                    self._dismiss_seat_of(request.token)
+                    raise TrialError(HUNG, f"ran longer than {limit_s:.0f} s")
         except ray.exceptions.RayError as error:
             raise WorkerError(
                 f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}",
@@ -271,14 +288,40 @@ class RayExecutor:
             with self._lock:
                 self._waiting.pop(request.token, None)
 
-    def _lose_seat_of(self, token: int) -> None:
-        """Count a hung request against its seat; its late reply is refused."""
+    def _check_anybody(self, request: Request, laid_s: float) -> None:
+        """End the wait for a worker where none is to come.
+
+        Raises:
+            TrialError: If the search is to end, or nobody took the request for long.
+        """
+        import ray
+
+        if self._ending.is_set():
+            ray.get(self._desk.withdraw.remote(request.token))
+            raise TrialError(INTERRUPTED, "the search was asked to end before a worker was free")
         with self._lock:
-            for place in self._places:
+            is_anybody = any(place.is_ready for place in self._places)
+        if not is_anybody and time.monotonic() - max(laid_s, self._last_ready_s) > _NOBODY_S:
+            self._fail(
+                WorkerError(
+                    f"no worker has been ready for {_NOBODY_S / 60:.0f} minutes",
+                    "see `ray status`: trials may want more than any node has; the same command goes on",
+                )
+            )
+
+    def _dismiss_seat_of(self, token: int) -> None:
+        """Let a hung worker be ended, and another take its seat; its late reply is refused."""
+        with self._lock:
+            for seat, place in enumerate(self._places):
                 if place.token == token:
                     self._free(place, "hung")
                     place.lost += 1
-                    self._unseat(place)
+                    self._dismiss(seat, place)
+
+    def _dismiss(self, seat: int, place: _Place) -> None:
+        """Let the worker that has a seat end as soon as it is heard of."""
+        self._desk.dismiss.remote(seat, place.node)
+        place.node, place.is_ready = "", False
 
     # -- what workers say --------------------------------------------------------------------
 
@@ -301,20 +344,30 @@ class RayExecutor:
     def _hear(self, place: _Place, kind: str, node: str, content: Any) -> None:
         now_s = time.monotonic()
         if kind == "join":
-            self._count_start(place, node)
             self._lose(place, f"worker on {place.node} ended")
-            place.node = node
+            place.node, place.is_ready = node, False
+            place.starts += 1
             self._set(place, "starting")
+            if place.starts > _MAX_STARTS:
+                self._fail(
+                    WorkerError(
+                        f"workers of a seat died {_MAX_STARTS} times while they started, last on {node}"
+                    )
+                )
         elif node != place.node:
             if kind == "reply":
                 self._refuse(node)
             return
         place.heard_s = now_s
         if kind == "ready":
-            self._failed_starts = 0
+            place.is_ready, place.starts, self._last_ready_s = True, 0, now_s
             self._set(place, "idle")
         elif kind == "failed":
-            self._failure = WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1])
+            self._set(place, "cannot start")
+            if any(each.is_ready for each in self._places):
+                _log.warning("a worker on %s cannot start and is left out: %s", node, content[0])
+            else:
+                self._fail(WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1]))
         elif kind == "take":
             place.token = content
             waiting = self._waiting.get(content)
@@ -329,34 +382,16 @@ class RayExecutor:
             else:
                 waiting.answers.put(content)
 
-    def _count_start(self, place: _Place, node: str) -> None:
-        """End the search where workers die again and again before they are ready: Tune would start them for ever."""
-        if place.doing == "starting":
-            self._failed_starts += 1
-        if self._failed_starts >= max(_MAX_STARTS, self.size):
-            self._fail(
-                WorkerError(
-                    f"workers died {self._failed_starts} times in a row while they started, the last on "
-                    f"{place.node.partition(':')[0]}",
-                    "see what they wrote in Ray's logs; a node may be out of memory",
-                )
-            )
-
     def _refuse(self, node: str) -> None:
         """Refuse a reply that comes after its worker was given up."""
         self.refused += 1
         _log.warning("a late result from %s is refused: its request was given up", node)
 
     def _look_for_silence(self) -> None:
-        for place in self._places:
-            if place.token is not None and time.monotonic() - place.heard_s > self._lease_s:
+        for seat, place in enumerate(self._places):
+            if place.node and place.is_ready and time.monotonic() - place.heard_s > self._lease_s:
                 self._lose(place, f"worker on {place.node} gave no sign of life for {self._lease_s:g} s")
-                self._unseat(place)
-
-    def _unseat(self, place: _Place) -> None:
-        """Let a worker end that was given up, so that Tune puts another one into its seat."""
-        self._desk.unseat.remote(self._places.index(place), place.node)
-        place.node = ""
+                self._dismiss(seat, place)
 
     def _lose(self, place: _Place, reason: str) -> None:
         """Give up what a worker works on, if anything."""
@@ -406,8 +441,10 @@ class RayExecutor:
     # -- ending ------------------------------------------------------------------------------
 
     def ask_to_end(self) -> None:
-        """Let trainings end in order."""
+        """Let trainings end in order, and begin nothing more."""
         import ray
+
+        self._ending.set()
 
         with suppress(ray.exceptions.RayError):
             ray.get(self._desk.ask_to_end.remote(at_once=False))
@@ -433,3 +470,11 @@ class RayExecutor:
                 ray.kill(actor)
         if self._started_here:
             ray.shutdown()
+
+
+def _anywhere(request: Request) -> Request:
+    """Return a request whose folders mean the same in whatever folder a worker runs."""
+    folder, start, own = (
+        None if each is None else each.absolute() for each in (request.folder, request.start, request.own)
+    )
+    return replace(request, folder=folder, start=start, own=own)

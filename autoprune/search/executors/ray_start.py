@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from autoprune.execution import Execution
 from autoprune.naming import StudyPaths
 from autoprune.search.executors.contract import Executor, Setup
 from autoprune.search.executors.exchange import Exchange, Mark, MirroredExecutor
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.work import Given
 from autoprune.study.mirror import Mirror
 from autoprune.workloads.packing import DataPack, archive_bytes, pack_data
@@ -33,7 +33,7 @@ def start_ray(
     setup: Setup,
     workload: Workload,
     given: Workload | None,
-    limit_s: Callable[[], float],
+    limits: RequestLimits,
     paths: StudyPaths,
 ) -> tuple[RayExecutor, Executor]:
     """Connect to Ray and make the executor of a study.
@@ -42,7 +42,7 @@ def start_ray(
         setup: What workers build their bench from.
         workload: The dense network, trained, and its data.
         given: The workload of a user's own objects as it was given; None where model and data have names.
-        limit_s: Returns the seconds after which a request counts as hung.
+        limits: How long requests may take.
         paths: Where the study lies.
 
     Returns:
@@ -69,17 +69,18 @@ def start_ray(
     archive = None
     if pack is not None:
         archive = Archive([ray.put(archive_bytes(pack, shipped_data_word(config)))])
-    made_of = Given(setup, shipment, Exchange(Mark.leave(paths), mirror), archive)
+    mark = Mark.leave(paths)
+    made_of = Given(setup, shipment, Exchange(mark, mirror), archive)
     executor = RayExecutor(
         made_of,
         execution,
         paths.name,
-        execution.artifacts or str(paths.root),
-        limit_s,
+        execution.artifacts or str(paths.root.absolute()),
+        limits,
         resource=resource,
         started_here=started_here,
     )
-    return executor, executor if mirror is None else MirroredExecutor(executor, mirror)
+    return executor, executor if mirror is None else MirroredExecutor(executor, mirror, mark)
 
 
 def _pack(setup: Setup, workload: Workload) -> DataPack | None:

@@ -8,8 +8,10 @@ seats by their resources, keeps those waiting that a node has no room for yet, a
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -30,6 +32,8 @@ _TAKE_S = 5.0
 _STEP_S = 30.0
 # How long a node's first try to start its bench may be away from the desk.
 _CALL_S = 60.0
+# Model files that a measuring node keeps besides those that it measures now; the dense one is sent again at worst.
+_KEPT_FILES = 16
 
 
 class Desk:
@@ -47,8 +51,7 @@ class Desk:
         self._events: deque[tuple[str, int, str, Any]] = deque()
         self._reference: Any = None
         self._measurers: list[Any] = []
-        # Which worker has a seat: one that was given up, or replaced, gets nothing more to do.
-        self._seated: dict[int, str] = {}
+        self._nodes: dict[int, str] = {}
         self._stopping = False
         self._ended = False
         self._more = asyncio.Event()
@@ -65,10 +68,10 @@ class Desk:
         """Take back a request that no worker took."""
         self._requests = deque(r for r in self._requests if r.token != token)
 
-    async def unseat(self, seat: int, node: str) -> None:
-        """Let a worker that was given up end once it is heard of again; its seat is then taken anew."""
-        if self._seated.get(seat) == node:
-            self._seated[seat] = ""
+    async def dismiss(self, seat: int, node: str) -> None:
+        """Let a worker that was given up do nothing more; it ends as soon as it asks."""
+        if self._nodes.get(seat) == node:
+            del self._nodes[seat]
 
     async def refer(self, reference: Any) -> None:
         """Set what candidates are measured against."""
@@ -98,33 +101,36 @@ class Desk:
 
     async def join(self, seat: int, node: str) -> tuple[list[Any], list[Any]]:
         """Let a worker in; return what it is made of, and who measures."""
-        self._seated[seat] = node
+        self._nodes[seat] = node
         self._say("join", seat, node, None)
         return self._given, self._measurers
 
     async def take(self, seat: int, node: str) -> tuple[str, Any, Any]:
-        """Return ``("do", request, reference)``, or ``("wait", …)``, ``("end", …)``, ``("leave", …)`` without seat."""
+        """Return ``("do", request, reference)``, or ``("wait", …)`` or ``("end", …)``."""
         deadline = time.monotonic() + _TAKE_S
-        while not self._requests and not self._ended and time.monotonic() < deadline:
+        while self._is_idle(seat, node) and time.monotonic() < deadline:
             self._more.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._more.wait(), max(0.0, deadline - time.monotonic()))
+        if self._nodes.get(seat) != node:
+            return "leave", None, None
         if self._ended:
             return "end", None, None
-        if (
-            self._seated.get(seat) != node
-        ):  # it died meanwhile, or was given up: a request would be lost with it
-            return "leave", None, None
         if not self._requests:
             return "wait", None, None
         request = self._requests.popleft()
         self._say("take", seat, node, request.token)
         return "do", request, self._reference
 
-    async def tell(self, kind: str, seat: int, node: str, content: Any) -> tuple[bool, bool]:
-        """Take a message of a worker; return whether training is to end, and whether it has its seat still."""
+    def _is_idle(self, seat: int, node: str) -> bool:
+        return not self._requests and not self._ended and self._nodes.get(seat) == node
+
+    async def tell(self, kind: str, seat: int, node: str, content: Any) -> str:
+        """Take a message; return ``go on``, ``stop`` (training is to end) or ``leave`` (the worker was given up)."""
         self._say(kind, seat, node, content)
-        return self._stopping, self._seated.get(seat) == node
+        if self._nodes.get(seat) != node:
+            return "leave"
+        return "stop" if self._stopping else "go on"
 
     def _say(self, kind: str, seat: int, node: str, content: Any) -> None:
         self._events.append((kind, seat, node, content))
@@ -140,7 +146,7 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         self._serve: Callable[[Any], Callable[[Any, Any], Any]] = config["serve"]
         self._desk = ray.get_actor(config["desk"], namespace=config["namespace"])
         self._node = f"{socket.gethostname()}:{os.getpid()}"
-        self._stop = self._is_in = False
+        self._stop = False
         self._answer: Callable[[Any, Any], Any] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -151,10 +157,10 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         done = 0
         while time.monotonic() - begun_s < _STEP_S:
             what, request, reference = ray.get(self._desk.take.remote(self._seat, self._node))
+            if what == "leave":  # another worker takes the seat
+                os._exit(1)
             if what == "end":
                 return {"done": True, "requests": done}
-            if what == "leave":
-                os._exit(1)
             if what == "do" and self._answer is not None:
                 if reference is not None:
                     self._answer(reference, lambda: self._stop)
@@ -164,9 +170,8 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return {"done": False, "requests": done}
 
     def _start(self) -> bool:
-        threading.Thread(target=self._beat, daemon=True).start()
         given, measurers = ray.get(self._desk.join.remote(self._seat, self._node))
-        self._is_in = True
+        threading.Thread(target=self._beat, daemon=True).start()
         if measurers:
             measure_there(measurers)
         try:
@@ -180,11 +185,10 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
     def _beat(self) -> None:
         while True:
             with suppress(ray.exceptions.RayError):
-                self._stop, is_seated = ray.get(
-                    self._desk.tell.remote("beat", self._seat, self._node, None), timeout=_CALL_S
-                )
-                if not is_seated and self._is_in:  # whatever it hangs in
+                word = ray.get(self._desk.tell.remote("beat", self._seat, self._node, None), timeout=_CALL_S)
+                if word == "leave":  # whatever it does: it was given up, and another worker takes the seat
                     os._exit(1)
+                self._stop = word == "stop"
             time.sleep(BEAT_S)
 
 
@@ -202,6 +206,7 @@ class Measurer:
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="autoprune-measure-"))
+        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
 
     def host(self) -> dict[str, Any]:
         """Return what this machine is, by which machines that measure alike are told."""
@@ -232,6 +237,9 @@ class Measurer:
             name = next(name for own, name in names.values() if own == digest)
             (folder / name).write_bytes(content)
             self._files[digest] = folder / name
+            while len(self._files) > _KEPT_FILES + len(names):
+                oldest = next(each for each in self._files if each not in {own for own, _ in names.values()})
+                shutil.rmtree(self._files.pop(oldest).parent, ignore_errors=True)
         places = {path: str(self._files[digest]) for path, (digest, _) in names.items()}
         return run_here(moved(job, places), timeout_s)
 
@@ -262,6 +270,7 @@ def measure_there(measurers: list[Any]) -> None:
 
     def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         from autoprune.errors import TrialError
+        from autoprune.study.samplers import WORKER_LOST
 
         measurer = measurers[next(turn) % len(measurers)]
         paths = sorted(paths_in(job))
@@ -276,12 +285,19 @@ def measure_there(measurers: list[Any]) -> None:
             )
         except TrialError:
             raise
+        except ray.exceptions.GetTimeoutError as error:
+            raise TrialError(
+                "latency", f"the measuring node had no time for it in {timeout_s:g} s"
+            ) from error
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TrialError):
                 raise error.cause from None
-            raise TrialError("latency", f"the measuring node failed: {str(error.cause)[:200]}") from error
+            kind = (
+                WORKER_LOST if isinstance(error.cause, KeyError) else "latency"
+            )  # it was started anew meanwhile
+            raise TrialError(kind, f"the measuring node failed: {str(error.cause)[:200]}") from error
         except ray.exceptions.RayError as error:
-            raise TrialError("latency", f"the measuring node is gone: {str(error)[:200]}") from error
+            raise TrialError(WORKER_LOST, f"the measuring node is gone: {str(error)[:200]}") from error
         return result
 
     measure_elsewhere(run)

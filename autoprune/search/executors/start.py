@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from autoprune.errors import TrialError
 from autoprune.naming import StudyPaths
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.executors.contract import WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.contract import CRASHED, WORKER_LOST, Executor, Reference, Request, Setup
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
 from autoprune.search.executors.ray import RayExecutor
 from autoprune.search.executors.work import Given
@@ -25,8 +27,6 @@ from autoprune.study.records import TrialRecord
 from autoprune.workloads.shipment import Shipment, ship
 from autoprune.workloads.workload import Workload
 
-# Where the budget counts trials and nobody gave a limit.
-_LONGEST_S = 6 * 3600.0
 _LOOK_S = 0.2
 _SCREEN_TRIES = 3
 
@@ -52,24 +52,20 @@ def started_executor(
         paths: Where the study lies.
     """
     execution = setup.config.execution
-
-    def limit_s() -> float:
-        if execution.trial_limit_s is not None:
-            return execution.trial_limit_s
-        return _LONGEST_S if keeper.left_s is None else max(keeper.left_s, 1.0)
+    limits = RequestLimits(lambda: keeper.left_s, execution.trial_limit_s)
 
     if execution.engine == "local" and execution.workers is None:
         yield None
         return
     if execution.engine == "local":
         executor: LocalExecutor | RayExecutor = _local(
-            setup, ship(workload, setup.config, given=given), limit_s
+            setup, ship(workload, setup.config, given=given), limits
         )
         outer: Executor = executor
     else:
         from autoprune.search.executors.ray_start import start_ray
 
-        executor, outer = start_ray(setup, workload, given, limit_s, paths)
+        executor, outer = start_ray(setup, workload, given, limits, paths)
     with running(executor, interrupt):
         yield outer
 
@@ -88,9 +84,14 @@ def running(executor: LocalExecutor | RayExecutor, interrupt: Interrupt) -> Iter
         executor.close()
 
 
-def _local(setup: Setup, shipment: Shipment, limit_s: Callable[[], float]) -> LocalExecutor:
-    gpus = [str(number) for number in range(torch.cuda.device_count())]
-    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limit_s)
+def _local(setup: Setup, shipment: Shipment, limits: RequestLimits) -> LocalExecutor:
+    # Of those that this process may use: the names in its own variable, which may be other numbers or UUIDs.
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [word.strip() for word in named.split(",") if word.strip()]
+    gpus = (names or [str(number) for number in range(torch.cuda.device_count())])[
+        : torch.cuda.device_count()
+    ]
+    return LocalExecutor(Given(setup, shipment), seats(setup.config.execution.workers or 1, gpus), limits)
 
 
 def _watch(interrupt: Interrupt, over: threading.Event, ask_to_end: Callable[[], None]) -> None:
@@ -132,7 +133,9 @@ class WorkerTrials:
             try:
                 score = self.executor.run(request).score
             except TrialError as error:
-                if error.kind != WORKER_LOST or not left:
+                if error.kind == WORKER_LOST and not left:
+                    raise TrialError(CRASHED, f"{error.reason}; tried {_SCREEN_TRIES} times") from error
+                if error.kind != WORKER_LOST:
                     raise
                 continue
             return math.nan if score is None else score

@@ -89,7 +89,8 @@ def test_what_a_worker_makes_and_reads_passes_through_the_storage(paths: StudyPa
         read.append((own.start / "model.onnx").read_text())
         write("made")(own)
 
-    executor = MirroredExecutor(Worker(unseen(paths, mirror), work), mirror)
+    worker = Worker(unseen(paths, mirror), work)
+    executor = MirroredExecutor(worker, mirror, worker.exchange.mark)
     start, folder = artifact(paths, 3, "start"), temporary_folder(paths.artifacts)
     executor.run(Request(1, "trial", "trial 4", Recipe(), folder, start))
     assert read == ["start"]
@@ -103,7 +104,8 @@ def test_a_worker_that_dies_half_way_hands_nothing_over(paths: StudyPaths, mirro
         write("ha")(own)
         raise TrialError(WORKER_LOST, "killed")
 
-    executor = MirroredExecutor(Worker(unseen(paths, mirror), half), mirror)
+    worker = Worker(unseen(paths, mirror), half)
+    executor = MirroredExecutor(worker, mirror, worker.exchange.mark)
     folder = temporary_folder(paths.artifacts)
     with pytest.raises(TrialError, match="killed"):
         executor.run(Request(1, "trial", "trial 4", Recipe(), folder))
@@ -114,15 +116,17 @@ def test_a_worker_that_dies_half_way_hands_nothing_over(paths: StudyPaths, mirro
 def test_what_an_earlier_run_left_is_nobody_s(paths: StudyPaths, mirror: Mirror) -> None:
     late = Worker(unseen(paths, mirror), write("late"))
     late.run(Request(1, "trial", "trial 4", Recipe(), temporary_folder(paths.artifacts)))
-    assert mirror.has(inbox(Request(1, "trial", "", Recipe())))
-    MirroredExecutor(late, mirror)
+    assert mirror.has(inbox(Request(1, "trial", "", Recipe()), late.exchange.mark))
+    MirroredExecutor(late, mirror, late.exchange.mark)
     assert mirror.names() == []
 
 
 def test_the_dense_artifact_reaches_workers(paths: StudyPaths, mirror: Mirror) -> None:
     worker = Worker(unseen(paths, mirror), write("made"))
     dense = artifact(paths, 0, "dense")
-    MirroredExecutor(worker, mirror).adopt_dense(Reference(dense, make_measurement(Recipe(), make_groups())))
+    MirroredExecutor(worker, mirror, worker.exchange.mark).adopt_dense(
+        Reference(dense, make_measurement(Recipe(), make_groups()))
+    )
     (there,) = worker.told
     assert there != dense
     assert (there / "model.onnx").read_text() == "dense"

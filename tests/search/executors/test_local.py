@@ -13,6 +13,7 @@ import pytest
 
 from autoprune.errors import TrialError, WorkerError
 from autoprune.search.executors.contract import Reference, Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
 from autoprune.space.recipe import Recipe
 from tests.search.executors.serving import serve
@@ -22,7 +23,9 @@ from tests.search.fakes import make_groups, make_measurement
 def make_executor(
     count: int = 1, given: Any = "", limit_s: float = 60.0, lease_s: float = 30.0
 ) -> LocalExecutor:
-    return LocalExecutor(given, seats(count), lambda: limit_s, serve=serve, lease_s=lease_s)
+    return LocalExecutor(
+        given, seats(count), RequestLimits(lambda: None, limit_s), serve=serve, lease_s=lease_s
+    )
 
 
 @pytest.fixture(scope="module")

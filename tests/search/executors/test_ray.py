@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,14 @@ import pytest
 from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.executors.contract import Reply, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.ray import RayExecutor
 from autoprune.search.executors.ray_start import connect
 from autoprune.space.recipe import Recipe
 from tests.search.executors.serving import serve
 
 RESOURCE = "latency:cpu"
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def make_executor(
         execution,
         "s",
         str(folder),
-        lambda: 60.0,
+        RequestLimits(lambda: None, 60.0),
         resource=resource,
         started_here=False,
         serve=serve,
@@ -77,6 +81,22 @@ def test_seats_do_requests_and_a_lost_worker_costs_one_and_is_replaced(pair: Ray
     assert sum(state.lost for state in pair.states()) == 1
 
 
+def test_a_worker_that_was_stopped_past_its_lease_is_ended_when_it_wakes(pair: RayExecutor) -> None:
+    lost = sum(state.lost for state in pair.states())
+    with pytest.raises(TrialError, match="no sign of life") as caught:
+        ask(pair, "stop")
+    assert caught.value.kind == "worker-lost"
+    pid = int(caught.value.reason.partition(":")[2].split()[0])
+    os.kill(pid, signal.SIGCONT)
+    # Whatever it asks for now, it gets nothing, and another worker has its seat.
+    assert [ask(pair, "where").score != pid for _ in range(6)] == [True] * 6
+    deadline = time.monotonic() + 30.0
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{pid}").exists()
+    assert sum(state.lost for state in pair.states()) == lost + 1
+
+
 def test_failures_of_trials_keep_their_kind(pair: RayExecutor) -> None:
     with pytest.raises(TrialError, match="NaN") as caught:
         ask(pair, "fail")
@@ -99,7 +119,6 @@ def test_without_a_measuring_node_the_search_does_not_begin(cluster: Execution, 
     assert "--resources" in caught.value.hint
 
 
-@pytest.mark.cluster
 def test_a_worker_that_cannot_start_ends_the_search_with_the_reason(
     cluster: Execution, tmp_path: Path
 ) -> None:

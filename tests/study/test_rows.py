@@ -1,0 +1,136 @@
+"""Trials straight from the tables of a file: which are read, in what order, and again only where they may differ."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import Connection
+
+from autoprune.study import rows
+from autoprune.study.record_storage import RecordStorage
+from autoprune.study.rows import count_trials, read_rows
+from autoprune.study.trial_log import TrialLog
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Two studies in one file: the second has trials 0 and 1 finished, and 2 to 4 running."""
+    place = tmp_path_factory.mktemp("made") / "study.db"
+    storage = RecordStorage(f"sqlite:///{place}", {}, create=True)
+    for name, finished, running in (("other", 1, 1), ("own", 2, 3)):
+        study = optuna.create_study(study_name=name, storage=storage)
+        for number in range(finished + running):
+            trial = study.ask()
+            trial.set_user_attr("autoprune:plan", f"plan of {name} {number}")
+            trial.set_user_attr("theirs", "not ours")
+            if number < finished:
+                study.tell(trial, 0.5)
+    storage.scoped_session.remove()
+    storage.engine.dispose()
+    return place.read_bytes()
+
+
+@pytest.fixture
+def storage(made: bytes, tmp_path: Path) -> Iterator[RecordStorage]:
+    (tmp_path / "study.db").write_bytes(made)
+    storage = RecordStorage(f"sqlite:///{tmp_path / 'study.db'}", {}, create=False)
+    yield storage
+    storage.engine.dispose()
+
+
+@pytest.fixture
+def link(storage: RecordStorage) -> Iterator[Connection]:
+    with storage.engine.connect() as link:
+        yield link
+
+
+def test_rows_are_of_one_study_and_hold_our_texts(link: Connection) -> None:
+    found = read_rows(link, 2)
+    assert [row.number for row in found] == [0, 1, 2, 3, 4]
+    assert [row.state for row in found] == [TrialState.COMPLETE] * 2 + [TrialState.RUNNING] * 3
+    assert [row.attributes for row in found] == [{"autoprune:plan": f"plan of own {n}"} for n in range(5)]
+    assert [row.id for row in found] == [3, 4, 5, 6, 7]
+    assert (count_trials(link, 2), count_trials(link, 1), count_trials(link, 9)) == (5, 2, 0)
+    assert read_rows(link, 9) == []
+
+
+def test_only_newer_trials_and_those_that_are_named_are_read(
+    link: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def numbers(**chosen: object) -> list[int]:
+        return [row.number for row in read_rows(link, 2, **chosen)]  # type: ignore[arg-type]
+
+    assert numbers(above=5) == [3, 4]
+    assert numbers(above=7) == []
+    assert numbers(above=0) == [0, 1, 2, 3, 4]
+    assert numbers(above=5, also=(3, 4)) == [0, 1, 3, 4]
+    assert numbers(above=-1, also=(3,)) == [0, 1, 2, 3, 4]
+    # Another study's are not read, whoever names them.
+    assert numbers(above=7, also=(1, 5)) == [2]
+    assert [row.attributes for row in read_rows(link, 2, above=6)] == [{"autoprune:plan": "plan of own 4"}]
+    monkeypatch.setattr(rows, "_MOST_NAMED", 1)
+    assert numbers(above=6, also=(3,)) == [0, 4]
+    # Too many to name are read with all others.
+    assert numbers(above=6, also=(3, 4)) == [0, 1, 2, 3, 4]
+
+
+def test_texts_that_are_no_json_text_come_as_they_are(storage: RecordStorage, tmp_path: Path) -> None:
+    for value, text in (("{", "{"), ("7", "7"), ('"a"', "a"), ("[" * 100_000, "[" * 100_000)):
+        with closing(sqlite3.connect(tmp_path / "study.db")) as file:
+            file.execute(
+                "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'autoprune:plan'", (value,)
+            )
+            file.commit()
+        with storage.engine.connect() as link:
+            assert read_rows(link, 2)[0].attributes == {"autoprune:plan": text}
+
+
+def change(tmp_path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as file:
+        file.execute(statement)
+        file.commit()
+
+
+def test_finished_trials_are_read_once_and_running_ones_until_they_end(
+    storage: RecordStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(tmp_path, "UPDATE trial_user_attributes SET value_json = '\"{}\"' WHERE key = 'autoprune:plan'")
+    change(tmp_path, "UPDATE trials SET state = 'FAIL' WHERE state = 'COMPLETE'")
+    log = TrialLog(storage, 2)
+    assert log.count() == 5
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    read = log._read
+
+    def noted(above: int, also: tuple[int, ...]) -> list[rows.Row]:
+        asked.append((above, also))
+        return read(above, also)
+
+    monkeypatch.setattr(log, "_read", noted)
+    states = ["failed", "failed", "running", "running", "running"]
+    assert [record.state for record in log.records()] == states
+    change(tmp_path, "UPDATE trials SET state = 'FAIL' WHERE trial_id = 6")
+    states[3] = "failed"
+    found = log.records()
+    assert [(record.number, record.state) for record in found] == list(enumerate(states))
+    found.clear()
+    assert [record.state for record in log.records()] == states, "what was returned is the caller's own"
+    assert asked == [(-1, ()), (7, (5, 6, 7)), (7, (5, 7))]
+
+
+def test_trials_that_came_out_of_their_order_are_all_read_again(
+    storage: RecordStorage, tmp_path: Path
+) -> None:
+    change(tmp_path, "UPDATE trial_user_attributes SET value_json = '\"{}\"' WHERE key = 'autoprune:plan'")
+    change(tmp_path, "UPDATE trials SET state = 'FAIL'")
+    log = TrialLog(storage, 2)
+    # As if trial 1 were not committed yet.
+    change(tmp_path, "UPDATE trials SET study_id = 9 WHERE trial_id = 4")
+    assert [record.number for record in log.records()] == [0, 2, 3, 4]
+    change(tmp_path, "UPDATE trials SET study_id = 2 WHERE trial_id = 4")
+    assert [record.number for record in log.records()] == [0, 1, 2, 3, 4]
