@@ -16,7 +16,7 @@ from autoprune.search.executors.exchange import Exchange, Mark, MirroredExecutor
 from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import commit_folder, temporary_folder
 from autoprune.study.mirror import Mirror
-from tests.search.fakes import make_groups, make_measurement
+from tests.study.made import make_groups, make_measurement
 
 
 @dataclass
