@@ -311,12 +311,12 @@ class Driver:
             start = None
             if job.started_from is not None and self._is_sound(job.started_from):  # it may be gone by now
                 start = self.paths.artifact(job.started_from)
+            # Others decide meanwhile, also while files are hashed, flushed and brought away.
             with self.lanes.waiting():
                 outcome = self._run(recipe, folder, start, trial.number)
-            if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
-                raise TrialError("interrupted", "the search was asked to end while this trial trained")
-            commit_folder(folder, self.paths.artifact(trial.number))
-            with self.lanes.waiting():
+                if self.interrupt() and outcome.own_steps < recipe.recovery.finetune_steps and recipe.prunes:
+                    raise TrialError("interrupted", "the search was asked to end while this trial trained")
+                commit_folder(folder, self.paths.artifact(trial.number))
                 self.shelf.put(self.paths.artifact(trial.number))
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
@@ -410,10 +410,10 @@ class Driver:
     def _discard_dominated(self) -> None:
         """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train.
 
-        Of trials that run beside this one it keeps what they start from.
+        Of trials that are not recorded yet it keeps what they start from, and what they may have written by now.
         """
         keep = self._ledger.fronts.numbers()
-        keep |= {r.started_from for r in self._ledger.running() if r.started_from is not None}
+        keep |= {n for r in self._ledger.running() for n in (r.number, r.started_from) if n is not None}
         keep |= {
             r.number for members in self.outlook.networks(self.bench.config.most_networks) for r in members
         }

@@ -103,6 +103,9 @@ class Recovery(BaseModel):
     feature_distill: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
 
 
+_UNTOUCHED = GroupChoice()
+
+
 class Recipe(BaseModel):
     """One candidate: everything that turns the dense network into a compressed one.
 
@@ -135,7 +138,7 @@ class Recipe(BaseModel):
 
     def choice(self, group: str) -> GroupChoice:
         """Return the choice for ``group``."""
-        return self.groups.get(group, GroupChoice())
+        return self.groups.get(group, _UNTOUCHED)
 
     def criterion_of(self, group: Group) -> str:
         """Return the criterion by which the units of ``group`` are ranked."""

@@ -11,6 +11,8 @@ from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
 from autoprune.study.rows import Row, count_trials, read_rows
 
+_MANY = 1000
+
 
 class TrialLog:
     """Reads the trials of one study.
@@ -50,7 +52,7 @@ class TrialLog:
         return list(self._found)
 
     def _take(self, rows: list[Row]) -> None:
-        with _uncollected():
+        with _uncollected(len(rows)):
             records = [decode.record(row.number, row.state, row.attributes) for row in rows]
         for row, record in zip(rows, records, strict=True):
             place = self._running.pop(row.id, len(self._found))
@@ -68,12 +70,17 @@ class TrialLog:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """Make no search for garbage meanwhile: among 10,000 new records it takes longer than making them."""
+def _uncollected(trials: int) -> Iterator[None]:
+    """Make no search for garbage meanwhile, and none among so many records later: each takes as long as reading them.
+
+    Records live as long as their study is open, and hold no cycles.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if trials >= _MANY:
+            gc.freeze()
         if was:
             gc.enable()

@@ -359,6 +359,29 @@ def test_the_network_that_a_running_trial_starts_from_is_not_discarded() -> None
     assert [r.failure_reason for r in records if r.state == "failed"] == []
 
 
+def test_what_a_trial_wrote_is_kept_from_others_until_it_is_recorded() -> None:
+    """While it is brought to where it is shared, others finish and discard what is on no front."""
+    team = Team(WORKERS, GROUPS)
+    scene = make_team_scene("shared", team, sampler="random")
+    place = scene.driver.paths.artifact
+    gone: list[str] = []
+
+    class Shelf:
+        def put(self, folder: Path) -> None:
+            threading.Event().wait(0.3)
+            if not (folder / "model.onnx").is_file():
+                gone.append(folder.name)
+
+        def tidy(self) -> None:
+            """Nothing is elsewhere."""
+
+    scene.driver.shelf = Shelf()  # type: ignore[assignment]
+    records = run(scene)
+    assert gone == []
+    front = [r.number for r in records if place(r.number).is_dir()]
+    assert front
+
+
 @pytest.mark.parametrize("sampler", ["auto", "tpe"])
 def test_one_worker_does_what_the_driver_alone_does(sampler: str) -> None:
     def found(name: str, groups: Groups, executor: Team | None) -> list[TrialRecord]:

@@ -183,7 +183,9 @@ def test_a_study_knows_its_phase_its_rounds_and_what_was_spent() -> None:
     study = optuna.load_study(study_name="phases", storage=f"sqlite:///{store.paths.database}")
     study.set_user_attr("note:data", "digits #0123456789abcdef")
     study.set_user_attr("spent_s", math.inf)
-    with pytest.raises(StorageError, match=r"'phases' .* is damaged: note:data: its checksum differs") as caught:
+    with pytest.raises(
+        StorageError, match=r"'phases' .* is damaged: note:data: its checksum differs"
+    ) as caught:
         StudyStore.open("phases").notes()
     assert "goes on from a copy" in caught.value.hint
     with pytest.raises(StorageError, match="inf are no seconds"):
