@@ -181,6 +181,7 @@ def test_csv_and_robustness_exclude_each_other(capsys: pytest.CaptureFixture[str
     assert "--robustness and --csv exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_artifact_is_compared_with_its_dense_network(
     built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def one(processes: int, trials: int, repository: Path) -> None:
     assert all(t.state.name == "COMPLETE" and set(t.params) == {"x"} for t in found)
 
 
+@pytest.mark.slow
 def test_drivers_and_readers_share_a_database(repository: Path) -> None:
     many(2, 5, repository)
 
