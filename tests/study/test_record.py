@@ -187,7 +187,8 @@ def test_a_study_knows_its_phase_its_rounds_and_what_was_spent() -> None:
         StorageError, match=r"'phases' .* is damaged: note:data: its checksum differs"
     ) as caught:
         StudyStore.open("phases").notes()
-    assert "goes on from a copy" in caught.value.hint
+    assert "goes on from its copy" in caught.value.hint
+    study.set_user_attr("note:data", seal_line("digits"))
     with pytest.raises(StorageError, match="inf are no seconds"):
         _ = StudyStore.open("phases").spent_s
     store.release()
