@@ -15,6 +15,7 @@ from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study.decode import FAILURE, PLAN, RESULT, Plan, failure_text, record, result_text
+from autoprune.study.integrity import seal_line
 from autoprune.study.listing import list_studies
 from autoprune.study.locking import free_name, move_aside, take_lock
 from autoprune.study.place import Place
