@@ -25,7 +25,7 @@ from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.severity import ALL_LOST, volume_ends
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
-from autoprune.study.samplers import CUT_OFF
+from autoprune.study.retries import CUT_OFF
 from autoprune.study.screens import Screen, append_screens, read_screens
 
 # Screens before anything is trained, as far as they fit into this share of the search's time.

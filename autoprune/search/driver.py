@@ -36,7 +36,7 @@ from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder, usable
 from autoprune.study.decode import Plan
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, WORKER_LOST
+from autoprune.study.retries import CUT_OFF, MAX_RETRIES, WORKER_LOST
 from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10

@@ -17,7 +17,7 @@ from autoprune.search.trial import failures_as_trial_errors
 from autoprune.search.variants import Variants, narrower
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import MAX_RETRIES, WORKER_LOST
+from autoprune.study.retries import MAX_RETRIES, WORKER_LOST
 
 # A network that gets fewer steps than this multiple of a trial's is better left out in favour of the others.
 _LEAST_GAIN = 4

@@ -10,7 +10,7 @@ from autoprune.search.baselines import effective_key
 from autoprune.space.groups import Groups
 from autoprune.study.fronts import Fronts
 from autoprune.study.records import TrialRecord, is_given
-from autoprune.study.samplers import CUT_OFF
+from autoprune.study.retries import CUT_OFF
 
 # Durations that the next trial's is guessed from.
 _RECENT = 8

@@ -14,7 +14,7 @@ from autoprune.search.severity import ALL_LOST, severity
 from autoprune.search.solver import Choices
 from autoprune.space.groups import Groups
 from autoprune.study.records import TrialRecord, is_given
-from autoprune.study.samplers import MAX_RETRIES
+from autoprune.study.retries import MAX_RETRIES
 from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.

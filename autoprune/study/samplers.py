@@ -11,11 +11,7 @@ import optuna
 
 from autoprune.errors import UsageError
 from autoprune.study.records import TrialRecord
-
-# Kinds of failure that are not the recipe's: the run was killed or ended, or a worker vanished.
-WORKER_LOST = "worker-lost"
-CUT_OFF = ("lost", "interrupted", WORKER_LOST)
-MAX_RETRIES = 2
+from autoprune.study.retries import CUT_OFF, MAX_RETRIES
 
 
 def counted(records: Sequence[TrialRecord]) -> int:

@@ -10,7 +10,8 @@ import pytest
 from autoprune.errors import UsageError
 from autoprune.space.recipe import GroupChoice, Recipe
 from autoprune.study.records import TrialRecord
-from autoprune.study.samplers import CUT_OFF, MAX_RETRIES, counted, make_sampler
+from autoprune.study.retries import CUT_OFF, MAX_RETRIES
+from autoprune.study.samplers import counted, make_sampler
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from autoprune.search.events import WorkerState
 from autoprune.search.outcome import Outcome
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe, Recovery
-from autoprune.study.samplers import WORKER_LOST
+from autoprune.study.retries import WORKER_LOST
 
 __all__ = [
     "CRASHED",

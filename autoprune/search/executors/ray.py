@@ -351,7 +351,7 @@ class RayExecutor:
             if place.starts > _MAX_STARTS:
                 self._fail(
                     WorkerError(
-                        f"workers of a seat died {_MAX_STARTS} times while they started, last on {node}"
+                        f"workers of a seat died {_MAX_STARTS} times in a row while they started, last on {node}"
                     )
                 )
         elif node != place.node:

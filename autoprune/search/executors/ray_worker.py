@@ -270,7 +270,7 @@ def measure_there(measurers: list[Any]) -> None:
 
     def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         from autoprune.errors import TrialError
-        from autoprune.study.samplers import WORKER_LOST
+        from autoprune.study.retries import WORKER_LOST
 
         measurer = measurers[next(turn) % len(measurers)]
         paths = sorted(paths_in(job))
