@@ -22,6 +22,7 @@ SHARED_RECORD = ("deploy", "autoprune.measure.record")
 GROUND = {
     "bound",
     "config",
+    "disk",
     "execution",
     "target",
     "yaml_io",

@@ -153,6 +153,22 @@ def working(folder: Path | None = None, settle: Callable[[], object] | None = No
 
 
 @contextmanager
+def training(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Train for the length of a block; gives what is asked at every step, which lets measurements in between.
+
+    Args:
+        stop: Returns whether training is to end.
+    """
+    with working() as gate:
+
+        def asked() -> bool:
+            gate.give_way()
+            return stop()
+
+        yield asked
+
+
+@contextmanager
 def standing_aside() -> Iterator[None]:
     """Let this process hold nothing for a block, if it does: a measurement that it waits for could not begin."""
     with nullcontext() if _current is None else _current.paused():

@@ -252,10 +252,8 @@ class AutoSearch:
                 lost = self._screen(recipe)
             self._failed_screens = 0
         except TrialError as error:
-            if (
-                error.kind in CUT_OFF
-            ):  # it says nothing of the recipe, which a run that goes on may look at anew
-                return
+            if error.kind in CUT_OFF:
+                return  # it says nothing of the recipe, which a run that goes on may look at anew
             self.driver.record_failure(recipe, proposal.arm, label, error, self.clock.monotonic() - begun_s)
             lost = ALL_LOST
             self._failed_screens += 1

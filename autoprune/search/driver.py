@@ -15,7 +15,7 @@ import optuna
 from autoprune.clock import Clock
 from autoprune.errors import ExportError, StorageError, TooManyFailuresError, TrialError
 from autoprune.faults import reached
-from autoprune.measure.quiet import working
+from autoprune.measure.quiet import training
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
 from autoprune.search.baselines import Baseline, baselines, effective_key, grid_recipes
@@ -42,7 +42,6 @@ from autoprune.study.store import StudyStore
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
 # A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
-UNFINISHED = CUT_OFF
 
 
 def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
@@ -165,7 +164,7 @@ class Driver:
 
     def _run_grid(self) -> None:
         """Try every uniform recipe of the space once, in an order that the seed gives."""
-        done = sum(r.origin == "grid" and r.failure_kind not in UNFINISHED for r in self.records)
+        done = sum(r.origin == "grid" and r.failure_kind not in CUT_OFF for r in self.records)
         recipes = grid_recipes(self.space, self.groups, self.bench.config.seed)[done:]
         self.run_each(partial(self.trial, Job(recipe, "grid")) for recipe in recipes if self.may_propose())
 
@@ -194,9 +193,7 @@ class Driver:
         done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
         # One that ends the process whenever it is tried must not keep the study from going on.
         tries = Counter(
-            r.label
-            for r in self.records
-            if r.origin == "baseline" and r.failure_kind in (*UNFINISHED, CRASHED)
+            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in (*CUT_OFF, CRASHED)
         )
         planned = baselines(
             self.groups,
@@ -219,21 +216,16 @@ class Driver:
         finished = {
             effective_key(r.recipe, self.groups)
             for r in self.records
-            if r.state != "running" and r.failure_kind not in UNFINISHED and r.recipe
+            if r.state != "running" and r.failure_kind not in CUT_OFF and r.recipe
         }
-        tries = Counter(
-            effective_key(r.recipe, self.groups)
-            for r in self.records
-            if r.failure_kind in UNFINISHED and r.recipe
-        )
+        tries = self._tries()
         found: dict[str, Job] = {}
         for record in self.records:
             if (
-                record.failure_kind in UNFINISHED
+                record.failure_kind in CUT_OFF
                 and record.recipe
-                and (
-                    record.rung or record.round
-                )  # a screen that was cut off is looked at again by who screens
+                # A screen that was cut off is looked at again by who screens.
+                and (record.rung or record.round)
                 and record.origin not in ("dense", "baseline")
             ):
                 key = effective_key(record.recipe, self.groups)
@@ -275,13 +267,15 @@ class Driver:
 
     def _is_last_try(self, key: str) -> bool:
         """Return whether a recipe was cut off as often as it may be, by lost workers and killed drivers together."""
-        tries = sum(
-            r.failure_kind in UNFINISHED
-            and r.recipe is not None
-            and effective_key(r.recipe, self.groups) == key
+        return self._tries()[key] >= MAX_RETRIES
+
+    def _tries(self) -> Counter[str]:
+        """Return how often each recipe was cut off, by its key."""
+        return Counter(
+            effective_key(r.recipe, self.groups)
             for r in self.records
+            if r.failure_kind in CUT_OFF and r.recipe
         )
-        return tries >= MAX_RETRIES
 
     def _once(self, job: Job) -> TrialRecord:
         begun_s = self.clock.monotonic()
@@ -330,10 +324,8 @@ class Driver:
             )
             raise
         except OSError as error:
-            if not folder.is_dir():
-                self.store.set_spent(
-                    self.keeper.spent_s
-                )  # names the driver that took the study over and tidied up
+            if not folder.is_dir():  # the next write names the driver that took the study over and tidied up
+                self.store.set_spent(self.keeper.spent_s)
             raise StorageError(
                 f"trial {trial.number} could not be written: {error}",
                 "free space or make the folder writable, then run the same command again: it resumes",
@@ -348,12 +340,7 @@ class Driver:
 
     def _here(self, recipe: Recipe, folder: Path, start: Path | None, number: int) -> Outcome:
         """Run a trial in this process."""
-        with working() as gate:
-
-            def deadline() -> bool:
-                gate.give_way()
-                return self.interrupt()
-
+        with training(self.interrupt) as deadline:
             return run_trial(self.bench, recipe, folder, deadline=deadline, start=start)
 
     def _ask(self, recipe: Recipe | None) -> tuple[optuna.Trial, Recipe]:
@@ -400,7 +387,7 @@ class Driver:
         over = (
             r
             for r in reversed(self.records)
-            if r.state != "running" and r.failure_kind not in UNFINISHED and (r.rung or r.round)
+            if r.state != "running" and r.failure_kind not in CUT_OFF and (r.rung or r.round)
         )
         recent = list(islice(over, MAX_FAILURES_IN_A_ROW))
         alike = all(r.state == "failed" and r.failure_kind == error.kind for r in recent)

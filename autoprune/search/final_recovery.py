@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoprune.compress.pipeline import Compressed
 from autoprune.faults import reached
-from autoprune.measure.quiet import working
+from autoprune.measure.quiet import training
 from autoprune.search.bench import Bench
 from autoprune.search.driver import Driver
 from autoprune.search.executors.contract import Request
@@ -119,12 +119,7 @@ class LongRecovery:
         start = None if line is None else self.paths.recovered(line, self.round)
         executor = self.driver.executor
         if executor is None:
-            with working() as gate:
-
-                def stop() -> bool:
-                    gate.give_way()
-                    return self.driver.interrupt()
-
+            with training(self.driver.interrupt) as stop:
                 train_long(
                     self.bench,
                     recipe,

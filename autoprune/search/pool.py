@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from autoprune.search.candidates import Candidate, as_timed
-from autoprune.search.driver import UNFINISHED
 from autoprune.search.options import Options
 from autoprune.search.severity import ALL_LOST, severity
 from autoprune.search.solver import Choices
 from autoprune.space.groups import Groups
 from autoprune.study.records import TrialRecord, is_given
-from autoprune.study.retries import MAX_RETRIES
+from autoprune.study.retries import CUT_OFF, MAX_RETRIES
 from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.
@@ -140,11 +139,9 @@ class Pool:
             candidate = known or Candidate(
                 record.recipe, record.origin, record.label, self.options.predicted_costs(choice)
             )
-            tries[key] += record.failure_kind in UNFINISHED
+            tries[key] += record.failure_kind in CUT_OFF
             self.note(candidate, record)
-            if record.state == "failed" and (
-                record.failure_kind not in UNFINISHED or tries[key] > MAX_RETRIES
-            ):
+            if record.state == "failed" and (record.failure_kind not in CUT_OFF or tries[key] > MAX_RETRIES):
                 candidate.lost.setdefault(record.rung, ALL_LOST)
             if known is None and 1 in candidate.lost:
                 yield choice, candidate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from autoprune.disk import file_digest, flush
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.study.integrity import set_aside
@@ -43,10 +43,10 @@ def commit_folder(folder: Path, place: Path) -> None:
     Files and folders are flushed to disk first. A folder that is already at ``place`` is replaced.
     """
     files = [path for path in folder.rglob("*") if path.is_file()]
-    manifest = {str(path.relative_to(folder)): _sha256(path) for path in files if path.name != MANIFEST}
+    manifest = {str(path.relative_to(folder)): file_digest(path) for path in files if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
     for path in [*files, folder / MANIFEST, folder]:
-        _flush(path)
+        flush(path)
     folder.chmod(0o755)
     if place.exists():
         aside = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=place.parent))
@@ -55,7 +55,7 @@ def commit_folder(folder: Path, place: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     else:
         folder.replace(place)
-    _flush(place.parent)
+    flush(place.parent)
 
 
 def artifact_folder(paths: StudyPaths, record: TrialRecord) -> Path:
@@ -74,7 +74,7 @@ def verify(folder: Path) -> None:
     """
     try:
         manifest = read_json(folder / MANIFEST)
-        damaged = [name for name, digest in manifest.items() if _sha256(_inside(folder, name)) != digest]
+        damaged = [name for name, digest in manifest.items() if file_digest(_inside(folder, name)) != digest]
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(
             f"artifact {str(folder)!r} is damaged: {error}", "export or search it again"
@@ -128,7 +128,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -145,16 +145,3 @@ def _inside(folder: Path, name: str) -> Path:
     if "\0" in name or not place.resolve().is_relative_to(folder.resolve()) or not place.is_file():
         raise ValueError(f"its manifest names {name[:100]!r}, which is no file in it")
     return place
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import optuna
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from autoprune.disk import flush
 from autoprune.errors import AutopruneError, StorageError
 from autoprune.study.lease import TABLE
 from autoprune.study.place import Place, check_installed
@@ -213,14 +213,10 @@ def make_sqlite(place: Place, settings: dict[str, Any], settings_text: str) -> N
     finally:
         storage.scoped_session.remove()
         storage.engine.dispose()
-    handle = os.open(unfinished, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    flush(unfinished)
     unfinished.replace(paths.database)
     with suppress(OSError):
-        folder = os.open(paths.root, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        flush(paths.root)
 
 
 def load_study(storage: RecordStorage, place: Place) -> optuna.Study:

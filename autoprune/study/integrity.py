@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -13,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from autoprune.disk import flush
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.study.reading import parse_json
@@ -180,8 +180,7 @@ def keep_copy(paths: StudyPaths) -> None:
             # What is still in the log goes into the file, which then stands by itself.
             source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             source.backup(copy)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(unfinished)
         unfinished.replace(place)
     except BaseException:
         with suppress(OSError):
@@ -229,8 +228,7 @@ def heal_database(paths: StudyPaths) -> None:
             beside.rename(aside.with_name(aside.name + ending))
     unfinished = paths.database.with_name(f".{paths.database.name}.unfinished")
     unfinished.write_bytes(copy.read_bytes())
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(unfinished)
     unfinished.replace(paths.database)
     _log.warning(
         "the study goes on from the copy %s: trials that were recorded after it was made are lost from the record",

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from autoprune.disk import file_digest
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths, check_entry_name, check_study_name, inner_parts
 from autoprune.study.artifacts import MANIFEST, commit_folder, temporary_folder, verify, write_bytes_atomic
@@ -169,7 +170,7 @@ class Mirror:
         for inner, digest in manifest.items():
             place = folder.joinpath(*inner_parts(inner))
             try:
-                if not self._remote.get_file(f"{source}/{inner}", place) or _digest(place) != digest:
+                if not self._remote.get_file(f"{source}/{inner}", place) or file_digest(place) != digest:
                     faults.append(inner)
             except OSError as error:
                 raise StorageError(
@@ -326,8 +327,3 @@ def _commit(folder: Path, place: Path, manifest: dict[str, str]) -> None:
         # Another process of this node brought the same folder in the meantime.
         if not _is_at(place, manifest):
             raise StorageError(f"{str(place)!r} cannot be written: {error.strerror or error}") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

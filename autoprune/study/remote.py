@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import random
 import re
 import shutil
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from autoprune.disk import flush
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import inner_parts, unknown_name
 
@@ -258,14 +258,9 @@ def _put_local(source: Path | bytes, place: Path) -> None:
             else:
                 with source.open("rb") as content:
                     shutil.copyfileobj(content, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
+        flush(temporary)
         temporary.replace(place)
-        descriptor = os.open(place.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush(place.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

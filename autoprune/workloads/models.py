@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.disk import file_digest
 from autoprune.errors import UsageError
 from autoprune.workloads.catalog import WEIGHTS_WORDS, Spec
 from autoprune.workloads.cifar_resnet import cifar_resnet
 from autoprune.workloads.download import Say, fetch
 from autoprune.workloads.head import find_head, fit_head, imagenet_places, probe, resize_head
 from autoprune.workloads.user_code import accepted, call_user, load_function
-from autoprune.workloads.weights import apply_state, file_digest, load_state
+from autoprune.workloads.weights import apply_state, load_state
 
 
 @dataclass(frozen=True)

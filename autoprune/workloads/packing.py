@@ -19,6 +19,7 @@ from typing import IO, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from autoprune.disk import file_digest
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import cache_root, data_root, inner_parts
 from autoprune.workloads.catalog import FOLDER_PREFIX, Spec, parse_data
@@ -109,7 +110,7 @@ def pack_data(data: str, fingerprint: str, *, limit_bytes: int = DEFAULT_LIMIT_B
             "or raise the limit",
         )
     files = tuple(
-        PackedFile(name=name, size=path.stat().st_size, sha256=_digest(path)) for name, path in found
+        PackedFile(name=name, size=path.stat().st_size, sha256=file_digest(path)) for name, path in found
     )
     return DataPack(
         data=FOLDER_PREFIX if spec.kind == "folder" else spec.name, fingerprint=fingerprint, files=files
@@ -247,8 +248,3 @@ def _copied(content: IO[bytes], path: Path) -> str:
             hasher.update(block)
             file.write(block)
     return hasher.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -131,12 +131,6 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def file_digest(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def state_digest(model: nn.Module) -> str:
     """Return a hex SHA-256 over a network's tensors, their names and shapes."""
     result = hashlib.sha256()

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from autoprune.errors import WorkerError
@@ -112,20 +113,10 @@ class Exchange:
         self.mirror.push(whole, inbox(request, self.mark))
 
 
+@cache
 def _cache() -> Path:
-    place = Path(tempfile.gettempdir()) / f"autoprune-artifacts-{_own_name()}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    return place
-
-
-_OWN: list[str] = []
-
-
-def _own_name() -> str:
-    """Return a name that only this process's folders have."""
-    if not _OWN:
-        _OWN.append(secrets.token_hex(8))
-    return _OWN[0]
+    """Return a folder that this process alone has."""
+    return Path(tempfile.mkdtemp(prefix="autoprune-artifacts-"))
 
 
 _INBOX = "inbox-"

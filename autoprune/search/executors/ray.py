@@ -106,7 +106,7 @@ class RayExecutor:
 
         from autoprune.search.executors.ray_worker import Desk
 
-        self._execution, self._name, self._storage = execution, name, storage
+        self._execution, self._storage = execution, storage
         self._limits, self._lease_s, self._resource = limits, lease_s, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
@@ -445,7 +445,6 @@ class RayExecutor:
         import ray
 
         self._ending.set()
-
         with suppress(ray.exceptions.RayError):
             ray.get(self._desk.ask_to_end.remote(at_once=False))
 

@@ -57,8 +57,6 @@ def start_ray(
     config = setup.config
     execution = config.execution
     mirror = None if execution.artifacts is None else Mirror(execution.artifacts, paths.name)
-    if mirror is not None:
-        mirror.check()
     resource = f"latency:{config.target.device}"
     started_here = connect(execution, resource)
     import ray

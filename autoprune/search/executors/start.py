@@ -24,11 +24,12 @@ from autoprune.search.interrupt import Interrupt
 from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
+from autoprune.study.retries import MAX_RETRIES
 from autoprune.workloads.shipment import Shipment, ship
 from autoprune.workloads.workload import Workload
 
 _LOOK_S = 0.2
-_SCREEN_TRIES = 3
+_SCREEN_TRIES = MAX_RETRIES + 1
 
 
 @contextmanager

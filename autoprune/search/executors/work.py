@@ -10,7 +10,7 @@ from typing import Any
 
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import StorageError, TrialError
-from autoprune.measure.quiet import working
+from autoprune.measure.quiet import training, working
 from autoprune.search.bench import Bench, as_groups_say
 from autoprune.search.executors.contract import Reference, Reply, Request, Setup
 from autoprune.search.executors.exchange import Exchange
@@ -95,12 +95,7 @@ def do(bench: Bench, request: Request, stopped: Callable[[], bool]) -> Reply:
     """
     bench.timings = Timings()
     try:
-        with working() as gate:
-
-            def deadline() -> bool:
-                gate.give_way()
-                return stopped()
-
+        with training(stopped) as deadline:
             reply = _done(bench, request, deadline)
     except TrialError as error:
         reply = Reply(request.token, failure=(error.kind, error.reason))
