@@ -17,7 +17,7 @@ import pytest
 from autoprune.errors import TrialError, UsageError
 from autoprune.measure.lock import lock_machine
 from autoprune.measure.process import environment, run_worker
-from autoprune.measure.quiet import Working, current_gate, quiet, standing_aside, working
+from autoprune.measure.quiet import Working, current_gate, quiet, standing_aside, training, working
 from autoprune.target import Target
 from tests.measure.test_latency import network
 
@@ -327,3 +327,16 @@ def test_every_user_can_lock_the_files(locks: Path) -> None:
         path.chmod(0o444)
     with working(), quiet(1.0):
         pass
+
+
+def test_who_trains_gives_way_whenever_it_asks_whether_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPRUNE_LOCKS", str(tmp_path))
+    gave: list[Working] = []
+    monkeypatch.setattr(Working, "give_way", lambda gate: gave.append(gate) or 0.0)
+    answers = iter((False, True))
+    with training(lambda: next(answers)) as asked:
+        assert [asked(), asked()] == [False, True]
+        assert gave == [current_gate()] * 2
+    assert current_gate() is None
