@@ -26,6 +26,7 @@ from autoprune.space.groups import Groups
 from autoprune.target import Target
 from autoprune.workloads.workload import Workload
 from tests.faults import misbehaviour, records
+from tests.study.made import make_latency
 
 CLASSES = 4
 SIDE = 8
@@ -143,16 +144,7 @@ def timed(
     found = []
     for path in candidates:
         ratio = misbehaviour.in_timing((path.stat().st_size / dense.stat().st_size) ** 0.7)
-        latency = Latency(
-            latency_ms=ratio,
-            latency_p95_ms=None,
-            dense_ms=1.0,
-            ratio=ratio,
-            ratio_ci=(ratio, ratio),
-            samples=50,
-            noisy=False,
-        )
-        found.append((latency, RunFigures()))
+        found.append((make_latency(ratio), RunFigures()))
     return found
 
 

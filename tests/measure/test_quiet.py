@@ -334,7 +334,12 @@ def test_who_trains_gives_way_whenever_it_asks_whether_to_end(
 ) -> None:
     monkeypatch.setenv("AUTOPRUNE_LOCKS", str(tmp_path))
     gave: list[Working] = []
-    monkeypatch.setattr(Working, "give_way", gave.append)
+
+    def give_way(gate: Working) -> float:
+        gave.append(gate)
+        return 0.0
+
+    monkeypatch.setattr(Working, "give_way", give_way)
     answers = iter((False, True))
     with training(lambda: next(answers)) as asked:
         assert [asked(), asked()] == [False, True]

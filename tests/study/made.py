@@ -37,6 +37,19 @@ def make_groups(sizes: tuple[int, ...] = (32, 64, 64)) -> Groups:
     return Groups(groups=(*groups, head), input_shape=(3, 8, 8))
 
 
+def make_latency(ratio: float) -> Latency:
+    """Return a latency of so many milliseconds against a dense network of one."""
+    return Latency(
+        latency_ms=ratio,
+        latency_p95_ms=None,
+        dense_ms=1.0,
+        ratio=ratio,
+        ratio_ci=(ratio, ratio),
+        samples=50,
+        noisy=False,
+    )
+
+
 def make_measurement(recipe: Recipe, groups: Groups, *, report: bool = False) -> Measurement:
     """Return figures that fall and rise with what the recipe removes."""
     removed = sum(recipe.choice(g.name).ratio for g in groups.prunable) / max(1, len(groups.prunable))
@@ -50,15 +63,7 @@ def make_measurement(recipe: Recipe, groups: Groups, *, report: bool = False) ->
     return Measurement(
         search=capability,
         report=capability if report else None,
-        latency=Latency(
-            latency_ms=ratio,
-            latency_p95_ms=None,
-            dense_ms=1.0,
-            ratio=ratio,
-            ratio_ci=(ratio, ratio),
-            samples=50,
-            noisy=False,
-        ),
+        latency=make_latency(ratio),
         size_bytes=size,
         size_ratio=size / 1_000_000,
         params=1000,
