@@ -315,7 +315,7 @@ class AutoSearch:
         """Run a trial that takes a candidate to ``rung``."""
         self._looks_in_vain = 0
         earlier = candidate.trials.get(rung - 1)
-        if earlier is not None and not self.driver.has_artifact(earlier):
+        if earlier is not None and not self.driver.kept.has(earlier):
             earlier = None  # it was not worth keeping then: all steps are taken anew
         steps = self.rungs[rung].steps - (self.rungs[rung - 1].steps if earlier is not None else 0)
         recipe = candidate.recipe.model_copy(
@@ -324,7 +324,7 @@ class AutoSearch:
         start = earlier
         if start is None and self.config.auto.lineage and recipe.prunes:
             counts = recipe.kept_counts(self.driver.groups)
-            start = find_parent(counts, self.driver.records, self.driver.groups, self.driver.has_artifact)
+            start = find_parent(counts, self.driver.records, self.driver.groups, self.driver.kept.has)
         candidate.running = rung
         try:
             record = self.driver.trial(

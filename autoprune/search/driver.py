@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,22 +17,24 @@ from autoprune.faults import reached
 from autoprune.measure.quiet import training
 from autoprune.measure.record import Measurement
 from autoprune.naming import StudyPaths
-from autoprune.search.baselines import Baseline, baselines, effective_key, grid_recipes
+from autoprune.search.baselines import Baseline, effective_key, grid_recipes
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
 from autoprune.search.events import Listener, Progress
 from autoprune.search.executors.contract import CRASHED, Executor
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.jobs import Job, Strategy, TrialFunction, describe
+from autoprune.search.kept import Kept
 from autoprune.search.lanes import Lanes
 from autoprune.search.ledger import Ledger
 from autoprune.search.outcome import Outcome
 from autoprune.search.outlook import Outlook
 from autoprune.search.shelf import Shelf
 from autoprune.search.trial import run_trial
+from autoprune.search.unfinished import Unfinished
 from autoprune.space.recipe import Recipe
 from autoprune.space.search_space import SearchSpace
-from autoprune.study.artifacts import commit_folder, discard_unlisted, temporary_folder, usable
+from autoprune.study.artifacts import commit_folder, temporary_folder
 from autoprune.study.decode import Plan
 from autoprune.study.records import TrialRecord
 from autoprune.study.retries import CUT_OFF, MAX_RETRIES, WORKER_LOST
@@ -41,7 +42,6 @@ from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
-# A trial whose worker vanished is tried again; the last try counts as the recipe's own failure.
 
 
 def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
@@ -101,12 +101,13 @@ class Driver:
             lambda record: bench.adopt_dense(self.paths.artifact(record.number), record)
         )
         self.outlook = Outlook(store, space, bench, keeper, lambda: self.records)
+        self._unfinished = Unfinished(space, bench.groups, lambda: self.records)
+        self.kept = Kept(self.paths, bench.config.most_networks)
         self.executor = executor
         self.shelf = shelf or Shelf(None, store.paths)
         self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
         self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
-        self._sound: set[int] = set()
 
     # -- what is run -------------------------------------------------------------------------
 
@@ -121,14 +122,18 @@ class Driver:
         """
         self._phase = "baselines"
         self._dense()
-        missing = self._missing_baselines()
+        missing = self._unfinished.baselines()
         first = [b for b in missing if strategy is None or not b.recipe.prunes]
         begun: list[Baseline] = []
         self.run_each(self._fitting_baselines(first, reserve_s, begun))
         if self.interrupt() or len(begun) < len(first):
             return
         self._phase = "search"
-        self.run_each(partial(self.trial, job) for job in self._lost() if self.may_propose())
+        self.run_each(
+            partial(self.trial, job)
+            for job in self._unfinished.lost(self.kept.is_sound)
+            if self.may_propose()
+        )
         if strategy is not None:
             strategy([b for b in missing if b.recipe.prunes])
             return
@@ -189,60 +194,6 @@ class Driver:
             )
         self.adopt_dense(record)
 
-    def _missing_baselines(self) -> list[Baseline]:
-        done = {r.label for r in self.records if r.origin == "baseline" and r.state == "complete"}
-        # One that ends the process whenever it is tried must not keep the study from going on.
-        tries = Counter(
-            r.label for r in self.records if r.origin == "baseline" and r.failure_kind in (*CUT_OFF, CRASHED)
-        )
-        planned = baselines(
-            self.groups,
-            self.space.baselines.ratios,
-            self.space.bits,
-            self.space.criteria["conv"][0],
-            self.space.width,
-            self.space.default_recovery(),
-            self.space.rankings[0],
-            self.space.schedules.default(),
-            self.space.orders[0],
-            self.space.quantization.default(),
-            self.space.activation_bits[0],
-        )
-        return [b for b in planned if b.label not in done and tries[b.label] <= MAX_RETRIES]
-
-    def _lost(self) -> list[Job]:
-        """Return recipes that a killed or interrupted run left behind, each tried again at most twice."""
-        # One that failed by itself, or took worker after worker along, is not tried anew by every run.
-        finished = {
-            effective_key(r.recipe, self.groups)
-            for r in self.records
-            if r.state != "running" and r.failure_kind not in CUT_OFF and r.recipe
-        }
-        tries = self._tries()
-        found: dict[str, Job] = {}
-        for record in self.records:
-            if (
-                record.failure_kind in CUT_OFF
-                and record.recipe
-                # A screen that was cut off is looked at again by who screens.
-                and (record.rung or record.round)
-                and record.origin not in ("dense", "baseline")
-            ):
-                key = effective_key(record.recipe, self.groups)
-                if key not in finished and tries[key] <= MAX_RETRIES:
-                    found[key] = Job(
-                        record.recipe,
-                        record.origin,
-                        record.label,
-                        record.rung,
-                        record.started_from if self._has_started(record) else None,
-                        record.screened,
-                    )
-        return list(found.values())
-
-    def _has_started(self, record: TrialRecord) -> bool:
-        return record.started_from is not None and self._is_sound(record.started_from)
-
     def fits(self, steps: int) -> bool:
         """Return whether a training of so many steps is expected to end before proposals have to."""
         left_s = self.keeper.search_left_s()
@@ -264,18 +215,6 @@ class Driver:
             if record.failure_kind != WORKER_LOST or self.interrupt():
                 return record
             job = replace(job, recipe=record.recipe)
-
-    def _is_last_try(self, key: str) -> bool:
-        """Return whether a recipe was cut off as often as it may be, by lost workers and killed drivers together."""
-        return self._tries()[key] >= MAX_RETRIES
-
-    def _tries(self) -> Counter[str]:
-        """Return how often each recipe was cut off, by its key."""
-        return Counter(
-            effective_key(r.recipe, self.groups)
-            for r in self.records
-            if r.failure_kind in CUT_OFF and r.recipe
-        )
 
     def _once(self, job: Job) -> TrialRecord:
         begun_s = self.clock.monotonic()
@@ -303,7 +242,7 @@ class Driver:
         folder = temporary_folder(self.paths.artifacts)
         try:
             start = None
-            if job.started_from is not None and self._is_sound(job.started_from):  # it may be gone by now
+            if job.started_from is not None and self.kept.is_sound(job.started_from):  # it may be gone by now
                 start = self.paths.artifact(job.started_from)
             # Others decide meanwhile, also while files are hashed, flushed and brought away.
             with self.lanes.waiting():
@@ -315,7 +254,8 @@ class Driver:
             reached("trial:committed")
             self._finish(trial, outcome.measurement, outcome.train_steps, self.clock.monotonic() - begun_s)
         except TrialError as error:
-            if error.kind == WORKER_LOST and self._is_last_try(key[0]):
+            # The last try of one whose workers vanish counts as the recipe's own failure.
+            if error.kind == WORKER_LOST and self._unfinished.is_last_try(key[0]):
                 error = TrialError(CRASHED, f"{error.reason}; tried {MAX_RETRIES + 1} times")
             self._fail(trial, error, self.clock.monotonic() - begun_s)
         except KeyboardInterrupt:
@@ -371,7 +311,7 @@ class Driver:
         )
         reached("trial:told")
         self.reload()
-        self._discard_dominated()
+        self.kept.discard_dominated(self._ledger, self.outlook)
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
 
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
@@ -394,21 +334,6 @@ class Driver:
         if alike and len(recent) == MAX_FAILURES_IN_A_ROW:
             raise too_many_failures("trials", error)
 
-    def _discard_dominated(self) -> None:
-        """Keep artifacts of the dense network, the baselines, the front and what the final recovery would train.
-
-        Of trials that are not recorded yet it keeps what they start from, and what they may have written by now.
-        """
-        keep = self._ledger.fronts.numbers()
-        keep |= {n for r in self._ledger.running() for n in (r.number, r.started_from) if n is not None}
-        keep |= {
-            r.number for members in self.outlook.networks(self.bench.config.most_networks) for r in members
-        }
-        keep |= {
-            r.number for r in self.records if r.origin in ("dense", "baseline") and r.state == "complete"
-        }
-        discard_unlisted(self.paths, keep)
-
     def record_failure(
         self, recipe: Recipe, origin: str, label: str, error: TrialError, duration_s: float
     ) -> None:
@@ -418,17 +343,6 @@ class Driver:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
         self.reload()
         self.say(f"screen failed: {error.kind}: {error.reason}")
-
-    def has_artifact(self, record: TrialRecord) -> bool:
-        """Return whether the weights of a search trial are kept."""
-        return record.fidelity == "search" and self._is_sound(record.number)
-
-    def _is_sound(self, number: int) -> bool:
-        """Return whether a trial's artifact is there and what was written; each is checked once in a run."""
-        place = self.paths.artifact(number)
-        if number not in self._sound and usable(place):
-            self._sound.add(number)
-        return number in self._sound and place.is_dir()
 
     def reload(self) -> None:
         """Read the records anew after some were written."""

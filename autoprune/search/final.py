@@ -15,6 +15,7 @@ from autoprune.search.final_recovery import LongRecovery
 from autoprune.search.points import Points
 from autoprune.search.trial import failures_as_trial_errors
 from autoprune.search.variants import Variants, narrower
+from autoprune.study.artifacts import usable
 from autoprune.study.front import front_numbers
 from autoprune.study.records import TrialRecord
 from autoprune.study.retries import MAX_RETRIES, WORKER_LOST
@@ -84,6 +85,12 @@ class FinalPhase:
         # What earlier rounds left of a trial: the weights that this round continues.
         self._earlier = {r.parent: r for r in finals if r.round < self.round and not r.variant}
         self.recovery = LongRecovery(driver, bench, self._earlier)
+        # What a run of this phase that was ended has trained and not measured.
+        self._trained = {
+            r.number
+            for r in driver.records
+            if r.number not in self.done and usable(self.paths.recovered(r.number, self.round))
+        }
         self._most_free: int | None = None
         self._trains = True
 
@@ -191,17 +198,28 @@ class FinalPhase:
     def _affordable(self, *, covering: bool) -> Iterator[tuple[Networks, float]]:
         """Yield choices that there is time to train for long enough, the largest first, and the seconds for each."""
         most = self.bench.config.most_networks
-        while most > 0:
+        while most >= 0:  # with none beside those that are trained already
             networks = self._unfinished(self.driver.outlook.networks(most, covering=covering))
             left_s = self.keeper.training_left_s(self.reserve_s(self._artifacts(networks)))
-            if networks and left_s >= len(networks) * self._least_s(networks):
-                yield networks, left_s / len(networks)
+            waiting = networks[self._trained_of(networks) :]
+            if networks and left_s >= len(waiting) * self._least_s(waiting):
+                yield networks, left_s / max(1, len(waiting))
             most = min(most, len(networks)) - 1
 
     def _unfinished(self, networks: list[list[TrialRecord]]) -> list[list[TrialRecord]]:
-        """Leave out what a killed run of this phase has done."""
+        """Leave out what a killed run of this phase has measured, and begin with all that it has trained."""
         rest = [[r for r in members if r.number not in self.done] for members in networks]
-        return [members for members in rest if members]
+        named = {r.number for members in rest for r in members}
+        rest += [[r] for r in self.driver.records if r.number in self._trained - named]
+        ordered = [sorted(members, key=self._is_waiting) for members in rest if members]
+        return sorted(ordered, key=lambda members: self._is_waiting(members[0]))
+
+    def _is_waiting(self, record: TrialRecord) -> bool:
+        return record.number not in self._trained
+
+    def _trained_of(self, networks: Networks) -> int:
+        """Return how many networks, which come first, need no training any more."""
+        return sum(members[0].number in self._trained for members in networks)
 
     def _least_s(self, networks: list[list[TrialRecord]]) -> float:
         """Return the seconds of training below which a network is not worth taking."""
@@ -267,7 +285,7 @@ class FinalPhase:
         artifacts = self._artifacts(networks)
         needs = self.recovery.needs(networks)
         recovered: list[Compressed | None] = [None] * len(networks)
-        workers = self.driver.lanes.count
+        workers, trained = self.driver.lanes.count, self._trained_of(networks)
 
         def recover(index: int) -> None:
             record = networks[index][0]
@@ -277,7 +295,7 @@ class FinalPhase:
                 )
             )
             left_s = self.keeper.training_left_s(self.reserve_s(artifacts))
-            slot_s = slot_of(index, needs, workers) * left_s
+            slot_s = slot_of(index - trained, needs[trained:], workers) * left_s if index >= trained else 0.0
             try:
                 recovered[index] = self._recovered(record, slot_s if self._trains else 0.0)
             except TrialError as error:

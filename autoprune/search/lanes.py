@@ -58,7 +58,8 @@ class Lanes:
 
         Args:
             step: Does one thing; returns whether there may be more to do.
-            stop: Called once when a step failed or the user ended the search at once: ends what the lanes wait for.
+            stop: Called when a step failed or the user ended the search at once: ends what the lanes wait for. May be
+                called again.
 
         Raises:
             BaseException: What the first step that failed raised.
@@ -72,22 +73,29 @@ class Lanes:
             threading.Thread(target=self._lane, args=(step,), name=f"lane-{n}", daemon=True)
             for n in range(self.count)
         ]
-        for thread in threads:
-            thread.start()
-        stopped = False
-        while any(thread.is_alive() for thread in threads):
+        while True:
             try:
-                for thread in threads:
-                    thread.join(_LOOK_S / self.count)
-            except KeyboardInterrupt as error:
+                self._watch(threads, stop)
+                break
+            except KeyboardInterrupt as error:  # wherever in there it comes: what runs is ended, and waited for
                 self._failure = self._failure or error
-            if self._failure is not None and not stopped:
-                stopped = True
-                stop()
-                with self._baton:
-                    self._baton.notify_all()
         if self._failure is not None:
             raise self._failure
+
+    def _watch(self, threads: list[threading.Thread], stop: Callable[[], object]) -> None:
+        """Start the lanes, and return once they are over; what they wait for is ended after a failure."""
+        for thread in threads:
+            if thread.ident is None:
+                thread.start()
+        stopped = False
+        while any(thread.is_alive() for thread in threads):
+            if self._failure is not None and not stopped:
+                stop()
+                stopped = True
+                with self._baton:
+                    self._baton.notify_all()
+            for thread in threads:
+                thread.join(_LOOK_S / self.count)
 
     def each(self, tasks: Iterator[Callable[[], object]], stop: Callable[[], object] = lambda: None) -> None:
         """Do every task; the iterator decides, when a lane is free, whether there is one more."""

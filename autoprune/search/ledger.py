@@ -28,12 +28,14 @@ class Ledger:
         fronts: The search's fronts.
         finished: Trials that are over.
         failures: Failed trials by kind.
+        given: The dense network and the baselines that were measured.
     """
 
     def __init__(self, groups: Groups, objectives: Sequence[str], sampler_name: str) -> None:
         self.fronts = Fronts(objectives)
         self.finished = 0
         self.failures: Counter[str] = Counter()
+        self.given: set[int] = set()
         self._groups = groups
         self._sampler_name = sampler_name
         self._records: Sequence[TrialRecord] = ()
@@ -60,6 +62,8 @@ class Ledger:
         if record.state == "failed":
             self.failures[record.failure_kind] += 1
             return
+        if record.origin in ("dense", "baseline"):
+            self.given.add(record.number)
         if record.fidelity != "search":
             return
         if record.duration_s > 0:

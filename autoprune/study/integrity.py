@@ -24,7 +24,8 @@ _SUM = "sum"
 _STATES = {"RUNNING", "WAITING", "COMPLETE", "PRUNED", "FAIL"}
 _ATTRIBUTES = "autoprune:"
 _NOTES = "note:"
-# What Optuna reads besides our own texts, and what refuses a value that it never wrote.
+# What Optuna reads besides our own texts, and what refuses a value that it never wrote. Of numbers, of which there are
+# hundreds of thousands, SQLite itself picks those that are none.
 _READ: dict[str, dict[str, Callable[[Any], object]]] = {
     "trials": {"datetime_start": datetime.fromisoformat, "datetime_complete": datetime.fromisoformat},
     "study_directions": {"direction": {"MINIMIZE": 1, "MAXIMIZE": 1}.__getitem__, "objective": int},
@@ -99,18 +100,23 @@ def set_aside(path: Path, why: str) -> Path:
 # -- the database ----------------------------------------------------------------------------
 
 
-def fault_of(database: Path) -> str:
+def fault_of(database: Path, *, trials: bool = True) -> str:
     """Return what is wrong with a study's SQLite file; empty if nothing is.
 
     Its pages are checked by SQLite, every text of the study by its own checksum, which no check of pages replaces: a
     bit that flips inside of a text leaves the pages sound. One that is busy or cannot be read now is not damaged.
+
+    Args:
+        database: The file.
+        trials: Whether what trials hold is checked too. Who only reads finds that out on the way: their parameters are
+            for samplers, and each record is checked as it is read.
     """
     if database.stat().st_size == 0:  # a run was killed as it made the file
         return ""
     try:
         with closing(sqlite3.connect(database, timeout=30)) as link:
             (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
-            return str(found) if found != "ok" else next(_faults(link), "")
+            return str(found) if found != "ok" else next(_faults(link, trials), "")
     except sqlite3.OperationalError as error:
         if any(word in str(error) for word in ("malformed", "no such column", "unsupported file format")):
             return str(error)
@@ -119,30 +125,43 @@ def fault_of(database: Path) -> str:
         return str(error)
 
 
-def _faults(link: sqlite3.Connection) -> Iterator[str]:
+def _faults(link: sqlite3.Connection, trials: bool) -> Iterator[str]:
     """Yield what is wrong with the content of a sound file."""
     tables = {name for (name,) in link.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not {"studies", "trials", "trial_user_attributes", "study_user_attributes"} <= tables:
         return  # a run was killed as it made them
-    trials = link.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
-    if [number for number, _ in trials] != list(range(len(trials))):
+    found = link.execute("SELECT number, state FROM trials ORDER BY number").fetchall()
+    if [number for number, _ in found] != list(range(len(found))):
         yield "numbers of trials are missing"
-    yield from (f"trial {number} is {state!r}" for number, state in trials if state not in _STATES)
+    yield from (f"trial {number} is {state!r}" for number, state in found if state not in _STATES)
     for table, columns in _READ.items():
-        if table in tables:
-            for values in link.execute(f"SELECT {', '.join(columns)} FROM {table}"):  # noqa: S608
-                for name, value, sound in zip(columns, values, columns.values(), strict=True):
-                    if value is not None and (fault := _fault(value, sound)):
-                        yield f"{name} in {table}: {fault}"
+        if table in tables and (trials or not table.startswith("trial_")):
+            yield from _faults_of_values(link, table, columns)
+    if trials:
+        yield from _faults_of_texts(link)
+    for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
+        if key.startswith(_NOTES) and (fault := _fault(value, lambda text: unseal_line(json.loads(text)))):
+            yield f"{key}: {fault}"
+
+
+def _faults_of_values(
+    link: sqlite3.Connection, table: str, columns: dict[str, Callable[[Any], object]]
+) -> Iterator[str]:
+    for name, sound in columns.items():
+        few = f"typeof({name}) NOT IN ('integer', 'real')" if sound in (int, float) else "true"
+        query = f"SELECT DISTINCT {name} FROM {table} WHERE {name} IS NOT NULL AND {few}"  # noqa: S608
+        for (value,) in link.execute(query):
+            if fault := _fault(value, sound):
+                yield f"{name} in {table}: {fault}"
+
+
+def _faults_of_texts(link: sqlite3.Connection) -> Iterator[str]:
     texts = link.execute(
         "SELECT t.number, a.key, a.value_json FROM trial_user_attributes a JOIN trials t USING (trial_id)"
     )
     for number, key, value in texts:
         if key.startswith(_ATTRIBUTES) and (fault := _fault(value, _read_text)):
             yield f"{key.removeprefix(_ATTRIBUTES)} of trial {number}: {fault}"
-    for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
-        if key.startswith(_NOTES) and (fault := _fault(value, lambda text: unseal_line(json.loads(text)))):
-            yield f"{key}: {fault}"
 
 
 def _read_text(text: str) -> object:
@@ -189,12 +208,12 @@ def keep_copy(paths: StudyPaths) -> None:
 
 
 def check_database(paths: StudyPaths) -> None:
-    """Refuse to show a study whose database is damaged.
+    """Refuse to show a study whose database is damaged; what its trials hold is checked as it is read.
 
     Raises:
         StorageError: Names file and fault.
     """
-    if fault := fault_of(paths.database):
+    if fault := fault_of(paths.database, trials=False):
         raise StorageError(
             f"the record of study {paths.name!r} ({str(paths.database)!r}) is damaged: {fault}",
             "the same search again sets it aside and goes on from its copy; --fresh sets the study aside",

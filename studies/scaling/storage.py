@@ -171,8 +171,7 @@ def page() -> None:
         figures += [
             f"{row['resume_s']:.1f}",
             f"{row['memory_mb']:.0f}",
-            f"{row['front_s']:.1f}",
-            f"{row['report_s']:.1f}",
+            *(f"{row[name]:.1f}" for name in ("front_s", "front_cpu_s", "report_s", "report_cpu_s")),
         ]
         lines.append(f"| {row['storage']} | {row['trials']:,} | " + " | ".join(figures) + " |")
     lines += ["", "![one more trial and the verbs](storage.png)", ""]

@@ -25,6 +25,7 @@ from autoprune.search.budget import Timekeeper
 from autoprune.search.driver import Driver
 from autoprune.search.events import Progress, WorkerState
 from autoprune.search.executors.contract import Executor, Request
+from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.local import LocalExecutor, seats
 from autoprune.search.interrupt import Interrupt
 from autoprune.search.outcome import Outcome
@@ -33,7 +34,9 @@ from autoprune.study.store import StudyStore
 from tests.search.fakes import FakeBench, make_options
 from tests.study.large import GROUPS, SPACE, fill, measured
 
-# So long at most do workers start.
+# So long at most does a trial run, and
+_LIMIT_S = 600.0
+# workers start.
 _START_S = 300.0
 # Share of a processor that a sleeping trial asks Ray for.
 _RAY_CPUS = 0.05
@@ -230,14 +233,15 @@ def started(kind: str, workers: int, seconds: float) -> Iterator[Executor]:
 
 def here(workers: int, seconds: float) -> LocalExecutor:
     """Return workers of this machine."""
-    return LocalExecutor(seconds, seats(workers), lambda: 600.0, serve=sleeping.serve)
+    return LocalExecutor(seconds, seats(workers), RequestLimits(lambda: None, _LIMIT_S), serve=sleeping.serve)
 
 
 def on_ray(workers: int, seconds: float) -> Any:
     """Return workers of a Ray that is started here."""
     import tempfile
 
-    from autoprune.search.executors.ray import RayExecutor, connect
+    from autoprune.search.executors.ray import RayExecutor
+    from autoprune.search.executors.ray_start import connect
 
     execution = Execution(engine="ray", workers=workers, cpus_per_trial=_RAY_CPUS)
     started_here = connect(execution, "latency:none")
@@ -246,7 +250,7 @@ def on_ray(workers: int, seconds: float) -> Any:
         execution,
         "scaling",
         tempfile.mkdtemp(prefix="autoprune-ray-"),
-        lambda: 600.0,
+        RequestLimits(lambda: None, _LIMIT_S),
         resource=None,
         started_here=started_here,
         serve=sleeping.serve,

@@ -20,6 +20,7 @@ from autoprune.search.executors.contract import Reference, Reply, Request
 from autoprune.search.outcome import Outcome
 from autoprune.space.recipe import Recipe
 from tests.faults import records
+from tests.faults.setups import memory_group
 from tests.study.made import make_groups, make_measurement
 
 MODEL = "model.onnx"
@@ -108,11 +109,20 @@ def _pass(seconds: float, stopped: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def _memory() -> int:
+    """Return the bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def _misbehave(what: str) -> None:
     if what == "exit":
         os._exit(7)
     if what in ("kill", "stop"):
         os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+    if what == "group":
+        memory_group(_memory() + (1 << 28))
+        hoard = [bytearray(b"x" * (32 << 20)) for _ in range(64)]
+        raise AssertionError(f"{len(hoard)} times 32 MiB were allowed")
     if what in ("memory", "data"):
         # What the process has, and a quarter of a gigabyte.
         limit = resource.RLIMIT_AS if what == "memory" else resource.RLIMIT_DATA

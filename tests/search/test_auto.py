@@ -267,7 +267,7 @@ def test_a_space_without_training_trains_nothing(tmp_path: Path) -> None:
 
 def test_a_network_that_was_not_kept_is_trained_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = make_scene("gone", budget=Budget(seconds=900.0), config=config("gone"), duration_s=5.0)
-    monkeypatch.setattr(scene.driver, "has_artifact", lambda record: False)
+    monkeypatch.setattr(scene.driver.kept, "has", lambda record: False)
     run(scene)
     second = [r for r in trained(scene) if r.rung == 2]
     assert second
@@ -295,7 +295,7 @@ def test_what_needs_no_training_beats_what_does(tmp_path: Path) -> None:
 
 def test_uniform_baselines_are_screened_as_they_are_called() -> None:
     scene, _ = searched("uniform")
-    wanted = {b.label: b.recipe for b in scene.driver._missing_baselines()}
+    wanted = {b.label: b.recipe for b in scene.driver._unfinished.baselines()}
     for screen in read_screens(scene.store.paths):
         if screen.label in wanted:
             assert screen.recipe.groups == wanted[screen.label].groups

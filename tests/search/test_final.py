@@ -17,6 +17,7 @@ from autoprune.search.budget import CLOSING_S
 from autoprune.search.final import FinalPhase, Networks, choose_number
 from autoprune.search.jobs import Job
 from autoprune.space.recipe import Recipe, Recovery, uniform_recipe
+from autoprune.study.artifacts import commit_folder
 from autoprune.study.records import TrialRecord
 from tests.search.fakes import FakeBench, make_scene
 
@@ -120,3 +121,32 @@ def test_measuring_more_than_latency_fits_into_the_time_that_is_left(phase: Fina
     assert phase.points._run_protocol(4, 1).limit_s == pytest.approx(2.0)
     clock.advance(10.0)
     assert phase.points._run_protocol(4, 1).why_not == "the budget left no time for it"
+
+
+def test_what_an_earlier_run_of_the_phase_trained_comes_first_and_costs_no_time(
+    phase: FinalPhase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = phase.paths.artifacts / "trained"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"weights")
+    commit_folder(folder, phase.paths.recovered(4, phase.round))
+    again = FinalPhase(phase.driver, phase.bench)
+    monkeypatch.setattr(again, "reserve_s", lambda artifacts=None: 0.0)
+    monkeypatch.setattr(again, "_least_s", lambda networks: 100.0 if networks else 0.0)
+    left_s = again.keeper.training_left_s(0.0)
+    clock = phase.driver.clock
+    assert isinstance(clock, FakeClock)
+    clock.advance(left_s - 150.0)  # enough to train one of the others
+    found = list(again._affordable(covering=True))
+    leaders = [[members[0].number for members in networks] for networks, _ in found]
+    assert leaders
+    assert all(each[0] == 4 and len(each) == len(set(each)) for each in leaders)
+    assert max(map(len, leaders)) == 2
+    clock.advance(100.0)  # and for none
+    left = [[members[0].number for members in networks] for networks, _ in again._affordable(covering=True)]
+    assert left == [[4]]
+    slots: list[float] = []
+    monkeypatch.setattr(again, "_recovered", lambda record, slot_s: slots.append(slot_s))
+    again._recover(found[0][0])
+    assert slots[0] == 0.0
+    assert slots[1] == pytest.approx(again.keeper.training_left_s(0.0))

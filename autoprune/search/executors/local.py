@@ -20,6 +20,7 @@ from autoprune.errors import TrialError, WorkerError
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
 from autoprune.search.executors.limits import RequestLimits
+from autoprune.search.executors.seating import Occupation
 from autoprune.search.executors.worker import HELD_BACK, Seat, main, serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost: it is stopped, or its machine is swamped.
@@ -179,8 +180,7 @@ class _Worker:
         self._process: Any = None
         self._connection: Any = None
         self._is_ready = self._is_heard = False
-        self._doing, self._since_s = "idle", time.monotonic()
-        self._first_s, self._busy_s, self._lost = time.monotonic(), 0.0, 0
+        self._occupation = Occupation("idle")
 
     def start(self) -> None:
         """Start a process in this seat, unless there is one.
@@ -197,7 +197,7 @@ class _Worker:
             process = self._context.Process(
                 target=main, args=(theirs, self.seat, self._stopping, self._serve)
             )
-            self._set("starting")
+            self._occupation.set("starting")
             # By a thread that lives as long as the executor: see end_with.
             try:
                 self._starter.submit(process.start).result()
@@ -222,7 +222,7 @@ class _Worker:
         self._make_ready()
         begun_s = time.monotonic()
         limit_s = self._limits.of(request)
-        self._set(request.name)
+        self._occupation.set(request.name, busy=True)
         try:
             if self.reference is not self._told:
                 self._connection.send(self.reference)
@@ -237,9 +237,8 @@ class _Worker:
         except (EOFError, OSError):
             raise self._gone() from None
         finally:
-            self._busy_s += time.monotonic() - begun_s
             if self._process is not None:
-                self._set("idle")
+                self._occupation.set("idle")
 
     def _make_ready(self) -> None:
         """Wait for the process to be ready; one that dies on the way is started again, a few times."""
@@ -278,7 +277,7 @@ class _Worker:
                 raise TrialError(INTERRUPTED, "stopped at once")
             if now_s - heard_s > lease_s:
                 how = f"gave no sign of life for {lease_s:g} s"
-                self._lost += 1
+                self._occupation.lost += 1
                 self.kill(how)
                 raise TrialError(WORKER_LOST, f"worker {self.seat.number} {how}")
             if limit_s is not None and now_s > begun_s + limit_s:
@@ -293,7 +292,7 @@ class _Worker:
         return message
 
     def _hung(self, limit_s: float) -> TrialError:
-        self._lost += 1
+        self._occupation.lost += 1
         self.kill("hung")
         return TrialError(HUNG, f"ran longer than {limit_s:.0f} s; its worker was ended")
 
@@ -309,7 +308,7 @@ class _Worker:
             how = f"was killed by {_name(-code)}"
             if code == -signal.SIGKILL:
                 how += " (by hand, or the system was out of memory)"
-        self._lost += 1
+        self._occupation.lost += 1
         self.kill(how)
         return TrialError(WORKER_LOST, f"worker {self.seat.number} {how}")
 
@@ -320,30 +319,14 @@ class _Worker:
             if process is None:
                 return
             self._is_ready = False
-            self._set(why)
+            self._occupation.set(why)
             process.kill()
             process.join()
             self._connection.close()
 
-    def _set(self, doing: str) -> None:
-        self._doing, self._since_s = doing, time.monotonic()
-
     def state(self) -> WorkerState:
         """Return what it does now."""
-        now_s = time.monotonic()
-        busy_s = self._busy_s + (now_s - self._since_s if self._is_busy() else 0.0)
-        return WorkerState(
-            name=f"worker {self.seat.number}",
-            node=socket.gethostname(),
-            doing=self._doing,
-            since_s=now_s - self._since_s,
-            busy_share=min(1.0, busy_s / max(now_s - self._first_s, 1e-9)),
-            lost=self._lost,
-            is_busy=self._is_busy(),
-        )
-
-    def _is_busy(self) -> bool:
-        return self._is_ready and self._doing != "idle"
+        return self._occupation.state(f"worker {self.seat.number}", socket.gethostname())
 
 
 def _name(number: int) -> str:

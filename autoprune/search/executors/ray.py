@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.events import WorkerState
-from autoprune.search.executors.contract import HUNG, INTERRUPTED, WORKER_LOST, Reference, Reply, Request
+from autoprune.search.executors.contract import HUNG, INTERRUPTED, Reference, Reply, Request
 from autoprune.search.executors.limits import RequestLimits
 from autoprune.search.executors.ray_start import NAMESPACE
+from autoprune.search.executors.seating import Seating
 from autoprune.search.executors.worker import serve_bench
 
 # Seconds without a sign of life after which a worker counts as lost; its late reply is refused.
@@ -30,47 +31,8 @@ _CLOSE_S = 20.0
 _MEASURERS_S = 120.0
 # A worker that nobody hears of for so long, and no other that is ready, end the search.
 _NOBODY_S = 900.0
-_MAX_STARTS = 5
 _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray.air")
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Place:
-    """What is known of one seat.
-
-    Attributes:
-        node: Host and process of its worker.
-        doing: What it does.
-        since_s: Since when.
-        heard_s: When it gave a sign of life last.
-        first_s: When it was first heard of.
-        busy_s: Seconds in which it had work.
-        token: Request that it works on.
-        lost: Requests that were lost with its workers.
-        is_ready: Whether its worker can take requests.
-        starts: Starts in a row of workers that did not become ready.
-    """
-
-    node: str = ""
-    doing: str = "waiting for a node"
-    since_s: float = field(default_factory=time.monotonic)
-    heard_s: float = field(default_factory=time.monotonic)
-    first_s: float = field(default_factory=time.monotonic)
-    busy_s: float = 0.0
-    token: int | None = None
-    lost: int = 0
-    is_ready: bool = False
-    starts: int = 0
-
-
-@dataclass
-class _Waiting:
-    """A request that somebody waits for."""
-
-    name: str
-    answers: queue.SimpleQueue[Reply | TrialError]
-    taken_s: float | None = None
 
 
 class RayExecutor:
@@ -107,18 +69,14 @@ class RayExecutor:
         from autoprune.search.executors.ray_worker import Desk
 
         self._execution, self._storage = execution, storage
-        self._limits, self._lease_s, self._resource = limits, lease_s, resource
+        self._limits, self._resource = limits, resource
         self._started_here, self._serve = started_here, serve
         self.size = execution.workers or self._room()
         self._tokens = itertools.count()
-        self._lock = threading.Lock()
-        self._waiting: dict[int, _Waiting] = {}
-        self._places = [_Place() for _ in range(self.size)]
+        self._seating = Seating(self.size, lease_s, self._dismiss, self._fail)
         self._failure: WorkerError | None = None
         self._ended = threading.Event()
         self._ending = threading.Event()
-        self._last_ready_s = time.monotonic()
-        self.refused = 0
         self._desk_name = f"desk-{name}-{secrets.token_hex(4)}"
         # On the driver's own node: any other may be lost without the search.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -254,11 +212,9 @@ class RayExecutor:
         """Lay a request on the desk and wait for what comes of it; see :class:`Executor`."""
         import ray
 
-        waiting = _Waiting(request.name, queue.SimpleQueue())
+        waiting = self._seating.wait_for(request.token, request.name)
         limit_s: float | None = None
         laid_s = time.monotonic()
-        with self._lock:
-            self._waiting[request.token] = waiting
         try:
             ray.get(self._desk.lay.remote(_anywhere(request)))
             while True:
@@ -277,7 +233,7 @@ class RayExecutor:
                     continue
                 limit_s = self._limits.of(request) if limit_s is None else limit_s
                 if time.monotonic() - waiting.taken_s > limit_s:
-                    self._dismiss_seat_of(request.token)
+                    self._seating.give_up(request.token)
                     raise TrialError(HUNG, f"ran longer than {limit_s:.0f} s")
         except ray.exceptions.RayError as error:
             raise WorkerError(
@@ -285,8 +241,7 @@ class RayExecutor:
                 "the finished trials are kept; run the same command again",
             ) from error
         finally:
-            with self._lock:
-                self._waiting.pop(request.token, None)
+            self._seating.forget(request.token)
 
     def _check_anybody(self, request: Request, laid_s: float) -> None:
         """End the wait for a worker where none is to come.
@@ -299,9 +254,8 @@ class RayExecutor:
         if self._ending.is_set():
             ray.get(self._desk.withdraw.remote(request.token))
             raise TrialError(INTERRUPTED, "the search was asked to end before a worker was free")
-        with self._lock:
-            is_anybody = any(place.is_ready for place in self._places)
-        if not is_anybody and time.monotonic() - max(laid_s, self._last_ready_s) > _NOBODY_S:
+        waited_s = time.monotonic() - max(laid_s, self._seating.last_ready_s)
+        if waited_s > _NOBODY_S and not self._seating.is_anybody_ready():
             self._fail(
                 WorkerError(
                     f"no worker has been ready for {_NOBODY_S / 60:.0f} minutes",
@@ -309,19 +263,8 @@ class RayExecutor:
                 )
             )
 
-    def _dismiss_seat_of(self, token: int) -> None:
-        """Let a hung worker be ended, and another take its seat; its late reply is refused."""
-        with self._lock:
-            for seat, place in enumerate(self._places):
-                if place.token == token:
-                    self._free(place, "hung")
-                    place.lost += 1
-                    self._dismiss(seat, place)
-
-    def _dismiss(self, seat: int, place: _Place) -> None:
-        """Let the worker that has a seat end as soon as it is heard of."""
-        self._desk.dismiss.remote(seat, place.node)
-        place.node, place.is_ready = "", False
+    def _dismiss(self, seat: int, node: str) -> None:
+        self._desk.dismiss.remote(seat, node)
 
     # -- what workers say --------------------------------------------------------------------
 
@@ -336,107 +279,19 @@ class RayExecutor:
                     WorkerError(f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}")
                 )
                 return
-            with self._lock:
-                for kind, seat, node, content in events:
-                    self._hear(self._places[seat], kind, node, content)
-                self._look_for_silence()
-
-    def _hear(self, place: _Place, kind: str, node: str, content: Any) -> None:
-        now_s = time.monotonic()
-        if kind == "join":
-            self._lose(place, f"worker on {place.node} ended")
-            place.node, place.is_ready = node, False
-            place.starts += 1
-            self._set(place, "starting")
-            if place.starts > _MAX_STARTS:
-                self._fail(
-                    WorkerError(
-                        f"workers of a seat died {_MAX_STARTS} times in a row while they started, last on {node}"
-                    )
-                )
-        elif node != place.node:
-            if kind == "reply":
-                self._refuse(node)
-            return
-        place.heard_s = now_s
-        if kind == "ready":
-            place.is_ready, place.starts, self._last_ready_s = True, 0, now_s
-            self._set(place, "idle")
-        elif kind == "failed":
-            self._set(place, "cannot start")
-            if any(each.is_ready for each in self._places):
-                _log.warning("a worker on %s cannot start and is left out: %s", node, content[0])
-            else:
-                self._fail(WorkerError(f"a worker on {node} cannot start: {content[0]}", content[1]))
-        elif kind == "take":
-            place.token = content
-            waiting = self._waiting.get(content)
-            self._set(place, waiting.name if waiting is not None else "what nobody waits for")
-            if waiting is not None:
-                waiting.taken_s = now_s
-        elif kind == "reply":
-            self._free(place, "idle")
-            waiting = self._waiting.get(content.token)
-            if waiting is None:
-                self._refuse(node)
-            else:
-                waiting.answers.put(content)
-
-    def _refuse(self, node: str) -> None:
-        """Refuse a reply that comes after its worker was given up."""
-        self.refused += 1
-        _log.warning("a late result from %s is refused: its request was given up", node)
-
-    def _look_for_silence(self) -> None:
-        for seat, place in enumerate(self._places):
-            if place.node and place.is_ready and time.monotonic() - place.heard_s > self._lease_s:
-                self._lose(place, f"worker on {place.node} gave no sign of life for {self._lease_s:g} s")
-                self._dismiss(seat, place)
-
-    def _lose(self, place: _Place, reason: str) -> None:
-        """Give up what a worker works on, if anything."""
-        token = place.token
-        if token is None:
-            return
-        self._free(place, "lost")
-        place.lost += 1
-        waiting = self._waiting.pop(token, None)
-        if waiting is not None:
-            waiting.answers.put(TrialError(WORKER_LOST, reason))
-
-    def _free(self, place: _Place, doing: str) -> None:
-        if place.token is not None:
-            place.busy_s += time.monotonic() - place.since_s
-        place.token = None
-        self._set(place, doing)
-
-    @staticmethod
-    def _set(place: _Place, doing: str) -> None:
-        place.doing, place.since_s = doing, time.monotonic()
+            self._seating.hear(events)
 
     def _fail(self, error: WorkerError) -> None:
         self._failure = self._failure or error
 
+    @property
+    def refused(self) -> int:
+        """Replies that came after their request was given up."""
+        return self._seating.refused
+
     def states(self) -> tuple[WorkerState, ...]:
         """Return what each worker does now."""
-        now_s = time.monotonic()
-        with self._lock:
-            return tuple(
-                WorkerState(
-                    name=f"seat {number}",
-                    node=place.node.partition(":")[0],
-                    doing=place.doing,
-                    since_s=now_s - place.since_s,
-                    busy_share=min(
-                        1.0,
-                        (place.busy_s + (now_s - place.since_s if place.token is not None else 0.0))
-                        / max(now_s - place.first_s, 1e-9),
-                    ),
-                    lost=place.lost,
-                    is_busy=place.token is not None,
-                )
-                for number, place in enumerate(self._places)
-            )
+        return self._seating.states()
 
     # -- ending ------------------------------------------------------------------------------
 

@@ -103,15 +103,6 @@ def test_failures_of_trials_keep_their_kind(pair: RayExecutor) -> None:
     assert caught.value.kind == "nan"
 
 
-def test_a_late_result_is_refused(pair: RayExecutor) -> None:
-    refused = pair.refused
-    place = pair._places[0]
-    pair._hear(place, "join", "gone:1", None)
-    pair._hear(place, "reply", "gone:0", Reply(10**9, score=0.5))  # of the worker that was there before
-    pair._hear(place, "reply", "gone:1", Reply(10**9, score=0.5))  # of a request that was given up
-    assert pair.refused == refused + 2
-
-
 def test_without_a_measuring_node_the_search_does_not_begin(cluster: Execution, tmp_path: Path) -> None:
     executor = make_executor(cluster, tmp_path, resource="latency:cuda")
     with pytest.raises(WorkerError, match="no node of the cluster offers 'latency:cuda'") as caught:
