@@ -15,7 +15,7 @@ from autoprune.faults import reached
 from autoprune.search.baselines import Baseline
 from autoprune.search.candidates import Candidate
 from autoprune.search.driver import MAX_FAILURES_IN_A_ROW, Driver, too_many_failures
-from autoprune.search.fidelity import Step, steps_between_rungs
+from autoprune.search.fidelity import Step
 from autoprune.search.jobs import Job, brief, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
@@ -25,6 +25,7 @@ from autoprune.search.proposals import Proposal, Proposer, Result
 from autoprune.search.severity import ALL_LOST, volume_ends
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
+from autoprune.study.artifacts import kept_numbers
 from autoprune.study.retries import CUT_OFF
 from autoprune.study.screens import Screen, append_screens, read_screens
 
@@ -184,7 +185,7 @@ class AutoSearch:
     def _fill_gap(self) -> bool:
         """Train a recipe in a part of the costs where none was trained; return whether there was one."""
         while True:
-            pool = [c for c in self.pool if c.recipe.prunes and 0 in c.lost and not c.hopeless]
+            pool = [c for c in self.pool if c.prunes and 0 in c.lost and not c.hopeless]
             scaled = self._scaled(pool, 0)
             # What exceeds the cap on another axis covers nothing.
             within = np.flatnonzero((scaled < 1.0).all(axis=1))
@@ -324,7 +325,9 @@ class AutoSearch:
         start = earlier
         if start is None and self.config.auto.lineage and recipe.prunes:
             counts = recipe.kept_counts(self.driver.groups)
-            start = find_parent(counts, self.driver.records, self.driver.groups, self.driver.kept.has)
+            numbers = kept_numbers(self.driver.paths)
+            kept = [r for r in self.driver.records if r.number in numbers]
+            start = find_parent(counts, kept, self.driver.groups, self.driver.kept.has)
         candidate.running = rung
         try:
             record = self.driver.trial(
@@ -350,7 +353,7 @@ class AutoSearch:
 
     def steps(self) -> list[Step]:
         """Return how each rung's results relate to the next one's so far."""
-        return steps_between_rungs(self.driver.records, len(self.rungs))
+        return self.driver.outlook.steps()
 
     def _scaled(self, candidates: Sequence[Candidate], rung: int) -> Array:
         """Return results of ``rung`` as shares of where the volume ends, ``(n, 3)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from autoprune.search.profile import Timed
 from autoprune.space.groups import Groups
@@ -35,6 +36,11 @@ class Candidate:
     screened: float | None = None
     hopeless: bool = False
     running: int | None = None
+
+    @cached_property
+    def prunes(self) -> bool:
+        """Whether its recipe removes anything; asked of all candidates after each trial."""
+        return self.recipe.prunes
 
     def reaches(self, rung: int) -> bool:
         """Return whether it has a result of ``rung``, or is about to."""

@@ -287,7 +287,7 @@ class Driver:
         if recipe is None:
             trial = self.store.ask()
             return trial, self.space.suggest(trial, self.groups)
-        params = self.space.params_of(recipe, self.groups)
+        params = self.space.params_of(recipe, self.groups) or {}
         trial = self.store.ask(params)
         if params:
             self.space.suggest(trial, self.groups)

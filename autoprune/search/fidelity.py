@@ -124,22 +124,18 @@ def final_left(steps: float | None, last_rung: int) -> float:
     return min(1.0, math.pow(max(steps, 1.0) / last_rung, -_DECAY))
 
 
-def left_by_rung(
-    records: Sequence[TrialRecord], rungs: int, *, final: float, seen: bool, trains: bool = True
-) -> dict[int, float]:
+def left_by_rung(steps: Sequence[Step], *, final: float, seen: bool, trains: bool = True) -> dict[int, float]:
     """Return for each rung the share of its results' severity that is expected to be left on new images in the end.
 
     With it results of several rungs are brought to one fidelity.
 
     Args:
-        records: Trials of the study.
-        rungs: Number of rungs, the screen included.
+        steps: How each rung relates to the next one, from the screen on.
         final: See :func:`final_left`.
         seen: Whether the dense network may have been trained on the search split.
         trains: Whether anything is trained; else what a screen lost stays lost.
     """
     if not trains:
-        return dict.fromkeys(range(rungs), SEEN_SPLIT if seen else 1.0)
-    steps = steps_between_rungs(records, rungs)
+        return dict.fromkeys(range(len(steps) + 1), SEEN_SPLIT if seen else 1.0)
     left = final * (SEEN_SPLIT if seen else 1.0)
-    return {rung: left * math.prod(step.kept_loss for step in steps[rung:]) for rung in range(rungs)}
+    return {rung: left * math.prod(step.kept_loss for step in steps[rung:]) for rung in range(len(steps) + 1)}

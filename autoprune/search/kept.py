@@ -8,6 +8,9 @@ from autoprune.search.outlook import Outlook
 from autoprune.study.artifacts import discard_unlisted, usable
 from autoprune.study.records import TrialRecord
 
+# What is kept is chosen among all trials, which takes longer the more there are: in large studies not after each one.
+_EVERY = 50
+
 
 class Kept:
     """The artifacts of one study's trials.
@@ -36,8 +39,12 @@ class Kept:
     def discard_dominated(self, ledger: Ledger, outlook: Outlook) -> None:
         """Keep those of the dense network, the baselines, the front and what the final recovery would train.
 
-        Of trials that are not recorded yet it keeps what they start from, and what they may have written by now.
+        Of trials that are not recorded yet it keeps what they start from, and what they may have written by now. It
+        depends on the number of finished trials alone when something is removed, so that a resumed search finds what
+        one finds that was not interrupted.
         """
+        if ledger.finished % (1 + ledger.finished // _EVERY):
+            return
         keep = ledger.fronts.numbers() | ledger.given
         keep |= {n for r in ledger.running() for n in (r.number, r.started_from) if n is not None}
         keep |= {r.number for members in outlook.networks(self._most) for r in members}

@@ -77,7 +77,9 @@ class Lanes:
             try:
                 self._watch(threads, stop)
                 break
-            except KeyboardInterrupt as error:  # wherever in there it comes: what runs is ended, and waited for
+            except (
+                KeyboardInterrupt
+            ) as error:  # wherever in there it comes: what runs is ended, and waited for
                 self._failure = self._failure or error
         if self._failure is not None:
             raise self._failure

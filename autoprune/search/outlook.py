@@ -10,14 +10,25 @@ import numpy as np
 from autoprune.measure.record import Measurement
 from autoprune.search.bench import Bench
 from autoprune.search.budget import Timekeeper
-from autoprune.search.fidelity import INHERITED, SEEN_SPLIT, final_left, left_by_rung
+from autoprune.search.fidelity import (
+    INHERITED,
+    SEEN_SPLIT,
+    Step,
+    final_left,
+    left_by_rung,
+    steps_between_rungs,
+)
 from autoprune.search.lineage import prunes_further
 from autoprune.search.selection import choose_networks
 from autoprune.search.severity import severity, volume_ends
 from autoprune.search.volume import Volume, counted_axes
 from autoprune.space.search_space import SearchSpace
+from autoprune.study.artifacts import kept_numbers
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
+
+# Up to so many trials everything is looked at after each one.
+_EVERY = 200
 
 
 class Outlook:
@@ -44,6 +55,8 @@ class Outlook:
         self.bench = bench
         self.keeper = keeper
         self._records = records
+        self._steps: list[Step] = []
+        self._steps_by = -1
 
     def dense_record(self) -> TrialRecord | None:
         """Return the dense network's trial; None before it was measured."""
@@ -67,9 +80,8 @@ class Outlook:
 
     def networks(self, most: int, *, covering: bool = True) -> list[list[TrialRecord]]:
         """Return the networks that the final recovery would train now; see :func:`choose_networks`."""
-        records, paths = self._records(), self.store.paths
-        folders = {place.name for place in paths.artifacts.glob("trial-*") if place.is_dir()}
-        kept = {r.number for r in self._within_limits() if paths.artifact(r.number).name in folders}
+        records = self._records()
+        kept = kept_numbers(self.store.paths) & {r.number for r in self._within_limits()}
         auto = self.store.sampler_name == "auto"
         return choose_networks(
             records,
@@ -125,9 +137,20 @@ class Outlook:
     def left_by_rung(self) -> dict[int, float]:
         """Return the share of each rung's loss that is expected to be left in the end."""
         final = final_left(self._final_steps(), self.space.rungs[-1].steps)
-        return left_by_rung(
-            self._records(), len(self.space.rungs), final=final, seen=self._is_seen, trains=self.space.trains
-        )
+        return left_by_rung(self.steps(), final=final, seen=self._is_seen, trains=self.space.trains)
+
+    def steps(self) -> list[Step]:
+        """Return how each rung's results relate to the next one's so far.
+
+        In large studies that is looked at anew after several trials: by a number that depends on the finished ones
+        alone, so that a resumed search sees what one sees that was not interrupted.
+        """
+        finished = [r for r in self._records() if r.state != "running"]
+        count = len(finished) - len(finished) % (1 + len(finished) // _EVERY)
+        if count != self._steps_by:
+            self._steps_by = count
+            self._steps = steps_between_rungs(finished[:count], len(self.space.rungs))
+        return self._steps
 
     def _within_limits(self) -> Sequence[TrialRecord]:
         """Return the trials that keep the user's limits of size and latency; all of them where none does."""

@@ -18,6 +18,8 @@ from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.
 _CORRECT_EVERY = 3
+# In large studies after a twentieth more, by the latest: four slopes are fitted.
+_CORRECT_SHARE, _CORRECT_BY = 20, 200
 
 
 class Pool:
@@ -65,7 +67,7 @@ class Pool:
 
     def counts(self, candidate: Candidate) -> bool:
         """Return whether a candidate is one that trainings are for; where nothing can be cut, all are."""
-        return candidate.recipe.prunes or not self._prunes
+        return candidate.prunes or not self._prunes
 
     def count(self, rung: int) -> int:
         """Return how many candidates that count have a result of ``rung``; all that were screened do."""
@@ -151,10 +153,10 @@ class Pool:
     def correct_costs(self, groups: Groups) -> bool:
         """Fit the predictions of latency to the trials too, once there are some more; return whether that was done."""
         trained = [c for c in self if c.trials]
-        if len(trained) < self._corrected_by + _CORRECT_EVERY:
+        if len(trained) < self._corrected_by + max(_CORRECT_EVERY, self._corrected_by // _CORRECT_SHARE):
             return False
         self._corrected_by = len(trained)
-        self.options = self.options.corrected([as_timed(c, groups) for c in trained])
+        self.options = self.options.corrected([as_timed(c, groups) for c in trained[-_CORRECT_BY:]])
         for key, candidate in self.candidates.items():
             if not candidate.trials:
                 candidate.costs = self.options.predicted_costs(np.frombuffer(key, dtype=np.int64))

@@ -98,13 +98,18 @@ def usable(folder: Path) -> bool:
     return True
 
 
+def kept_numbers(paths: StudyPaths) -> set[int]:
+    """Return the search trials whose artifacts are there."""
+    names = (
+        folder.name.removeprefix("trial-") for folder in paths.artifacts.glob("trial-*") if folder.is_dir()
+    )
+    return {int(name) for name in names if name.isdigit()}
+
+
 def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:
     """Remove the artifacts of trials that are not in ``keep``; final artifacts stay."""
-    kept = {paths.artifact(number).name for number in keep}
-    for folder in paths.artifacts.glob("trial-*"):
-        number_only = folder.name.removeprefix("trial-").isdigit()
-        if number_only and folder.name not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+    for number in kept_numbers(paths) - set(keep):
+        shutil.rmtree(paths.artifact(number), ignore_errors=True)
 
 
 def discard_unfinished(paths: StudyPaths) -> None:

@@ -16,10 +16,11 @@ from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import artifact_folder
 from autoprune.study.pareto import Array, hypervolume, knee, non_dominated
 from autoprune.study.records import TrialRecord, is_given, superseded
-from autoprune.study.store import StudyStore
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from autoprune.study.store import StudyStore
 
 # A tenth lost is where the volume of a front ends; latency and size end at the dense network's.
 WORST_DROP = 0.1

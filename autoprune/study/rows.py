@@ -37,7 +37,14 @@ class Row:
     attributes: dict[str, str]
 
 
-def read_rows(link: Connection, study_id: int, *, above: int = -1, also: Collection[int] = ()) -> list[Row]:
+def read_rows(
+    link: Connection,
+    study_id: int,
+    *,
+    above: int = -1,
+    also: Collection[int] = (),
+    known: Collection[int] = (),
+) -> list[Row]:
     """Return trials in the order of their numbers.
 
     Args:
@@ -45,6 +52,7 @@ def read_rows(link: Connection, study_id: int, *, above: int = -1, also: Collect
         study_id: The study's number there.
         above: Only trials with a larger ``id``, and
         also: those with these.
+        known: Of these they are left out while they run: nothing of them changes until they end.
     """
     chosen = _TRIALS.c.study_id == study_id
     if above >= 0 and len(also) <= _MOST_NAMED:
@@ -52,7 +60,10 @@ def read_rows(link: Connection, study_id: int, *, above: int = -1, also: Collect
         chosen &= or_(newer, _TRIALS.c.trial_id.in_(list(also))) if also else newer
     columns = select(_TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state)
     # The trials first: what they say is finished has all its attributes by then.
-    trials = link.execute(columns.where(chosen).order_by(_TRIALS.c.number)).all()
+    found_trials = link.execute(columns.where(chosen).order_by(_TRIALS.c.number)).all()
+    trials = [row for row in found_trials if row[0] not in known or row[2] != TrialState.RUNNING]
+    if len(trials) <= _MOST_NAMED:
+        chosen = _TRIALS.c.trial_id.in_([row[0] for row in trials])
     texts = (
         select(_ATTRIBUTES.c.trial_id, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
         .join(_TRIALS, _TRIALS.c.trial_id == _ATTRIBUTES.c.trial_id)

@@ -27,6 +27,7 @@ from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
 from autoprune.study.samplers import counted, make_sampler
 from autoprune.study.trial_log import TrialLog
+from autoprune.study.window import Window
 
 # What it warns of on the way, such as a statement that is repeated, is told once it cannot be mended.
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -60,6 +61,7 @@ class StudyStore:
         self._settings = settings
         self._release = release
         self._log = TrialLog(storage, study._study_id)
+        self._window = Window(storage, study, self._log, tuple(settings["objectives"]))
         self._seen: Callable[[TrialRecord], TrialRecord] | None = None
         self.objectives: tuple[str, ...] = tuple(settings["objectives"])
         self.sampler_name: str = settings["sampler"]
@@ -130,24 +132,27 @@ class StudyStore:
     # -- trials ------------------------------------------------------------------------------
 
     def ask(self, params: dict[str, Any] | None = None) -> optuna.Trial:
-        """Return a new trial; with ``params`` its suggestions are those."""
+        """Return a new trial.
+
+        Args:
+            params: What its suggestions are; None lets the sampler choose. Empty is for a recipe that the space does
+                not hold.
+        """
         drawn = counted(self.records())
         # Anew for every trial: the state of a sampler dies with its process.
         sampler = make_sampler(self.sampler_name, int(self._settings.get("seed", 0)), drawn)
         self._study.sampler = sampler
         with storage_faults(self.place):
-            # What samplers read of other trials is as old as their last look, which is that of another trial.
-            self._study._thread_local.cached_all_trials = None
             # Not by Study.enqueue_trial and Study.ask, which look for waiting trials through all of a study's.
             fixed = {"fixed_params": params} if params else {}
             states = optuna.trial.TrialState
             template = optuna.trial.create_trial(state=states.RUNNING, system_attrs=fixed)
             trial = optuna.Trial(
-                self._study, self._study._storage.create_new_trial(self._study._study_id, template)
+                self._window.study(), self._study._storage.create_new_trial(self._study._study_id, template)
             )
             # NSGA-II ignores an enqueued trial as a parent unless its relative parameters were asked for; TPE would
             # look through the study for parameters that are given.
-            if not params or isinstance(sampler, optuna.samplers.NSGAIISampler):
+            if params is None or (params and isinstance(sampler, optuna.samplers.NSGAIISampler)):
                 _ = trial.relative_params
             return trial
 
@@ -189,7 +194,6 @@ class StudyStore:
         values: Sequence[float] = (),
     ) -> None:
         # As Study.tell, which reads the trial twice and writes what it ends with in steps of their own.
-        self._study._thread_local.cached_all_trials = None
         told = None if not values else list(values)
         self._study.sampler.after_trial(self._study, trial._cached_frozen_trial, state, told)
         self._storage.finish(trial._trial_id, state, attributes, values)

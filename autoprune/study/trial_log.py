@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from autoprune.study import decode
@@ -28,10 +29,11 @@ class TrialLog:
         self._found: list[TrialRecord] = []
         self._running: dict[int, int] = {}  # places in the list by the trial's id
         self._newest = -1
+        self._ids: list[int] = []
 
     def rows(self) -> list[Row]:
         """Return all trials as they lie in the database."""
-        return self._read(-1, ())
+        return self._read(-1, (), ())
 
     def count(self) -> int:
         """Return how many trials there are."""
@@ -44,12 +46,22 @@ class TrialLog:
 
     def records(self) -> list[TrialRecord]:
         """Return every trial in the order of its number."""
-        self._take(self._read(self._newest, tuple(self._running)))
+        known = {each for each, place in self._running.items() if self._found[place].recipe is not None}
+        self._take(self._read(self._newest, tuple(self._running), known))
         if self._found and self._found[-1].number != len(self._found) - 1:
             # A trial was seen before one of a smaller number was committed, as no single driver writes them.
-            self._found, self._running, self._newest = [], {}, -1
+            self._found, self._running, self._newest, self._ids = [], {}, -1, []
             self._take(self.rows())
         return list(self._found)
+
+    def id_of(self, number: int) -> int:
+        """Return the number in the database of a trial that was read; -1 before the first."""
+        return self._ids[number] if number >= 0 else -1
+
+    def numbers_of(self, ids: Collection[int]) -> set[int]:
+        """Return the numbers of trials that were read by their numbers in the database."""
+        places = ((bisect_left(self._ids, each), each) for each in ids)
+        return {place for place, each in places if place < len(self._ids) and self._ids[place] == each}
 
     def _take(self, rows: list[Row]) -> None:
         with _uncollected(len(rows)):
@@ -57,14 +69,15 @@ class TrialLog:
         for row, record in zip(rows, records, strict=True):
             place = self._running.pop(row.id, len(self._found))
             self._found[place : place + 1] = [record]
+            self._ids[place : place + 1] = [row.id]
             if record.state == "running":
                 self._running[row.id] = place
             self._newest = max(self._newest, row.id)
 
-    def _read(self, above: int, also: tuple[int, ...]) -> list[Row]:
+    def _read(self, above: int, also: tuple[int, ...], known: Collection[int]) -> list[Row]:
         def read() -> list[Row]:
             with self._storage.engine.connect() as link:
-                return read_rows(link, self._study_id, above=above, also=also)
+                return read_rows(link, self._study_id, above=above, also=also, known=known)
 
         return self._storage.patiently(read)
 

@@ -75,8 +75,8 @@ def test_an_end_that_was_asked_for_leaves_no_process_and_no_noise(crew: Crew, te
         until(lambda: _children(run.pid) >= 3 or bool(crew.workers))
     else:
         until(lambda: len(crew.evaluations) >= 4)
-    # To all, as a terminal does. The second has another number: two equal ones may count as one. It comes at once, before
-    # trials are told of the first and end in order.
+    # To all, as a terminal does. The second has another number: two equal ones may count as one. It comes at once,
+    # before trials are told of the first and end in order.
     os.killpg(run.pid, signal.SIGTERM if how == "term" else signal.SIGINT)
     if how == "twice":
         os.killpg(run.pid, signal.SIGTERM)

@@ -77,10 +77,10 @@ def test_rungs_are_related_over_the_recipes_that_have_both() -> None:
     ]
     first, second = steps_between_rungs(records, 3)
     assert (first.pairs, second.pairs) == (2, 1)
-    left = left_by_rung(records, 3, final=0.4, seen=False)
+    left = left_by_rung([first, second], final=0.4, seen=False)
     assert left[2] == 0.4
     assert left[0] == pytest.approx(first.kept_loss * second.kept_loss * 0.4)
-    assert left_by_rung(records, 3, final=0.4, seen=True)[0] == pytest.approx(left[0] * SEEN_SPLIT)
+    assert left_by_rung([first, second], final=0.4, seen=True)[0] == pytest.approx(left[0] * SEEN_SPLIT)
     assert superseded(records) == {2}
 
 
@@ -119,7 +119,7 @@ def test_a_recipe_that_was_trained_anew_supersedes_its_lower_rung() -> None:
 
 
 def test_where_nothing_is_trained_what_a_screen_lost_stays_lost() -> None:
-    assert left_by_rung([], 2, final=0.4, seen=False, trains=False) == {0: 1.0, 1: 1.0}
+    assert left_by_rung(steps_between_rungs([], 2), final=0.4, seen=False, trains=False) == {0: 1.0, 1: 1.0}
 
 
 def test_a_recipe_that_was_trained_anew_from_another_network_leaves_that_one_alone() -> None:

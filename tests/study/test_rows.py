@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Connection
 
+from autoprune.space.recipe import uniform_recipe
+from autoprune.study import decode as decoding
 from autoprune.study import rows
+from autoprune.study.decode import Plan
 from autoprune.study.record_storage import RecordStorage
+from autoprune.study.records import TrialRecord
 from autoprune.study.rows import count_trials, read_rows
 from autoprune.study.trial_log import TrialLog
+from tests.study.made import GROUPS, open_for_writing
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +113,10 @@ def test_finished_trials_are_read_once_and_running_ones_until_they_end(
     asked: list[tuple[int, tuple[int, ...]]] = []
     read = log._read
 
-    def noted(above: int, also: tuple[int, ...]) -> list[rows.Row]:
+    def noted(above: int, also: tuple[int, ...], known: Collection[int]) -> list[rows.Row]:
         asked.append((above, also))
-        return read(above, also)
+        assert not known, "none of them has a recipe yet"
+        return read(above, also, known)
 
     monkeypatch.setattr(log, "_read", noted)
     states = ["failed", "failed", "running", "running", "running"]
@@ -121,6 +128,40 @@ def test_finished_trials_are_read_once_and_running_ones_until_they_end(
     found.clear()
     assert [record.state for record in log.records()] == states, "what was returned is the caller's own"
     assert asked == [(-1, ()), (7, (5, 6, 7)), (7, (5, 7))]
+
+
+def test_a_running_trial_whose_recipe_is_known_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(tmp_path / "studies"))
+    store = open_for_writing("s", sampler="random")
+    asked = [store.ask() for _ in range(3)]
+    recipe = uniform_recipe(GROUPS, 0.5, 8)
+    decoded: list[int] = []
+    decode = decoding.record
+
+    def noted(number: int, *rest: Any) -> TrialRecord:
+        decoded.append(number)
+        return decode(number, *rest)
+
+    monkeypatch.setattr(decoding, "record", noted)
+    assert [r.recipe for r in store.records()] == [None] * 3
+    store.begin(asked[1], Plan(recipe, "random"))
+    decoded.clear()
+    assert [r.recipe for r in store.records()] == [None, recipe, None]
+    assert decoded == [0, 1, 2]
+    decoded.clear()
+    store.records()
+    assert decoded == [0, 2], "nothing of a trial changes between its plan and its end"
+    store.fail(asked[1], "nan", "the loss became NaN", duration_s=1.0)
+    assert [r.state for r in store.records()] == ["running", "failed", "running"]
+    store.begin(asked[0], Plan(recipe, "random"))
+    store.begin(asked[2], Plan(recipe, "random"))
+    store.records()
+    decoded.clear()
+    assert [r.state for r in store.records()] == ["running", "failed", "running"]
+    assert decoded == []
+    store.release()
 
 
 def test_trials_that_came_out_of_their_order_are_all_read_again(
