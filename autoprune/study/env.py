@@ -8,7 +8,7 @@ from typing import Any
 from autoprune.config import StudyConfig
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import write_text_atomic
-from autoprune.study.integrity import set_aside
+from autoprune.study.integrity import opened, sealed, set_aside
 from autoprune.study.reading import read_json
 
 
@@ -26,19 +26,23 @@ def write_environment(
     runs = read_environment(paths)
     if not runs and paths.environment.exists():
         set_aside(paths.environment, "it cannot be read")
-    entry = {
+    entry: dict[str, Any] = {
         "host": host,
         "settings": config.model_dump(mode="json"),
         "data_fingerprint": data_fingerprint,
         "seed": config.seed,
     }
-    write_text_atomic(paths.environment, json.dumps([*runs, entry], indent=1, sort_keys=True))
+    # In the order that the file gives, by which their checksums go.
+    entries = json.loads(json.dumps([*runs, entry], sort_keys=True))
+    write_text_atomic(
+        paths.environment, json.dumps([sealed(each) for each in entries], indent=1, sort_keys=True)
+    )
 
 
 def read_environment(paths: StudyPaths) -> list[dict[str, Any]]:
     """Return one entry for each run of the study; none if the file is missing or damaged."""
     try:
         runs = read_json(paths.environment)
+        return [opened(run) for run in runs] if isinstance(runs, list) else []
     except (OSError, ValueError):
         return []
-    return runs if isinstance(runs, list) else []

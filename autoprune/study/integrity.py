@@ -38,9 +38,14 @@ _READ: dict[str, dict[str, Callable[[Any], object]]] = {
 _BESIDE = ("", "-wal", "-shm")
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping with a checksum of it among its names."""
+    return {**content, _SUM: digest_of(content)}
+
+
 def seal(content: dict[str, Any]) -> str:
     """Return a mapping as JSON with a checksum of it among its names."""
-    return json.dumps({**content, _SUM: digest_of(content)})
+    return json.dumps(sealed(content))
 
 
 def unseal(text: str) -> dict[str, Any]:
@@ -49,13 +54,18 @@ def unseal(text: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is no JSON mapping, or not what was written.
     """
-    content = parse_json(text)
+    return opened(parse_json(text))
+
+
+def opened(content: object) -> dict[str, Any]:
+    """Return the mapping that :func:`sealed` was given; see :func:`unseal`."""
     if not isinstance(content, dict):
         raise ValueError("it is no mapping")
-    wanted = content.pop(_SUM, None)
-    if wanted is not None and wanted != digest_of(content):
+    rest = {name: value for name, value in content.items() if name != _SUM}
+    wanted = content.get(_SUM)
+    if wanted is not None and wanted != digest_of(rest):
         raise ValueError("its checksum differs: it is not what was written")
-    return content
+    return rest
 
 
 def seal_line(text: str) -> str:

@@ -102,8 +102,11 @@ def test_a_server_that_restarts_under_four_workers(
 
 @pytest.mark.slow
 def test_readers_see_a_search_with_four_workers(crew: Crew, tell: Tell) -> None:
+    run = crew.begin(workers=4, trial_s=0.1, budget="60trials")
+    until(lambda: len(crew.told) >= 3)
     with reading(crew) as seen:
-        crew.begin(workers=4, budget="30trials").wait()
+        assert run.wait() == 0, run.said
+    assert seen[0] >= 3
     tell(assert_whole(crew), readings=seen[0])
 
 

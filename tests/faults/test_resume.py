@@ -56,7 +56,7 @@ def test_an_interrupted_search_proposes_what_an_uninterrupted_one_does(
     assert searched(cut) == searched(whole)
     # A kill costs the trial that it cuts off and nothing else.
     assert len(cut.evaluations) <= len(whole.evaluations) + kills
-    if sampler != "auto":  # whose few trials here a kill is much of
+    if sampler not in ("auto", "grid"):  # of whose few trials here a kill is much
         assert len(cut.evaluations) <= 1.2 * len(whole.evaluations)
     tell(counts, kills=kills, evaluations=len(cut.evaluations), uninterrupted=len(whole.evaluations))
 
@@ -99,10 +99,11 @@ def test_a_budget_of_time_is_kept_when_the_clock_jumps(study: Study, tell: Tell)
 @pytest.mark.timeout(1800)
 def test_resumed_runs_take_at_most_a_fifth_longer(forker: Forker, tmp_path: Path, tell: Tell) -> None:
     ratios = []
-    for number in range(5):
+    for number in range(3):
         seconds = []
-        for faults in ((), ("trial:told@12", "trial:scored@20")):
-            study = Study(forker, tmp_path / f"{number}-{len(faults)}", budget="40trials", sampler="random")
+        # So many trials that beginning again, which takes about a second, is no more of it than in a search of an hour.
+        for faults in ((), ("trial:told@50", "trial:scored@60")):
+            study = Study(forker, tmp_path / f"{number}-{len(faults)}", budget="160trials", sampler="random")
             begun = time.monotonic()
             assert interrupted(study, faults) == len(faults)
             seconds.append(time.monotonic() - begun)

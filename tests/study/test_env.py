@@ -35,3 +35,17 @@ def test_a_damaged_file_is_begun_anew(content: bytes) -> None:
     # A sound file stays where it is.
     write_environment(paths, config, {}, "")
     assert sorted(path.name for path in paths.root.iterdir()) == sorted([paths.environment.name, aside.name])
+
+
+def test_no_changed_letter_changes_what_is_told() -> None:
+    paths = StudyPaths.of("flipped")
+    config = StudyConfig(model="m", data="d", study="flipped", seed=3)
+    write_environment(paths, config, {"cpu": "one", "cores": 2, "ghz": 2.5}, "abc")
+    raw, (told,) = paths.environment.read_bytes(), read_environment(paths)
+    noticed = 0
+    for place in range(len(raw)):
+        paths.environment.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
+        found = read_environment(paths)
+        noticed += not found
+        assert not found or {name: found[0][name] for name in told} == told
+    assert noticed > 0.95 * len(raw)
