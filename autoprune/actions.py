@@ -24,7 +24,7 @@ from autoprune.errors import AutopruneError, ExportError, StorageError, TrialErr
 from autoprune.measure.figures import FULL_RUN
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.measure.record import Measurement
-from autoprune.report.card import write_card
+from autoprune.report.card import card_text
 from autoprune.report.robustness_view import robustness_json
 from autoprune.search.bench import RECIPE_FILE, WEIGHTS_FILE, Bench, check_features, discover
 from autoprune.search.cost_model import CostModel
@@ -98,6 +98,7 @@ def export_point(
     verify(source)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UsageError(f"{str(to)!r} exists and is not an empty folder", "choose another with --to DIR")
+    card = card_text(store, record)  # reads all of the record: nothing is written before it is found sound
     folder: Path | None = None
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def export_point(
         content["settings"] = {**content["settings"], "target": store.settings()["target"], "also": []}
         (folder / RECIPE_FILE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
         shutil.copy2(_dense_folder(own, store) / facts.model_file, folder / facts.dense_file)
-        write_card(store, record, folder / "card.md")
+        (folder / "card.md").write_text(card, encoding="utf-8")
         if to.exists():
             to.rmdir()
         commit_folder(folder, to)

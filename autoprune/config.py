@@ -303,7 +303,7 @@ def describe_faults(
         at = fault["loc"]
         if fault["type"] == "too_short" and any(f["loc"][: len(at)] == at and f["loc"] != at for f in faults):
             continue  # pydantic counts the faulty items as missing
-        name = ".".join(str(part) for part in fault["loc"]) or "the whole"
+        name = ".".join(map(_in_one_line, fault["loc"])) or "the whole"
         value = without_passwords(repr(fault.get("input")))
         shown = value if len(value) <= 60 else value[:60] + "…"
         where = f"{what}:{line_of(fault['loc'])}: " if line_of else ""
@@ -312,3 +312,9 @@ def describe_faults(
             f"  {where}{name} " + ("is required" if fault["type"] == "missing" else f"= {shown}: {message}")
         )
     return "\n".join(lines)
+
+
+def _in_one_line(name: object) -> str:
+    """Return a name of a file's as it stands there, written out where it would break the line."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)[1:-1]

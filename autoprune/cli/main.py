@@ -17,6 +17,8 @@ from autoprune.errors import AutopruneError, StorageError
 
 INTERRUPTED = 130
 BUG = 1
+# Characters of a message; the faults of the longest files that are read by hand fit.
+_LONGEST = 8_000
 
 # Typer carries its own copy of click; the base of its usage errors is reachable through this one.
 _ClickError = cast("type[Exception]", typer.BadParameter.__mro__[2])
@@ -72,8 +74,15 @@ def run() -> None:
 
 
 def say(message: str) -> None:
-    """Print one line for people on the standard error."""
-    print(f"autoprune: {message}", file=sys.stderr, flush=True)
+    """Print a message for people on the standard error.
+
+    Files and arguments bring along whatever they hold: what a terminal would obey, or cannot print, is written out, and
+    what nobody would read is cut.
+    """
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}… ({len(message) - _LONGEST:,} characters more)"
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    print(f"autoprune: {shown}", file=sys.stderr, flush=True)
 
 
 def _reader_is_gone() -> int:

@@ -19,7 +19,8 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text as it is, ending in one newline."""
+    """Print text as it is, ending in one newline; bytes of a path that are no UTF-8 are written out."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from autoprune.measure.record import Capability, GpuState, RunFigures
@@ -24,7 +23,6 @@ from autoprune.report.view import (
 from autoprune.space.quantization import INTEGER_BITS, Quantization
 from autoprune.space.recipe import Recipe
 from autoprune.space.schedule import SETTINGS_OF
-from autoprune.study.artifacts import write_bytes_atomic
 from autoprune.study.records import TrialRecord
 from autoprune.study.store import StudyStore
 from autoprune.target import recorded_target
@@ -37,17 +35,15 @@ _WHY_NARROW = (
 )
 
 
-def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
-    """Write the card of one measured trial.
+def card_text(store: StudyStore, record: TrialRecord) -> str:
+    """Return the card of one measured trial, ``card.md`` beside its artifact.
 
     Args:
         store: The study's record.
         record: The trial.
-        path: The file, ``card.md`` beside the artifact.
 
     Raises:
         ValueError: If the trial was not measured.
-        StorageError: If the file cannot be written.
     """
     view = view_of(store)
     sections = [
@@ -57,7 +53,7 @@ def write_card(store: StudyStore, record: TrialRecord, path: Path) -> None:
         _recipe(view, record),
         _commands(view, record),
     ]
-    write_bytes_atomic(path, ("\n\n".join(sections) + "\n").encode("utf-8"))
+    return "\n\n".join(sections) + "\n"
 
 
 def _head(view: StudyView, record: TrialRecord) -> str:

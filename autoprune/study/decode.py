@@ -83,7 +83,10 @@ def record(number: int, state: optuna.trial.TrialState, attributes: Mapping[str,
             rest, told = unseal_line(failure), "failed"
         # Read in one step, which takes a quarter of the time of objects in between; of names twice the last counts.
         own = f'"number": {number}, "state": "{told}"'
-        return TrialRecord.model_validate_json(f"{{{_inner(plan)}{_inner(rest)}{own}}}")
+        found = TrialRecord.model_validate_json(f"{{{_inner(plan)}{_inner(rest)}{own}}}")
+        if told == "complete" and found.measurement is None:
+            raise ValueError("it is complete and holds no measurement")
+        return found
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise StorageError(
             f"trial {number} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",

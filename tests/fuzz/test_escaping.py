@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.report.card import write_card
+from autoprune.report.card import card_text
 from autoprune.report.html import report_page
 from autoprune.report.table import write_csv
 from autoprune.study.front import all_points, to_frame
@@ -145,8 +145,7 @@ def test_cells_of_csv_are_no_formulas(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_card_holds_no_markup_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     store = study(tmp_path / "s", name, monkeypatch)
     record = next(r for r in store.records() if r.fidelity == "final" and r.parent == 10)
-    write_card(store, record, tmp_path / "card.md")
-    card = (tmp_path / "card.md").read_text(encoding="utf-8")
+    card = card_text(store, record)
     prose = outside_of_code(card)
     for sign in ("<script", "<img", "<svg", "<!--", "![x](", "[x]("):
         if sign in name:

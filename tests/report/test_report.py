@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from autoprune.report import page
-from autoprune.report.card import write_card
+from autoprune.report.card import card_text
 from autoprune.report.html import report_page, script_json
 from autoprune.report.plot import staircase
 from autoprune.report.table import write_csv
@@ -124,8 +124,7 @@ def test_the_card_holds_the_figures_and_the_commands(tmp_path: Path) -> None:
     record = next(r for r in store.records() if r.fidelity == "final" and r.parent == 4)
     assert record.measurement is not None
     assert record.measurement.report is not None
-    write_card(store, record, tmp_path / "card.md")
-    text = (tmp_path / "card.md").read_text()
+    text = card_text(store, record)
     assert f"{record.measurement.report.value:.4f}" in text
     assert f"{record.measurement.latency.ratio:.3f}" in text
     assert "autoprune measure" in text
@@ -145,7 +144,9 @@ def test_the_card_of_a_mixed_file_says_how_its_session_is_opened(tmp_path: Path)
     for int8_layers in (0, 18, 20):
         executed = record.measurement.executed.model_copy(update={"int8_layers": int8_layers, "layers": 20})
         measurement = record.measurement.model_copy(update={"executed": executed})
-        write_card(store, record.model_copy(update={"measurement": measurement}), tmp_path / "card.md")
+        (tmp_path / "card.md").write_text(
+            card_text(store, record.model_copy(update={"measurement": measurement})), encoding="utf-8"
+        )
         text = (tmp_path / "card.md").read_text()
         assert ("WeightBiasQuantization" in text) == (int8_layers == 18)
 
@@ -155,7 +156,9 @@ def test_the_card_says_that_masked_weights_run_dense(tmp_path: Path) -> None:
     record = next(r for r in store.records() if r.fidelity == "final" and r.recipe is not None)
     masked = Recipe(groups={"stem": GroupChoice(sparsity=0.8)}, mask=Mask(pattern="1:5"))
     for recipe in (record.recipe, masked):
-        write_card(store, record.model_copy(update={"recipe": recipe}), tmp_path / "card.md")
+        (tmp_path / "card.md").write_text(
+            card_text(store, record.model_copy(update={"recipe": recipe})), encoding="utf-8"
+        )
         text = (tmp_path / "card.md").read_text()
         assert (
             "80% of `stem`. Masked weights are stored packed in the model file and run dense" in text
@@ -172,7 +175,9 @@ def test_the_card_says_how_integers_were_made(tmp_path: Path) -> None:
         recipe = Recipe(
             groups={"stem": GroupChoice(bits=bits)}, quantization=Quantization.model_validate(how)
         )
-        write_card(store, record.model_copy(update={"recipe": recipe}), tmp_path / "card.md")
+        (tmp_path / "card.md").write_text(
+            card_text(store, record.model_copy(update={"recipe": recipe})), encoding="utf-8"
+        )
         return (tmp_path / "card.md").read_text()
 
     text = card(
