@@ -91,7 +91,8 @@ class OnnxFiles:
         batch: Examples in one inference, for networks whose graph does not leave them free.
         codes: How weights with zeros may be packed.
         signed: Whether int8 is signed throughout; see :func:`~autoprune.deploy.quantize.quantize`.
-        int8_bits: Most bits of weights in int8 layers; see :func:`~autoprune.deploy.saturation.int8_bits`.
+        int8_bits: Gives the most bits of weights in int8 layers when a file is written; see
+            :func:`~autoprune.deploy.saturation.int8_bits`.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class OnnxFiles:
         codes: Sequence[Code] = CODES,
         *,
         signed: bool = False,
-        int8_bits: int = INTEGER_BITS,
+        int8_bits: Callable[[], int] = lambda: INTEGER_BITS,
     ) -> None:
         self.batch = batch
         self.codes = codes
@@ -154,10 +155,11 @@ class OnnxFiles:
         stored = Counter(str(each.bits) for each in small.values())
         batches = _calibration_arrays(calibration, fixed_batch(proto)) if int8 or formats.int16 else []
         if int8:
-            narrow = self.int8_bits < INTEGER_BITS
+            bits = self.int8_bits()
+            narrow = bits < INTEGER_BITS
             left = [name for name in int8 if name in layers and name not in small] if narrow else []
-            stored[str(self.int8_bits)] += len(left)
-            overrides = narrow_grids(proto, left, self.int8_bits) | put_on_grids(proto, small, int8)
+            stored[str(bits)] += len(left)
+            overrides = narrow_grids(proto, left, bits) | put_on_grids(proto, small, int8)
             overrides |= given_ranges(proto, formats.ranges, int8, signed=self.signed)
             proto = quantize(
                 proto,

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ class OnnxRuntime:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.files = OnnxFiles(target.batch, int8_bits=int8_bits(target))
+        self.files = OnnxFiles(target.batch, int8_bits=partial(int8_bits, target))
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class OpenVino:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.files = OnnxFiles(target.batch, FOR_OPENVINO, int8_bits=int8_bits(target))
+        self.files = OnnxFiles(target.batch, FOR_OPENVINO, int8_bits=partial(int8_bits, target))
 
     def prepare(self, dense: nn.Module, example: Tensor) -> None:
         """Export the dense network's graph once; see :class:`autoprune.deploy.runtime.Runtime`."""

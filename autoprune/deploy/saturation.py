@@ -6,6 +6,7 @@ There ``vpmaddubsw`` adds two products of an unsigned and a signed byte and cuts
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -17,11 +18,12 @@ from autoprune.deploy.parity import relative_error
 from autoprune.deploy.session import open_session, run_all
 from autoprune.deploy.sessions.onnxruntime import run_onnx
 from autoprune.space.quantization import INTEGER_BITS
-from autoprune.target import Target
+from autoprune.target import RUNTIMES, Target
 
 NARROW_BITS = INTEGER_BITS - 1
 # Runtimes whose kernels were seen to do so. torch's and XNNPACK's add in 32 bits on every processor.
 _RUNTIMES = ("onnxruntime", "openvino")
+_elsewhere: dict[str, int] = {}
 # Products in each sum of the probe, and its examples: one, and enough for kernels that work on several.
 _PRODUCTS, _EXAMPLES = 64, (1, 8)
 
@@ -29,7 +31,8 @@ _PRODUCTS, _EXAMPLES = 64, (1, 8)
 def int8_bits(target: Target) -> int:
     """Return the bits that weights of int8 layers may have so that a target's kernels add them up rightly here.
 
-    Found once in a process, by running two layers with the largest numbers.
+    Found once in a process, by running two layers with the largest numbers. Where networks are also run on another
+    machine, it is the fewer bits of both; see :func:`also_run_elsewhere`.
 
     Args:
         target: Where networks run.
@@ -39,7 +42,25 @@ def int8_bits(target: Target) -> int:
     """
     if target.runtime not in _RUNTIMES or target.device != "cpu":
         return INTEGER_BITS
-    return NARROW_BITS if _saturates(target.runtime) else INTEGER_BITS
+    return min(_own_bits(target.runtime), _elsewhere.get(target.runtime, INTEGER_BITS))
+
+
+def bits_here() -> dict[str, int]:
+    """Return the bits that :func:`int8_bits` gives on this machine, by runtime that is installed."""
+    return {name: _own_bits(name) for name in _RUNTIMES if RUNTIMES[name].installed}
+
+
+def also_run_elsewhere(bits: Mapping[str, int]) -> None:
+    """Let networks that this process makes be right on another machine too, as the one that measures them.
+
+    Args:
+        bits: What :func:`bits_here` gave there.
+    """
+    _elsewhere.update(bits)
+
+
+def _own_bits(runtime: str) -> int:
+    return NARROW_BITS if _saturates(runtime) else INTEGER_BITS
 
 
 def kernels_off(target: Target, raw: bytes, inputs: NDArray[np.float32]) -> float:

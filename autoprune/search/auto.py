@@ -110,12 +110,23 @@ class AutoSearch:
         self._whole_s = self._whole_search_s()
         self._take_free()
         self._replay()
-        self.driver.run_each(self._baselines(baselines))
-        if self.config.auto.solver and not self._is_stalled():
-            self.driver.run_each(self._anchors())
-        self.driver.run_steps(lambda: self.driver.may_propose() and self._do_next())
+        first = self._first(baselines)
+
+        def step() -> bool:
+            if (task := next(first, None)) is not None:
+                task()
+                return True
+            return self.driver.may_propose() and self._do_next()
+
+        self.driver.run_steps(step)
         if self.driver.may_propose():
             self.driver.say("nothing more is to be gained by proposals")
+
+    def _first(self, baselines: Iterable[Baseline]) -> Iterator[Callable[[], object]]:
+        """Yield what is looked at before any proposal; workers that find nothing left of it go on to those."""
+        yield from self._baselines(baselines)
+        if self.config.auto.solver and not self._is_stalled():
+            yield from self._anchors()
 
     def _baselines(self, baselines: Iterable[Baseline]) -> Iterator[Callable[[], object]]:
         for number, baseline in enumerate(baselines):

@@ -26,7 +26,7 @@ class Lanes:
         self.count = count
         self._interrupted = interrupted
         self._baton = threading.Condition(threading.Lock())
-        self._busy = 0
+        self._busy = self._left = 0
         self._failure: BaseException | None = None
         self._local = threading.local()
 
@@ -51,6 +51,13 @@ class Lanes:
             while not done() and self._failure is None:
                 self._baton.wait()
 
+    def at_rest(self) -> bool:
+        """Return whether no lane has anything to decide: all wait for workers, or for what others decide.
+
+        For a clock that skips the time in which nothing happens; it has to hold the baton.
+        """
+        return self._busy + len(self._baton._waiters) == self._left  # type: ignore[attr-defined]
+
     def run(self, step: Callable[[], bool], stop: Callable[[], object] = lambda: None) -> None:
         """Take steps until none is left and nothing runs any more.
 
@@ -68,7 +75,7 @@ class Lanes:
             while not self._interrupted() and step():
                 pass
             return
-        self._failure = None
+        self._failure, self._left = None, self.count
         threads = [
             threading.Thread(target=self._lane, args=(step,), name=f"lane-{n}", daemon=True)
             for n in range(self.count)
@@ -125,4 +132,5 @@ class Lanes:
                 self._failure = self._failure or error
             finally:
                 self._local.in_lane = False
+                self._left -= 1
                 self._baton.notify_all()

@@ -64,7 +64,7 @@ class Clockwork:
             # Who holds the baton decides; with it nobody does. A lane that was woken and waits for it is busy, and no
             # sleeper any more.
             with lanes._baton, self._changed:
-                if self._sleepers and len(self._sleepers) == lanes._busy:
+                if self._sleepers and len(self._sleepers) == lanes._busy and lanes.at_rest():
                     self.skipped_s += max(0.0, min(self._sleepers.values()) - self.monotonic())
                     continue
             with self._changed:

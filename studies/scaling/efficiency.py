@@ -27,9 +27,9 @@ TRIAL_S = 10.0
 # Kind, sampler, workers, trials for each worker, trials that the study has before.
 SIMULATED = [
     *[("simulated", "random", workers, each, 0) for workers, each in ((1, 16), (2, 16), (8, 8), (32, 8), (128, 8))],
-    *[("simulated", "auto", workers, each, 0) for workers, each in ((1, 16), (8, 8), (32, 4), (128, 3))],
-    ("simulated", "random", 128, 2, 1_000),
-    ("simulated", "random", 128, 2, 10_000),
+    *[("simulated", "auto", workers, each, 0) for workers, each in ((1, 16), (8, 8), (32, 8), (128, 8))],
+    ("simulated", "random", 128, 8, 1_000),
+    ("simulated", "random", 128, 8, 10_000),
 ]  # fmt: skip
 # These sleep, and so little is decided for them that they are run beside each other.
 FEW = [("local", "random", workers, 3, 0) for workers in (1, 2, 8)]

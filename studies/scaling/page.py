@@ -43,7 +43,9 @@ def demoted(text: str) -> str:
 
 def workers_part(record: Row) -> list[str]:
     """Return the part on efficiency, and draw its picture."""
-    rows = sorted(record["rows"], key=lambda r: (list(_KINDS).index(r["kind"]), r["sampler"] != "random"))
+    rows = sorted(
+        record["rows"], key=lambda r: (list(_KINDS).index(r["kind"]), r["sampler"] != "random", r["workers"])
+    )
     scaling = [row for row in rows if not row["before"]]
     draw(scaling, record["trial_s"])
     reached = [r for r in scaling if r["workers"] == BAR_WORKERS]

@@ -141,7 +141,8 @@ def one(kind: str, sampler: str, workers: int, each: int, before: int, seconds: 
     with started(kind, workers, seconds) as executor:
         trials.executor = executor
         start_s = time.monotonic() - begun_s
-        count = before + workers * each
+        # The first trial of a study that was filled is the dense network, which is no proposal.
+        count = max(0, before - 1) + workers * each
         driver = Driver(
             store, SPACE,
             FakeBench(GROUPS, config),  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from autoprune.deploy.parity import INT8_KERNEL_PARITY
 from autoprune.deploy.probe import probe
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.runtime import Formats
-from autoprune.deploy.saturation import int8_bits, kernels_off
+from autoprune.deploy.saturation import also_run_elsewhere, bits_here, int8_bits, kernels_off
 from autoprune.errors import ExportError
 from autoprune.measure.probes import DYNAMIC, INT8, Asked, in_format
 from autoprune.search.formats import stored_weights
@@ -79,6 +79,26 @@ def test_weights_left_to_the_runtime_end_where_its_kernels_can_add(
     weight = rounded(model, ["head"], int8_bits=bits).get_parameter("head.weight")
     step = model.get_parameter("head.weight").abs().amax(1, keepdim=True) / top
     torch.testing.assert_close(torch.tensor(codes).float() * step, weight)
+
+
+@pytest.mark.usefixtures("cache")
+def test_files_fit_the_machine_that_measures_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saturation, "_elsewhere", {})
+    force(monkeypatch, saturates=True)
+    there = bits_here()
+    assert there["onnxruntime"] == 7
+    force(monkeypatch, saturates=False)
+    assert set(bits_here().values()) == {8}
+    model = residual(16)
+    runtime = make_runtime(Target())
+    runtime.prepare(model, INPUTS[:2])
+    also_run_elsewhere(there)  # once the runtime is made: nodes that measure are found later
+    assert int8_bits(Target()) == 7
+    written = runtime.files.write(model, Formats(int8=LAYERS), [INPUTS])  # type: ignore[attr-defined]
+    (tmp_path / "m.onnx").write_bytes(written.raw)
+    assert largest_codes(tmp_path / "m.onnx") == [63] * 4
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])

@@ -144,10 +144,7 @@ def test_the_card_of_a_mixed_file_says_how_its_session_is_opened(tmp_path: Path)
     for int8_layers in (0, 18, 20):
         executed = record.measurement.executed.model_copy(update={"int8_layers": int8_layers, "layers": 20})
         measurement = record.measurement.model_copy(update={"executed": executed})
-        (tmp_path / "card.md").write_text(
-            card_text(store, record.model_copy(update={"measurement": measurement})), encoding="utf-8"
-        )
-        text = (tmp_path / "card.md").read_text()
+        text = card_text(store, record.model_copy(update={"measurement": measurement}))
         assert ("WeightBiasQuantization" in text) == (int8_layers == 18)
 
 
@@ -156,10 +153,7 @@ def test_the_card_says_that_masked_weights_run_dense(tmp_path: Path) -> None:
     record = next(r for r in store.records() if r.fidelity == "final" and r.recipe is not None)
     masked = Recipe(groups={"stem": GroupChoice(sparsity=0.8)}, mask=Mask(pattern="1:5"))
     for recipe in (record.recipe, masked):
-        (tmp_path / "card.md").write_text(
-            card_text(store, record.model_copy(update={"recipe": recipe})), encoding="utf-8"
-        )
-        text = (tmp_path / "card.md").read_text()
+        text = card_text(store, record.model_copy(update={"recipe": recipe}))
         assert (
             "80% of `stem`. Masked weights are stored packed in the model file and run dense" in text
         ) == (recipe is masked)
@@ -175,10 +169,7 @@ def test_the_card_says_how_integers_were_made(tmp_path: Path) -> None:
         recipe = Recipe(
             groups={"stem": GroupChoice(bits=bits)}, quantization=Quantization.model_validate(how)
         )
-        (tmp_path / "card.md").write_text(
-            card_text(store, record.model_copy(update={"recipe": recipe})), encoding="utf-8"
-        )
-        return (tmp_path / "card.md").read_text()
+        return card_text(store, record.model_copy(update={"recipe": recipe}))
 
     text = card(
         4, rounding="gptq", block_size=32, equalize="cross_layer", activations="dynamic", half="bfloat16"

@@ -214,6 +214,12 @@ class Measurer:
 
         return describe_host()
 
+    def int8_bits(self) -> dict[str, int]:
+        """Return the bits that int8 kernels add up rightly here, by runtime."""
+        from autoprune.deploy.saturation import bits_here
+
+        return bits_here()
+
     def lacks(self, digests: list[str]) -> list[str]:
         """Return those of the files that were not sent yet."""
         return [digest for digest in digests if digest not in self._files]
@@ -263,9 +269,11 @@ def paths_in(value: Any) -> set[str]:
 
 
 def measure_there(measurers: list[Any]) -> None:
-    """Let this process's measurements be done by the actors that hold the target's device."""
+    """Let this process's measurements be done by the actors that hold the target's device, and its files fit there."""
+    from autoprune.deploy.saturation import also_run_elsewhere
     from autoprune.measure.process import measure_elsewhere
 
+    also_run_elsewhere(ray.get(measurers[0].int8_bits.remote()))
     turn = iter(range(os.getpid(), 2**62))
 
     def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
