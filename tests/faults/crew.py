@@ -67,6 +67,8 @@ class Crew(Study):
 
     def prepared(self, *, environment: Mapping[str, str] | None = None, **changes: Any) -> Crew:
         """Return it with another shift; ``trial_s`` and ``plan`` are those of its labour."""
+        if environment is not None:
+            self.environment = environment
         own: dict[str, Any] = {key: changes.pop(key) for key in ("trial_s", "plan") if key in changes}
         given = {**self.shift.labour, "log": str(self.log), **own}
         self.shift = dataclasses.replace(self.shift, name=self.name, labour=given, **changes)
