@@ -209,6 +209,7 @@ def _search(shift: Shift) -> int:
                 )  # fmt: skip
                 store.phase = "search"
                 driver.search(lambda: 0.0)
+                driver.shelf.tidy(at_once=True)
                 print(
                     json.dumps({"refused": getattr(executor, "refused", 0), "lost": _lost(outer)}), flush=True
                 )

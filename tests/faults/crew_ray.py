@@ -68,7 +68,7 @@ def make(shift: Any, given: Labour, config: Any, paths: StudyPaths) -> tuple[Any
     assert not connect(config.execution, RESOURCE)
     mirror = None if shift.artifacts is None else Mirror(shift.artifacts, paths.name)
     # A worker that is to exchange artifacts finds another content in the mark.
-    mark = Mark.leave(paths) if mirror is None else Mark(Mark.leave(paths).path, "what is not there")
+    mark = Mark.leave(paths) if mirror is None else Mark(Mark.leave(paths).path, "what-is-not-there")
     executor = RayExecutor(
         Seated(given, Exchange(mark, mirror), shift.measures),
         config.execution,

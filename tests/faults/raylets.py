@@ -11,6 +11,8 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,7 @@ def main() -> None:
         "node_ip_address": sys.argv[1],
     }
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    threading.Thread(target=_take_note, args=(cluster,), daemon=True).start()
     print(json.dumps({"address": cluster.address}), flush=True)
     for line in sys.stdin:
         command = json.loads(line)
@@ -119,6 +122,15 @@ def main() -> None:
         )
         print(json.dumps({"raylet": _raylet(node)}), flush=True)
     cluster.shutdown()
+
+
+def _take_note(cluster: Any) -> None:
+    """Let killed processes go: to its workers a raylet is there until somebody takes note of its end."""
+    while True:
+        for node in cluster.list_all_nodes():
+            for process in (each.process for found in node.all_processes.values() for each in found):
+                process.poll()
+        time.sleep(0.2)
 
 
 def _raylet(node: Any) -> int:
