@@ -236,10 +236,7 @@ class RayExecutor:
                     self._seating.give_up(request.token)
                     raise TrialError(HUNG, f"ran longer than {limit_s:.0f} s")
         except ray.exceptions.RayError as error:
-            raise WorkerError(
-                f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}",
-                "the finished trials are kept; run the same command again",
-            ) from error
+            raise _gone(error) from error
         finally:
             self._seating.forget(request.token)
 
@@ -275,9 +272,7 @@ class RayExecutor:
             try:
                 events = ray.get(self._desk.collect.remote(_COLLECT_S))
             except ray.exceptions.RayError as error:
-                self._fail(
-                    WorkerError(f"the Ray cluster is gone: {str(error).strip().splitlines()[0][:200]}")
-                )
+                self._fail(_gone(error))
                 return
             self._seating.hear(events)
 
@@ -324,6 +319,14 @@ class RayExecutor:
                 ray.kill(actor)
         if self._started_here:
             ray.shutdown()
+
+
+def _gone(error: Exception) -> WorkerError:
+    """Return what ends a search whose cluster cannot be reached any more."""
+    cause = str(error).strip().splitlines()[0][:200]
+    return WorkerError(
+        f"the Ray cluster is gone: {cause}", "the finished trials are kept; run the same command again"
+    )
 
 
 def _anywhere(request: Request) -> Request:
