@@ -29,6 +29,7 @@ GROUND = {
     "errors",
     "clock",
     "naming",
+    "printing",
     "storage_url",
     "faults",
 }

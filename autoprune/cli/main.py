@@ -14,6 +14,7 @@ import typer
 
 from autoprune.cli.app import app
 from autoprune.errors import AutopruneError, StorageError
+from autoprune.printing import printable
 
 INTERRUPTED = 130
 BUG = 1
@@ -76,13 +77,14 @@ def run() -> None:
 def say(message: str) -> None:
     """Print a message for people on the standard error.
 
-    Files and arguments bring along whatever they hold: what a terminal would obey, or cannot print, is written out, and
-    what nobody would read is cut.
+    Files and arguments bring along whatever they hold: see :func:`printable`, and what nobody would read is cut.
     """
-    if len(message) > _LONGEST:
-        message = f"{message[:_LONGEST]}… ({len(message) - _LONGEST:,} characters more)"
-    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
-    print(f"autoprune: {shown}", file=sys.stderr, flush=True)
+    print(f"autoprune: {printable(_cut(message))}", file=sys.stderr, flush=True)
+
+
+def _cut(message: str) -> str:
+    more = len(message) - _LONGEST
+    return f"{message[:_LONGEST]}… ({more:,} characters more)" if more > 0 else message
 
 
 def _reader_is_gone() -> int:
@@ -99,7 +101,7 @@ def _click_message(error: BaseException) -> str:
 def _fail(error: BaseException, message: str, hint: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    say(f"{message}\n{hint}" if hint else message)
+    say(f"{_cut(message)}\n{hint}" if hint else message)
     return code
 
 

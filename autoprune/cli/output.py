@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autoprune.printing import printable
+
 
 def print_json(value: Any) -> None:
     """Print one object on one line."""
@@ -19,8 +21,8 @@ def print_json(value: Any) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print text as it is, ending in one newline; bytes of a path that are no UTF-8 are written out."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Print text, ending in one newline; what a terminal would obey and bytes that are no UTF-8 are written out."""
+    text = printable(text)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 
@@ -44,7 +46,7 @@ def print_table(
         right = column in numeric
         table.add_column(column, justify="right" if right else "left", no_wrap=right or column in whole)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(escape(printable(str(cell))) for cell in row))
     console().print(table)
 
 
@@ -68,7 +70,7 @@ def _shown(value: object) -> str:
         return " to ".join(f"{item:.4g}" for item in value)
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, default=_plain)
-    return str(value)
+    return printable(str(value))
 
 
 def _plain(value: object) -> object:

@@ -55,6 +55,7 @@ def front_object(
 
 def show_csv(study: Study, points: Sequence[FrontPoint]) -> None:
     """Print points as CSV, one row each."""
+    from autoprune.report.table import csv_text
     from autoprune.study.front import to_frame
 
-    print_text(to_frame(points, study.paths).to_csv(index=False))
+    print_text(csv_text(to_frame(points, study.paths)))

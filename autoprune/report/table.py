@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autoprune.printing import printable
 from autoprune.report.figures_view import HEADINGS, figure_cells, not_measured, present
 from autoprune.report.view import interval
 from autoprune.study.artifacts import write_bytes_atomic
@@ -59,10 +60,10 @@ def front_table(
     own = next((p for p in points if dense is not None and p.record.number == dense.number), None)
     if dense is not None and dense.measurement is not None:
         first = own or FrontPoint(dense, on_front=False, tie_with=(), baseline=True)
-        table.add_row(*map(escape, _cells(first, figures)))
+        table.add_row(*(escape(printable(cell)) for cell in _cells(first, figures)))
     for point in points:
         if point is not own:
-            table.add_row(*map(escape, _cells(point, figures)))
+            table.add_row(*(escape(printable(cell)) for cell in _cells(point, figures)))
     return table
 
 
@@ -108,7 +109,7 @@ def print_front(points: Sequence[FrontPoint], dense: TrialRecord | None, file: T
         console.print(table)
     else:
         stream.write(table_text(table))
-    stream.writelines(f"{line}\n" for line in not_measured(*whole))
+    stream.writelines(f"{printable(line)}\n" for line in not_measured(*whole))
 
 
 def table_text(table: Table, width: int = _PLAIN_WIDTH) -> str:
@@ -118,8 +119,15 @@ def table_text(table: Table, width: int = _PLAIN_WIDTH) -> str:
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a table as CSV; text that a spreadsheet would run as a formula gets a leading ``'``."""
+    safe = frame.map(_harmless)
+    safe.columns = [_harmless(str(column)) for column in safe.columns]
+    return str(safe.to_csv(index=False))
+
+
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV in one step; text that a spreadsheet would run as a formula gets a leading ``'``.
+    """Write a table as CSV in one step; see :func:`csv_text`.
 
     Args:
         frame: The table; numbers stay numbers.
@@ -128,9 +136,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> None:
     Raises:
         StorageError: If the file cannot be written.
     """
-    safe = frame.map(_harmless)
-    safe.columns = [_harmless(str(column)) for column in safe.columns]
-    write_bytes_atomic(path, safe.to_csv(index=False).encode("utf-8"))
+    write_bytes_atomic(path, csv_text(frame).encode("utf-8"))
 
 
 def _harmless(value: object) -> object:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autoprune.clock import Clock
 from autoprune.config import StudyConfig
@@ -20,14 +21,17 @@ from autoprune.search.jobs import Job, brief, with_steps
 from autoprune.search.lineage import find_parent
 from autoprune.search.options import Options
 from autoprune.search.pool import Pool
-from autoprune.search.promotion import is_hopeless, uncovered
+from autoprune.search.promotion import are_hopeless, uncovered
 from autoprune.search.proposals import Proposal, Proposer, Result
+from autoprune.search.replay import keep_anchors, kept_anchors, replay
 from autoprune.search.severity import ALL_LOST, volume_ends
+from autoprune.search.solver import Choices
 from autoprune.search.volume import Array, pick_greedily
 from autoprune.space.recipe import Recipe
 from autoprune.study.artifacts import kept_numbers
+from autoprune.study.records import TrialRecord, is_given
 from autoprune.study.retries import CUT_OFF
-from autoprune.study.screens import Screen, append_screens, read_screens
+from autoprune.study.screens import Screen, append_screens
 
 # Screens before anything is trained, as far as they fit into this share of the search's time.
 _FIRST_SCREENS = 16
@@ -80,13 +84,16 @@ class AutoSearch:
         # Seconds that looking at a recipe took: its screen, or its first training where nothing is screened.
         self._look_s: list[float] = []
         dense = driver.outlook.dense_measurement().search.value
-        self.pool = Pool(options, dense, self._lowest, len(self.rungs))
+        self.pool = Pool(options, dense, self.lowest, len(self.rungs))
         # What the best network within the user's caps is predicted to lose, with room to spare.
         self._least_lost = 0.0
         self._scales = volume_ends(driver.outlook.dense_measurement(), config.limits)
+        self._counts: dict[int, dict[str, int]] = {}
+        # What every run begins with: what came of earlier ones is replayed.
+        given = [r for r in driver.records if is_given(r, "auto")]
         self.proposer = Proposer(
             options.problem,
-            self._scales_at(self._lowest),
+            self._scales_at(self.lowest, given),
             config.objectives,
             seed=config.seed,
             use_solver=config.auto.solver,
@@ -99,7 +106,7 @@ class AutoSearch:
         self._looks_in_vain = 0
         self._whole_s: float | None = None
         self._least_lost = _ROOM * self.proposer.least_lost()
-        self.proposer.rescale(float(self._scales_at(self._lowest)[0]))
+        self.proposer.rescale(float(self._scales_at(self.lowest, given)[0]))
 
     def run(self, baselines: Iterable[Baseline]) -> None:
         """Search until the search's share of the budget is spent, or nothing more is to be gained.
@@ -109,7 +116,7 @@ class AutoSearch:
         """
         self._whole_s = self._whole_search_s()
         self._take_free()
-        self._replay()
+        replay(self)
         first = self._first(baselines)
 
         def step() -> bool:
@@ -140,9 +147,12 @@ class AutoSearch:
 
     def _anchors(self) -> Iterator[Callable[[], object]]:
         axes = max(1, int(self.proposer.axes.counts[1:].sum()))
-        parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
         begun_s = self.clock.monotonic()
-        anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
+        anchors = kept_anchors(self.driver.store)
+        if anchors is None:
+            parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
+            anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
+            keep_anchors(self.driver.store, anchors)
         each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
         for choice in anchors:
             if choice not in self.pool and self.driver.may_propose():
@@ -159,7 +169,7 @@ class AutoSearch:
         return whole_s
 
     @property
-    def _lowest(self) -> int:
+    def lowest(self) -> int:
         """The rung that every proposal goes through."""
         return 0 if self.config.auto.screening else 1
 
@@ -167,7 +177,7 @@ class AutoSearch:
 
     def _do_next(self) -> bool:
         """Promote what is due, else look at something new; return False when there is nothing left to do."""
-        rungs = range(len(self.rungs) - 2, self._lowest - 1, -1)
+        rungs = range(len(self.rungs) - 2, self.lowest - 1, -1)
         if any(self._is_due(rung) and self._promote(rung) for rung in rungs):
             return True
         if not self._is_stalled() and self._look_at_something_new():
@@ -177,7 +187,7 @@ class AutoSearch:
                 return True
             return self._looks_in_vain < _STALLED_AFTER and self._look_at_something_new()
         # The time that is left is the final recovery's, once there is enough for it to choose from.
-        if self._lowest == 1:
+        if self.lowest == 1:
             return False
         if self.pool.count(1) < _LEAST_BY_VOLUME and self._promote(0):
             return True
@@ -195,23 +205,21 @@ class AutoSearch:
 
     def _fill_gap(self) -> bool:
         """Train a recipe in a part of the costs where none was trained; return whether there was one."""
-        while True:
-            pool = [c for c in self.pool if c.prunes and 0 in c.lost and not c.hopeless]
-            scaled = self._scaled(pool, 0)
-            # What exceeds the cap on another axis covers nothing.
-            within = np.flatnonzero((scaled < 1.0).all(axis=1))
-            pool = [pool[row] for row in within]
-            counted = scaled[within][:, self.proposer.axes.counts > 0]
-            if not pool or counted.shape[1] < 2:
-                return False
-            found = uncovered(counted, [c.reaches(1) for c in pool], self.config.most_networks)
-            if found is None or not self.driver.fits(self.rungs[1].steps):
-                return False
-            if not self._is_hopeless(pool[found], 0):
-                self._train(pool[found], 1)
-                pool[found].lost.setdefault(1, ALL_LOST)
-                return True
-            pool[found].hopeless = True
+        pool = [c for c in self.pool if c.prunes and 0 in c.lost]
+        hopeless = self._are_hopeless(pool, 0)
+        pool = [c for c, none in zip(pool, hopeless, strict=True) if c.reaches(1) or not none]
+        scaled = self._scaled(pool, 0)
+        # What exceeds the cap on another axis covers nothing.
+        within = np.flatnonzero((scaled < 1.0).all(axis=1))
+        pool = [pool[row] for row in within]
+        counted = scaled[within][:, self.proposer.axes.counts > 0]
+        if not pool or counted.shape[1] < 2:
+            return False
+        found = uncovered(counted, [c.reaches(1) for c in pool], self.config.most_networks)
+        if found is None or not self.driver.fits(self.rungs[1].steps):
+            return False
+        self._train(pool[found], 1)
+        return True
 
     def _is_due(self, rung: int) -> bool:
         """Return whether the rung above has fewer results than its share."""
@@ -248,13 +256,12 @@ class AutoSearch:
         costs = self.pool.options.predicted_costs(proposal.choice)
         self.pool.reserve(proposal.choice)
         self.proposer.reserve(proposal.choice)
-        if self._lowest == 1:
-            candidate = Candidate(recipe, proposal.arm, label, costs)
+        if self.lowest == 1:
+            candidate = self.candidate(recipe, proposal.choice, proposal.arm, label)
             begun_s = self.clock.monotonic()
-            self._train(candidate, 1)
+            self._train(candidate, 1, proposal.weights)
             self._look_s.append(self.clock.monotonic() - begun_s)
-            candidate.lost.setdefault(1, ALL_LOST)  # one that failed must not be proposed again
-            self._take(proposal, candidate)
+            self.take(proposal, candidate)
             return
         begun_s = self.clock.monotonic()
         if len(self.proposer.results) % _TOLD_EVERY == 0:
@@ -285,47 +292,44 @@ class AutoSearch:
         )
         append_screens(self.driver.paths, [screen])
         reached("screen:written")
-        self._take_screen(proposal, screen)
+        self.take_screen(proposal, screen)
 
-    def _take_screen(self, proposal: Proposal, screen: Screen) -> None:
+    def take_screen(self, proposal: Proposal, screen: Screen) -> None:
         self._look_s.append(screen.duration_s)
         self._looks_in_vain += 1
-        self._take(proposal, self.pool.screened(screen))
+        self.take(proposal, self.pool.screened(screen))
 
-    def _take(self, proposal: Proposal, candidate: Candidate) -> None:
+    def take(self, proposal: Proposal, candidate: Candidate) -> None:
         self.pool.put(proposal.choice, candidate)
-        values = np.array(candidate.values(self._lowest))
+        values = np.array(candidate.values(self.lowest))
         self.proposer.add(Result(proposal.choice, proposal.arm, values, proposal.weights))
 
     def _promote(self, rung: int) -> bool:
         """Train the candidate of ``rung`` that adds most to those that were promoted; return whether there was one."""
         waiting = self.pool.waiting(rung)
+        hopeless = self._are_hopeless(waiting, rung)
+        waiting = [c for c, none in zip(waiting, hopeless, strict=True) if not none]
         known = self._scaled(self.pool.promoted(rung), rung)
-        while waiting:
-            best = pick_greedily(known, self._scaled(waiting, rung), 1)
-            if not best:
-                return False
-            chosen = waiting.pop(best[0])
-            if self._is_hopeless(chosen, rung):
-                chosen.hopeless = True
-                continue
-            if not self.driver.fits(self.rungs[rung + 1].steps):
-                return False
-            self._train(chosen, rung + 1)
-            chosen.lost.setdefault(rung + 1, ALL_LOST)
-            return True
-        return False
+        best = pick_greedily(known, self._scaled(waiting, rung), 1) if waiting else []
+        if not best or not self.driver.fits(self.rungs[rung + 1].steps):
+            return False
+        self._train(waiting[best[0]], rung + 1)
+        return True
 
-    def _is_hopeless(self, candidate: Candidate, rung: int) -> bool:
-        """Return whether a trained network beats what the candidate may at best come to."""
-        best = np.array(candidate.values(rung)) * np.array([self.steps()[rung].hopeful_loss, 1.0, 1.0])
-        others = [c.values(rung + 1) for c in self.pool if rung + 1 in c.trials]
+    def _are_hopeless(self, candidates: Sequence[Candidate], rung: int) -> NDArray[np.bool_]:
+        """Return for each candidate whether a trained network beats what it may at best come to."""
+        best = np.array([c.values(rung) for c in candidates]).reshape(-1, 3)
+        best = best * np.array([self.steps()[rung].hopeful_loss, 1.0, 1.0])
+        others = np.array([c.values(rung + 1) for c in self.pool if rung + 1 in c.trials]).reshape(-1, 3)
         counts = self.proposer.axes.counts
-        return is_hopeless(best * counts, np.array(others).reshape(-1, 3) * counts)
+        return are_hopeless(best * counts, others * counts)
 
-    def _train(self, candidate: Candidate, rung: int) -> None:
+    def candidate(self, recipe: Recipe, choice: Choices, arm: str, label: str) -> Candidate:
+        """Return the candidate of a recipe of which nothing is known yet."""
+        return Candidate(recipe, arm, label, self.pool.options.predicted_costs(choice))
+
+    def _train(self, candidate: Candidate, rung: int, weights: Mapping[str, float] | None = None) -> None:
         """Run a trial that takes a candidate to ``rung``."""
-        self._looks_in_vain = 0
         earlier = candidate.trials.get(rung - 1)
         if earlier is not None and not self.driver.kept.has(earlier):
             earlier = None  # it was not worth keeping then: all steps are taken anew
@@ -338,7 +342,7 @@ class AutoSearch:
             counts = recipe.kept_counts(self.driver.groups)
             numbers = kept_numbers(self.driver.paths)
             kept = [r for r in self.driver.records if r.number in numbers]
-            start = find_parent(counts, kept, self.driver.groups, self.driver.kept.has)
+            start = find_parent(counts, kept, self._counts_of, self.driver.kept.has)
         candidate.running = rung
         try:
             record = self.driver.trial(
@@ -349,13 +353,34 @@ class AutoSearch:
                     rung=rung,
                     started_from=None if start is None else start.number,
                     screened=candidate.screened,
+                    weights=weights or {},
                 )
             )
         finally:
             candidate.running = None
+        self.trained(candidate, record, self.driver.records)
+        candidate.lost.setdefault(rung, ALL_LOST)  # one that failed must not be tried again
+
+    def _counts_of(self, record: TrialRecord) -> dict[str, int]:
+        """Return the units that a trial's recipe keeps; asked of all artifacts before each training."""
+        if record.number not in self._counts and record.recipe is not None:
+            self._counts[record.number] = record.recipe.kept_counts(self.driver.groups)
+        return self._counts[record.number]
+
+    def trained(self, candidate: Candidate, record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        """Take up what a trial gave.
+
+        Args:
+            candidate: What was trained.
+            record: The trial.
+            records: The study's trials as they were then.
+        """
+        self._looks_in_vain = 0
         self.pool.note(candidate, record)
-        if rung == 1:
-            self.proposer.rescale(float(self._scales_at(self._lowest)[0]))
+        if record.state == "failed":
+            candidate.lost.setdefault(record.rung, ALL_LOST)
+        if record.rung == 1:
+            self.proposer.rescale(float(self._scales_at(self.lowest, records)[0]))
             if self.pool.correct_costs(self.driver.groups):
                 costs = [self.pool[result.choice].costs for result in self.proposer.results]
                 self.proposer.correct(self.pool.options.problem, np.array(costs))
@@ -371,26 +396,18 @@ class AutoSearch:
         values = np.array([c.values(rung) for c in candidates]).reshape(-1, 3)
         return self.proposer.axes.scaled(values, float(self._scales_at(rung)[0]))
 
-    def _scales_at(self, rung: int) -> Array:
+    def _scales_at(self, rung: int, records: Sequence[TrialRecord] | None = None) -> Array:
         """Return where the volume ends in results of ``rung``, which lose more than they will in the end.
 
         Where nothing within the user's caps loses as little as the volume allows, it ends beyond the best that does.
         """
-        by_rung = self.driver.outlook.left_by_rung()
-        first, left = by_rung[self._lowest], by_rung[rung]
+        by_rung = self.driver.outlook.left_by_rung(records)
+        first, left = by_rung[self.lowest], by_rung[rung]
         scales: Array = self._scales / np.array([max(left, 1e-3), 1.0, 1.0])
         return np.maximum(scales, [self._least_lost * first / max(left, 1e-3), 0.0, 0.0])
-
-    def _replay(self) -> None:
-        """Take up what earlier runs of the study screened and trained."""
-        for screen in read_screens(self.driver.paths):
-            choice = self.pool.options.encode(screen.recipe)
-            self._take_screen(Proposal(choice, screen.arm, screen.weights), screen)
-        for choice, candidate in self.pool.replay(self.driver.records):
-            self._take(Proposal(choice, candidate.arm), candidate)
 
     def _take_free(self) -> None:
         """Take up what needs no training, the dense network and int8 alone, so that nothing is done that they beat."""
         for choice, candidate in self.pool.untrained(self.driver.records):
             if choice not in self.pool:
-                self._take(Proposal(choice, candidate.arm), candidate)
+                self.take(Proposal(choice, candidate.arm), candidate)

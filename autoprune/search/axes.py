@@ -51,13 +51,15 @@ class Axes:
         """Return the added volumes of other results, ``(n, 3)``, unscaled."""
         return sum(volume.total for volume in self._of(results))
 
-    def gains(self, scaled: Array) -> Array:
+    def gains(self, scaled: Array, results: Array | None = None) -> Array:
         """Return what each candidate alone would add to the volumes, ``(m,)``.
 
         Args:
             scaled: ``(m, 3)``, see :meth:`scaled`.
+            results: Add to the volumes of these, ``(n, 3)``, unscaled; of those that were taken if not given.
         """
-        pairs = zip(self._volumes, self._masks, strict=True)
+        volumes = self._volumes if results is None else self._of(results)
+        pairs = zip(volumes, self._masks, strict=True)
         gains: Array = np.sum([volume.gains(_on(scaled, mask)) for volume, mask in pairs], axis=0)
         return gains
 

@@ -24,7 +24,6 @@ class Candidate:
         screened: Capability lost at the screen; None if it was not screened.
         trials: Its trials by rung.
         running: Rung that it is being trained for; None while it is not.
-        hopeless: Whether it would be dominated even if it came to what the most hopeful came to.
     """
 
     recipe: Recipe
@@ -34,7 +33,6 @@ class Candidate:
     lost: dict[int, float] = field(default_factory=dict)
     trials: dict[int, TrialRecord] = field(default_factory=dict)
     screened: float | None = None
-    hopeless: bool = False
     running: int | None = None
 
     @cached_property

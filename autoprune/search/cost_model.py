@@ -187,7 +187,7 @@ class CostModel:
 
     def latency(self, kept: Mapping[str, int], bits: Mapping[str, int]) -> float:
         """Return the predicted latency as a share of the dense network's; see :meth:`size`."""
-        return float(self._parts(kept, bits, self._times) @ self._line)
+        return float(self._parts([(kept, bits)], self._times)[0] @ self._line)
 
     def layer_share(
         self, shape: LayerShape, outputs: Array, inputs: Array, width: int, converted: Array | float = 0.0
@@ -236,25 +236,35 @@ class CostModel:
         known = times.by_layer.get((shape.name, own)) or times.by_layer.get((shape.name, 40 - own))
         return known(outputs, inputs) if known is not None else np.zeros(len(outputs))
 
-    def _parts(self, kept: Mapping[str, int], bits: Mapping[str, int], times: _Times) -> Array:
-        """Return 1, the seconds of int8 and of float layers, and the elements that change their type, ``(4,)``."""
-        parts = np.array([1.0, 0.0, times.before_s, 0.0])
-        bits = self.timed_bits(bits)
+    def _parts(self, networks: Sequence[tuple[Mapping[str, int], Mapping[str, int]]], times: _Times) -> Array:
+        """Return 1, the seconds of int8 and of float layers, and the elements that change their type, ``(n, 4)``.
+
+        Args:
+            networks: Kept units and bit-widths by group, as in :meth:`size`.
+            times: Times of the layers.
+        """
+        parts = np.tile([1.0, 0.0, times.before_s, 0.0], (len(networks), 1))
+        timed = [(row, kept, self.timed_bits(bits)) for row, (kept, bits) in enumerate(networks)]
         for shape in self.shapes:
-            if shape.is_gone(kept):
-                continue
-            width = bits.get(shape.group, 32)
-            outputs, inputs = np.array([shape.output_share(kept)]), np.array([shape.input_share(kept)])
-            parts[_SLOPE[self.timed_as(shape.group, width)]] += float(
-                self._layer_s(shape, outputs, inputs, width, times)[0]
-            )
-            parts[_CROSSING] += shape.read_elements * shape.converted_share(kept, bits, width)
+            by_width: dict[int, list[tuple[int, Mapping[str, int]]]] = {}
+            for row, kept, bits in timed:
+                if shape.is_gone(kept):
+                    continue
+                width = bits.get(shape.group, _FLOAT)
+                by_width.setdefault(width, []).append((row, kept))
+                parts[row, _CROSSING] += shape.read_elements * shape.converted_share(kept, bits, width)
+            for width, found in by_width.items():
+                rows = [row for row, _ in found]
+                outputs = np.array([shape.output_share(kept) for _, kept in found])
+                inputs = np.array([shape.input_share(kept) for _, kept in found])
+                seconds = self._layer_s(shape, outputs, inputs, width, times)
+                parts[rows, _SLOPE[self.timed_as(shape.group, width)]] += seconds
         return parts
 
     def _rows(self, timed: Sequence[Timed], times: _Times) -> tuple[Array, Array]:
         """Return the parts of networks, ``(n, 4)``, and their latencies, ``(n,)``."""
-        parts = [self._parts(t.kept, t.bits, times) for t in timed]
-        return np.array(parts).reshape(-1, 4), np.array([t.latency_ratio for t in timed])
+        parts = self._parts([(t.kept, t.bits) for t in timed], times)
+        return parts, np.array([t.latency_ratio for t in timed])
 
     def _corrected_line(self) -> Array:
         """Fit the line to designs and results, if that predicts left-out results better."""
@@ -285,7 +295,7 @@ class CostModel:
             rest = [d for d in self.designs if d is not left_out]
             times = self._fit_times(rest)
             line = _fit_line(*self._rows(rest, times))
-            predicted = float(self._parts(left_out.kept, left_out.bits, times) @ line)
+            predicted = float(self._parts([(left_out.kept, left_out.bits)], times)[0] @ line)
             errors.append(predicted - left_out.latency_ratio)
         return float(np.sqrt(np.mean(np.square(errors))))
 

@@ -122,6 +122,8 @@ class Driver:
         """
         self._phase = "baselines"
         self._dense()
+        # A run that was killed may not have come to it.
+        self.kept.discard_dominated(self._ledger, self.outlook)
         missing = self._unfinished.baselines()
         first = [b for b in missing if strategy is None or not b.recipe.prunes]
         begun: list[Baseline] = []
@@ -227,6 +229,7 @@ class Driver:
             rung=job.rung,
             started_from=job.started_from,
             screened=job.screened,
+            weights=job.weights,
         )
         self.store.begin(trial, plan)
         reached("trial:begun")

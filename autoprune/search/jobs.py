@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoprune.measure.record import Measurement
@@ -30,6 +30,7 @@ class Job:
         rung: Training rung.
         started_from: Trial whose recovered network is cut further or trained on; None for the dense network.
         screened: Capability that it lost at the screen.
+        weights: What the sampler over the solver's weights chose for it.
     """
 
     recipe: Recipe | None
@@ -38,6 +39,7 @@ class Job:
     rung: int = 1
     started_from: int | None = None
     screened: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def describe(number: int, measurement: Measurement) -> str:

@@ -9,7 +9,7 @@ from autoprune.study.artifacts import discard_unlisted, usable
 from autoprune.study.records import TrialRecord
 
 # What is kept is chosen among all trials, which takes longer the more there are: in large studies not after each one.
-_EVERY = 50
+_EVERY = 25
 
 
 class Kept:

@@ -26,7 +26,7 @@ class Ledger:
 
     Attributes:
         fronts: The search's fronts.
-        finished: Trials that are over.
+        finished: Trials that are over, without those that were cut off, which are tried again.
         failures: Failed trials by kind.
         given: The dense network and the baselines that were measured.
     """
@@ -56,7 +56,7 @@ class Ledger:
                 self._finish(records[number])
 
     def _finish(self, record: TrialRecord) -> None:
-        self.finished += 1
+        self.finished += record.failure_kind not in CUT_OFF
         self._proposals += self._is_proposal(record)
         self.fronts.take(record)
         if record.state == "failed":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from autoprune.space.groups import Groups
 from autoprune.study.records import TrialRecord
 
 
@@ -22,7 +21,7 @@ def prunes_further(counts: Mapping[str, int], parent: Mapping[str, int]) -> bool
 def find_parent(
     counts: Mapping[str, int],
     records: Sequence[TrialRecord],
-    groups: Groups,
+    counts_of: Callable[[TrialRecord], Mapping[str, int]],
     is_kept: Callable[[TrialRecord], bool],
 ) -> TrialRecord | None:
     """Return the trial whose recovered network a recipe should start from; None for the dense network.
@@ -33,7 +32,7 @@ def find_parent(
     Args:
         counts: Units that the recipe keeps of every group.
         records: Trials of the study.
-        groups: Groups of the model.
+        counts_of: Returns the units that a trial's recipe keeps of every group.
         is_kept: Whether a trial's weights are still there.
     """
     found = []
@@ -43,7 +42,7 @@ def find_parent(
         # Two layers in the place of one cannot be cut further, and integers are not what others are cut from.
         if record.recipe.factorises or record.recipe.trains_integers:
             continue
-        parent = record.recipe.kept_counts(groups)
+        parent = counts_of(record)
         if prunes_further(counts, parent) and is_kept(record):
             left = sum(parent[name] - counts[name] for name in parent)
             found.append((record.train_steps, -left, record.number, record))

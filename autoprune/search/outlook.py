@@ -25,6 +25,7 @@ from autoprune.search.volume import Volume, counted_axes
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.artifacts import kept_numbers
 from autoprune.study.records import TrialRecord
+from autoprune.study.retries import CUT_OFF
 from autoprune.study.store import StudyStore
 
 # Up to so many trials everything is looked at after each one.
@@ -57,6 +58,7 @@ class Outlook:
         self._records = records
         self._steps: list[Step] = []
         self._steps_by = -1
+        self._seen: str | None = None
 
     def dense_record(self) -> TrialRecord | None:
         """Return the dense network's trial; None before it was measured."""
@@ -132,20 +134,27 @@ class Outlook:
     @property
     def _is_seen(self) -> bool:
         """Whether the dense network may have been trained on the search split."""
-        return self.store.notes().get("search_split_seen") == "yes"
+        # Noted before the first trial, and asked for at every proposal.
+        if self._seen is None:
+            self._seen = self.store.notes().get("search_split_seen", "no")
+        return self._seen == "yes"
 
-    def left_by_rung(self) -> dict[int, float]:
-        """Return the share of each rung's loss that is expected to be left in the end."""
+    def left_by_rung(self, records: Sequence[TrialRecord] | None = None) -> dict[int, float]:
+        """Return the share of each rung's loss that is expected to be left in the end; see :meth:`steps`."""
         final = final_left(self._final_steps(), self.space.rungs[-1].steps)
-        return left_by_rung(self.steps(), final=final, seen=self._is_seen, trains=self.space.trains)
+        return left_by_rung(self.steps(records), final=final, seen=self._is_seen, trains=self.space.trains)
 
-    def steps(self) -> list[Step]:
+    def steps(self, records: Sequence[TrialRecord] | None = None) -> list[Step]:
         """Return how each rung's results relate to the next one's so far.
 
         In large studies that is looked at anew after several trials: by a number that depends on the finished ones
         alone, so that a resumed search sees what one sees that was not interrupted.
+
+        Args:
+            records: The trials up to some moment, from the first on; all of them if not given.
         """
-        finished = [r for r in self._records() if r.state != "running"]
+        known = self._records() if records is None else records
+        finished = [r for r in known if r.state != "running" and r.failure_kind not in CUT_OFF]
         count = len(finished) - len(finished) % (1 + len(finished) // _EVERY)
         if count != self._steps_by:
             self._steps_by = count

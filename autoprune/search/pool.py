@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from autoprune.search.candidates import Candidate, as_timed
 from autoprune.search.options import Options
-from autoprune.search.severity import ALL_LOST, severity
+from autoprune.search.severity import severity
 from autoprune.search.solver import Choices
 from autoprune.space.groups import Groups
 from autoprune.study.records import TrialRecord, is_given
-from autoprune.study.retries import CUT_OFF, MAX_RETRIES
 from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.
@@ -43,25 +41,30 @@ class Pool:
         self._reserved: set[bytes] = set()
 
     def __contains__(self, choice: Choices) -> bool:
-        return self._key(choice) in self.candidates or self._key(choice) in self._reserved
+        return self.key(choice) in self.candidates or self.key(choice) in self._reserved
 
     def reserve(self, choice: Choices) -> None:
         """Hold a place for a choice that is being looked at, so that it is not looked at twice."""
-        self._reserved.add(self._key(choice))
+        self._reserved.add(self.key(choice))
 
     def __iter__(self) -> Iterator[Candidate]:
         return iter(self.candidates.values())
 
-    def _key(self, choice: Choices) -> bytes:
+    def key(self, choice: Choices) -> bytes:
+        """Return what choices of the same network have in common."""
         return self.options.canonical(choice).tobytes()
 
+    def get(self, choice: Choices) -> Candidate | None:
+        """Return the candidate of a choice; None where there is none yet."""
+        return self.candidates.get(self.key(choice))
+
     def __getitem__(self, choice: Choices) -> Candidate:
-        return self.candidates[self._key(choice)]
+        return self.candidates[self.key(choice)]
 
     def put(self, choice: Choices, candidate: Candidate) -> None:
         """Take up a candidate under the choice that it comes from."""
-        self._reserved.discard(self._key(choice))
-        self.candidates[self._key(choice)] = candidate
+        self._reserved.discard(self.key(choice))
+        self.candidates[self.key(choice)] = candidate
 
     # -- rungs -------------------------------------------------------------------------------
 
@@ -77,7 +80,7 @@ class Pool:
         """Return the candidates of ``rung`` that may be taken to the next one."""
         return [
             c for c in self
-            if rung in c.lost and not c.reaches(rung + 1) and not c.hopeless and (rung == 0 or self.counts(c))
+            if rung in c.lost and not c.reaches(rung + 1) and (rung == 0 or self.counts(c))
         ]  # fmt: skip
 
     def promoted(self, rung: int) -> list[Candidate]:
@@ -126,27 +129,6 @@ class Pool:
                     dict.fromkeys(range(1, self._rungs), record),
                 ),
             )
-
-    def replay(self, records: Sequence[TrialRecord]) -> Iterator[tuple[Choices, Candidate]]:
-        """Take up the trials of earlier runs; yield the candidates that were trained without a screen."""
-        tries: Counter[bytes] = Counter()
-        for record in records:
-            if record.fidelity != "search" or record.rung < 1 or record.recipe is None:
-                continue
-            choice = self.options.encode(record.recipe)
-            key = self._key(choice)
-            known = self.candidates.get(key)
-            if known is None and (self._lowest == 0 or record.rung > 1):
-                continue
-            candidate = known or Candidate(
-                record.recipe, record.origin, record.label, self.options.predicted_costs(choice)
-            )
-            tries[key] += record.failure_kind in CUT_OFF
-            self.note(candidate, record)
-            if record.state == "failed" and (record.failure_kind not in CUT_OFF or tries[key] > MAX_RETRIES):
-                candidate.lost.setdefault(record.rung, ALL_LOST)
-            if known is None and 1 in candidate.lost:
-                yield choice, candidate
 
     # -- costs -------------------------------------------------------------------------------
 

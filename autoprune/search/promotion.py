@@ -23,14 +23,19 @@ _AT_EDGE = 1.25
 _ELASTICITY = (1.0, 6.0)
 
 
-def is_hopeless(hopeful: Array, trained: Array) -> bool:
+def are_hopeless(hopeful: Array, trained: Array) -> NDArray[np.bool_]:
     """Return whether a trained network beats what a candidate may at best come to, so that training it is wasted.
 
     Args:
-        hopeful: Least capability that the candidate may lose, its size and its latency, ``(3,)``.
-        trained: The same of trained networks, of the rung that the candidate would reach, ``(n, 3)``.
+        hopeful: Least capability that each candidate may lose, its size and its latency, ``(m, 3)``.
+        trained: The same of trained networks, of the rung that the candidates would reach, ``(n, 3)``.
+
+    Returns:
+        ``(m,)``.
     """
-    return bool((trained <= hopeful).all(axis=1).any())
+    beaten: NDArray[np.bool_] = np.all(trained[None] <= hopeful[:, None], axis=2)
+    found: NDArray[np.bool_] = np.any(beaten, axis=1)
+    return found
 
 
 def cover(

@@ -23,7 +23,7 @@ _FIRST_SHARES = {"solver": 0.6, "weights": 0.25, "moves": 0.15}
 _LEAST_SHARE = 0.1
 _MEMORY = 0.9
 # The sampler over weights is told the latest results; more of them make it slow, not better.
-_TOLD = 150
+_TOLD = 100
 _TRIES = 24
 # Shares of a hard cap that are solved for.
 _MARGINS = (1.0, 0.97, 0.9)
@@ -107,7 +107,8 @@ class Proposer:
         self._raw = np.empty((0, 3))
         self.model = LossModel.fit(np.zeros((0, len(problem.loss))), np.zeros(0))
         self._pool: Choices | None = None
-        self._fitted_to = 0
+        # Results that the model is fitted to, and whether it is; whether what it led to is out of date.
+        self._fitted_to, self._is_fitted, self._is_stale = 0, True, True
 
     # -- what is known -----------------------------------------------------------------------
 
@@ -137,17 +138,17 @@ class Proposer:
         self._plain = problem
         self._raw[:, 1:] = costs
         self.axes.take(self._raw)
-        self._fitted_to = 0
-        self._pool = None
+        self._is_stale = True
 
     def _key(self, choice: Choices) -> bytes:
         return self._canonical(choice).tobytes()
 
     def rescale(self, lost: float) -> None:
         """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
-        self.axes.ends = np.array([lost, *self.axes.ends[1:]])
-        self.axes.take(self._raw)
-        self._pool = None
+        if lost != self.axes.ends[0]:
+            self.axes.ends = np.array([lost, *self.axes.ends[1:]])
+            self.axes.take(self._raw)
+            self._is_stale = True
 
     def gained_lately(self, count: int) -> float:
         """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
@@ -228,7 +229,8 @@ class Proposer:
         if self._pool is None:
             solutions = np.concatenate([sweep(self._problem, objectives=self.objectives), *self._at_caps()])
             values = self.values_of(solutions)
-            best = np.argsort(-self.axes.gains(values))[:_NEAR]
+            # As it was when the model was fitted, so that it does not matter when this arm has its turn.
+            best = np.argsort(-self.axes.gains(values, self._raw[: self._fitted_to]))[:_NEAR]
             near = [neighbours_of(self._problem, solutions[i]) for i in best]
             self._pool = np.unique(np.concatenate([solutions, *near]), axis=0)
         keys = self._canonical(self._pool)
@@ -325,18 +327,30 @@ class Proposer:
         found = [r.choice for r, is_on in pairs if is_on]
         return np.stack(found) if found else np.empty((0, len(self._plain.loss)), dtype=np.int64)
 
-    def _refit(self) -> None:
-        """Fit the loss model anew once there are some more results, and solve with it."""
-        if self.results and (self._pool is None or len(self.results) >= 1.1 * self._fitted_to + 1):
-            losses = np.stack([self._losses_of(r.choice) for r in self.results])
-            ran = self._raw[:, 0] < ALL_LOST
-            self.model = LossModel.fit(losses[ran], self._raw[ran, 0])
-            factors = self.model.factors
-            self._problem = self._plain.with_losses(
-                [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]
-            )
-            self._fitted_to = len(self.results)
+    def prepare(self) -> None:
+        """Take note that a proposal is made now: which results the loss model and the solutions are from.
+
+        They follow the results once there are some more, or something else is known of costs or scales. Who replays a
+        search calls this where it made a proposal.
+        """
+        if self.results and (self._is_stale or len(self.results) >= 1.1 * self._fitted_to + 1):
+            self._fitted_to, self._is_fitted, self._is_stale = len(self.results), False, False
             self._pool = None
+
+    def _refit(self) -> None:
+        """Fit the loss model as far as :meth:`prepare` asks for it."""
+        self.prepare()
+        if self._is_fitted:
+            return
+        self._is_fitted = True
+        results, lost = self.results[: self._fitted_to], self._raw[: self._fitted_to, 0]
+        losses = np.stack([self._losses_of(r.choice) for r in results])
+        ran = lost < ALL_LOST
+        self.model = LossModel.fit(losses[ran], lost[ran])
+        factors = self.model.factors
+        self._problem = self._plain.with_losses(
+            [loss * factor for loss, factor in zip(self._plain.loss, factors, strict=True)]
+        )
 
     def _losses_of(self, choice: Choices) -> Array:
         return np.array([loss[option] for loss, option in zip(self._plain.loss, choice, strict=True)])

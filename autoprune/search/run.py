@@ -29,6 +29,7 @@ from autoprune.search.limits import check_space, compares_features
 from autoprune.search.options import Options
 from autoprune.search.profile import Profile, read_profile, write_profile
 from autoprune.search.profiling import measure_profile
+from autoprune.search.replay import spent_s
 from autoprune.search.shelf import Shelf
 from autoprune.search.space_cut import study_cut
 from autoprune.search.trial import failures_as_trial_errors
@@ -124,7 +125,7 @@ def run_study(
         parse_budget(config.budget),
         config.final_share,
         clock,
-        store.spent_s,
+        spent_s(store),
         started_s,
         divided_s=max(store.ended_rounds_s, default=0.0),
     )

@@ -82,6 +82,7 @@ class Unfinished:
                 record.rung,
                 start if start is not None and is_sound(start) else None,
                 record.screened,
+                record.weights,
             )
         return list(found.values())
 

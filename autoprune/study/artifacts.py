@@ -103,7 +103,7 @@ def kept_numbers(paths: StudyPaths) -> set[int]:
     names = (
         folder.name.removeprefix("trial-") for folder in paths.artifacts.glob("trial-*") if folder.is_dir()
     )
-    return {int(name) for name in names if name.isdigit()}
+    return {int(name) for name in names if name.isascii() and name.isdigit()}
 
 
 def discard_unlisted(paths: StudyPaths, keep: Collection[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import optuna
 
@@ -33,10 +33,13 @@ class Plan:
     round: int = 0
     variant: str = ""
     screened: float | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     def text(self) -> str:
         """Return the plan as one attribute."""
-        return seal_line(json.dumps({**vars(self), "recipe": self.recipe.content()}))
+        return seal_line(
+            json.dumps({**vars(self), "recipe": self.recipe.content(), "weights": dict(self.weights)})
+        )
 
 
 def result_text(

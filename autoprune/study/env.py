@@ -15,7 +15,9 @@ from autoprune.study.reading import read_json
 def write_environment(
     paths: StudyPaths, config: StudyConfig, host: dict[str, Any], data_fingerprint: str
 ) -> None:
-    """Write what is needed to judge or repeat the study's figures; the first run's stays the first entry.
+    """Write what is needed to judge or repeat the study's figures, after the entries of earlier runs.
+
+    A file of which any entry is damaged is set aside whole.
 
     Args:
         paths: The study's paths.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -20,6 +21,8 @@ from autoprune.study.reading import parse_json
 _log = logging.getLogger(__name__)
 
 _SUM = "sum"
+# What a text of seal_value has, of which one bit that flips leaves a part, and what earlier versions kept has not.
+_SEALED = re.compile(r'^["\[]| #|[0-9a-f]{16}$')
 # Optuna's states; anything else in their column is damage.
 _STATES = {"RUNNING", "WAITING", "COMPLETE", "PRUNED", "FAIL"}
 _ATTRIBUTES = "autoprune:"
@@ -35,7 +38,17 @@ _READ: dict[str, dict[str, Callable[[Any], object]]] = {
     "study_system_attributes": {"value_json": json.loads},
     "study_user_attributes": {"value_json": json.loads},
 }
+# Own numbers of the study, as opposed to its notes; see StudyStore.
+OWN = ("spent_s", "ended_rounds_s", "ended_budget", "phase")
 _BESIDE = ("", "-wal", "-shm")
+# What says nothing of the file's content: busy, locked, no memory, read-only, interrupted, reading failed, full,
+# cannot be opened (https://sqlite.org/rescode.html).
+_PASSING = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_PROTOCOL,
+)  # fmt: skip
+# Some of these messages hold the whole text that is damaged.
+_MOST_SHOWN = 300
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +100,20 @@ def unseal_line(text: str) -> str:
     return content
 
 
+def seal_value(value: object) -> str:
+    """Return a JSON value as text with its checksum at the end."""
+    return seal_line(json.dumps(value))
+
+
+def unseal_value(kept: object) -> object:
+    """Return the value that :func:`seal_value` wrote; earlier versions kept the value itself.
+
+    Raises:
+        ValueError: If it is not what was written.
+    """
+    return parse_json(unseal_line(kept)) if isinstance(kept, str) and _SEALED.search(kept) else kept
+
+
 def digest_of(content: object) -> str:
     """Return the checksum of JSON values."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -127,12 +154,10 @@ def fault_of(database: Path, *, trials: bool = True) -> str:
         with closing(sqlite3.connect(database, timeout=30)) as link:
             (found,) = link.execute("PRAGMA integrity_check(1)").fetchone()
             return str(found) if found != "ok" else next(_faults(link, trials), "")
-    except sqlite3.OperationalError as error:
-        if any(word in str(error) for word in ("malformed", "no such column", "unsupported file format")):
-            return str(error)
-        return ""
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        return str(error)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # The low byte of SQLite's code is its kind. A text that is no UTF-8 comes without a code.
+        passing = getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING
+        return "" if passing else f"{str(error):.{_MOST_SHOWN}}"
 
 
 def _faults(link: sqlite3.Connection, trials: bool) -> Iterator[str]:
@@ -151,6 +176,8 @@ def _faults(link: sqlite3.Connection, trials: bool) -> Iterator[str]:
         yield from _faults_of_texts(link)
     for key, value in link.execute("SELECT key, value_json FROM study_user_attributes"):
         if key.startswith(_NOTES) and (fault := _fault(value, lambda text: unseal_line(json.loads(text)))):
+            yield f"{key}: {fault}"
+        if key in OWN and (fault := _fault(value, lambda text: unseal_value(json.loads(text)))):
             yield f"{key}: {fault}"
 
 
@@ -181,8 +208,8 @@ def _read_text(text: str) -> object:
 def _fault(value: str, read: Any) -> str:
     try:
         read(value)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        return str(error)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        return f"{str(error):.{_MOST_SHOWN}}"
     return ""
 
 
@@ -211,6 +238,8 @@ def keep_copy(paths: StudyPaths) -> None:
             source.backup(copy)
         flush(unfinished)
         unfinished.replace(place)
+        with suppress(OSError):
+            flush(place.parent)
     except BaseException:
         with suppress(OSError):
             unfinished.unlink()
@@ -259,6 +288,8 @@ def heal_database(paths: StudyPaths) -> None:
     unfinished.write_bytes(copy.read_bytes())
     flush(unfinished)
     unfinished.replace(paths.database)
+    with suppress(OSError):
+        flush(paths.root)
     _log.warning(
         "the study goes on from the copy %s: trials that were recorded after it was made are lost from the record",
         copy.name,
@@ -272,5 +303,5 @@ def set_aside_orphans(paths: StudyPaths, trials: int) -> None:
     """
     for folder in sorted(paths.artifacts.glob("trial-*")):
         number = folder.name.removeprefix("trial-").partition("-")[0]
-        if number.isdigit() and int(number) >= trials:
+        if number.isascii() and number.isdigit() and int(number) >= trials:
             set_aside(folder, f"the record has {trials} trials: its end was lost")

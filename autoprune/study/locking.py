@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Collection
+from contextlib import suppress
 
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
@@ -16,6 +17,16 @@ def take_lock(paths: StudyPaths) -> int:
     Raises:
         StorageError: If the folder cannot be written or another process runs the study.
     """
+    while True:
+        descriptor = _locked(paths)
+        # The folder may have been moved aside after the file in it was opened: that lock is of another study by now.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), paths.lock.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _locked(paths: StudyPaths) -> int:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT, 0o644)

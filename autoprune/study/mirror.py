@@ -17,6 +17,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Mirror:
         manifest = _parsed(text, str(folder))
         verify(folder)
         before = self._remote.get_bytes(f"artifacts/{name}.json")
-        if before == text and self._is_whole(name, folder, manifest):
+        if before == text and self._is_whole(f"artifacts/{name}/{_version(text)}", manifest):
             return
         for inner in manifest:
             self._remote.put_file(folder / inner, f"artifacts/{name}/{_version(text)}/{inner}")
@@ -133,7 +134,7 @@ class Mirror:
                 shutil.rmtree(folder, ignore_errors=True)
         raise StorageError(
             f"artifact {name!r} in {self._remote.shown} is damaged: {', '.join(faults)} differs from its manifest",
-            "push it again from the node that made it, or search it again",
+            f"remove artifacts/{name}.json there and run the same command again: the search goes on without it",
         )
 
     def has(self, name: str) -> bool:
@@ -157,12 +158,10 @@ class Mirror:
             self.pull(name, place)
         return place
 
-    def _is_whole(self, name: str, folder: Path, manifest: dict[str, str]) -> bool:
-        version = _version((folder / MANIFEST).read_bytes())
-        return all(
-            self._remote.size(f"artifacts/{name}/{version}/{inner}") == (folder / inner).stat().st_size
-            for inner in manifest
-        )
+    def _is_whole(self, source: str, manifest: dict[str, str]) -> bool:
+        """Return whether the files there have the content that their manifest says; else a push mends them."""
+        with tempfile.TemporaryDirectory(prefix="autoprune-") as folder:
+            return not self._download(source, manifest, Path(folder))
 
     def _download(self, source: str, manifest: dict[str, str], folder: Path) -> list[str]:
         """Download into ``folder``; return the names of what is missing or differs."""
@@ -195,7 +194,7 @@ class Mirror:
         if content is None:
             raise UsageError(f"{str(path)!r} is above {_SMALL_BYTES:,} bytes, the most for a small file")
         digest, before = hashlib.sha256(content).hexdigest(), self._pointer(name)
-        if before == digest and self._remote.size(f"content/{digest}/{name}") == len(content):
+        if before == digest and self._remote.get_bytes(f"content/{digest}/{name}") == content:
             return
         self._remote.put_bytes(content, f"content/{digest}/{name}")
         pointer = json.dumps({"sha256": digest, "bytes": len(content)})

@@ -92,7 +92,6 @@ def _own_file(place: Place, settings: dict[str, Any]) -> Opened:
             reached("study:database")
             with storage.engine.connect() as link:
                 set_aside_orphans(paths, count_trials(link, study._study_id))
-            keep_copy(paths)
     except BaseException:
         os.close(lock)
         raise
@@ -200,8 +199,11 @@ def set_aside(place: Place, lease_s: float) -> None:
     if place.database is None:
         if paths.root.exists():
             # Whoever runs the study now must not have its folder moved away under it.
-            os.close(take_lock(paths))
-            move_aside(paths, free_name(paths))
+            lock = take_lock(paths)
+            try:
+                move_aside(paths, free_name(paths))
+            finally:
+                os.close(lock)
         return
     with storage_faults(place):
         storage = open_storage(place, create=True)

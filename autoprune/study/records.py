@@ -33,6 +33,8 @@ class TrialRecord(BaseModel):
         repeat_of: Earlier trial with the same artifact, whose measurement this one has; None otherwise.
         screened: Capability after closed-form recovery alone, lost against the dense network on the same examples
             (see :mod:`autoprune.study.screens`); None where it was not screened.
+        weights: What the sampler over the solver's weights chose for it; empty for what others proposed, and where it
+            was screened, which its screen tells.
         recipe: The whole candidate; None only for a trial lost before it had one.
         measurement: What was measured; None unless ``complete``.
         failure_kind: Kind of failure (see ``TrialError``); empty unless ``failed``.
@@ -56,6 +58,7 @@ class TrialRecord(BaseModel):
     variant: str = ""
     repeat_of: int | None = None
     screened: float | None = None
+    weights: dict[str, float] = {}
     recipe: Recipe | None = None
     measurement: Measurement | None = None
     failure_kind: str = ""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from autoprune.disk import flush
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import inner_parts, unknown_name
+from autoprune.storage_url import without_passwords
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ _FIRST_WAIT_S = 0.5
 _FINAL = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, ImportError)
 _FINAL_NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG)
 _FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "NoAuthError")
-_SECRETS = ((re.compile(r"//[^/@\s]*:[^/@\s]*@"), "//***@"), (re.compile(r"\?[^\s'\"]+"), "?***"))
+_QUERY = re.compile(r"\?[^\s'\"]+")
 _HINT = (
     "check the network, the bucket or folder, its free space and the credentials; "
     "what was stored before is kept, and the same command goes on"
@@ -51,9 +52,7 @@ _log = logging.getLogger(__name__)
 
 def redacted(text: str) -> str:
     """Return a text without the passwords and query strings of the URLs in it."""
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
-    return text
+    return _QUERY.sub("?***", without_passwords(text))
 
 
 def check_url(url: str) -> str:
@@ -76,7 +75,7 @@ def check_url(url: str) -> str:
         raise fault("chained URLs are not taken")
     if protocol not in PROTOCOLS:
         raise unknown_name("kind of artifacts URL", protocol, PROTOCOLS, f"allowed: {ALLOWED}")
-    if re.match(r"[^/]*:[^/]*@", rest):
+    if separator and re.search(r":.*@", rest):
         raise fault(
             "it holds a password",
             "give credentials by the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "

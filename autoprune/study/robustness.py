@@ -12,6 +12,7 @@ from autoprune.errors import StorageError
 from autoprune.measure.record import Robustness
 from autoprune.naming import StudyPaths
 from autoprune.study.artifacts import MANIFEST, write_text_atomic
+from autoprune.study.integrity import opened, sealed, set_aside
 from autoprune.study.reading import read_json
 
 # Another one for every change of what is measured, or how.
@@ -47,12 +48,14 @@ class RobustnessCache:
     def __init__(self, paths: StudyPaths) -> None:
         self._place = paths.robustness
         self._entries: list[Entry] = []
+        self._fault = ""
         try:
             found = read_json(self._place)
-            self._entries = [Entry.model_validate(entry) for entry in found]
+            self._entries = [Entry.model_validate(opened(entry)) for entry in found]
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, ValidationError) as error:
+            self._fault = str(error)
             _log.warning("%s cannot be used and is measured again: %s", self._place, error)
 
     def get(self, model: str, data: str) -> Robustness | None:
@@ -63,13 +66,16 @@ class RobustnessCache:
         return None
 
     def put(self, model: str, data: str, result: Robustness) -> None:
-        """Keep a measurement, on disk too.
+        """Keep a measurement, on disk too; a file that is damaged is set aside first.
 
         Raises:
             StorageError: If it cannot be written.
         """
         self._entries.append(Entry(model=model, data=data, protocol=PROTOCOL, result=result))
-        content = [entry.model_dump(mode="json") for entry in self._entries]
+        if self._fault:
+            set_aside(self._place, self._fault)
+            self._fault = ""
+        content = [sealed(entry.model_dump(mode="json")) for entry in self._entries]
         write_text_atomic(self._place, json.dumps(content, indent=1))
 
 

@@ -19,7 +19,7 @@ from autoprune.study import decode
 from autoprune.study.artifacts import discard_unfinished
 from autoprune.study.database import read_faults, storage_faults
 from autoprune.study.decode import Plan
-from autoprune.study.integrity import seal_line, unseal_line
+from autoprune.study.integrity import keep_copy, seal_line, seal_value, unseal_line, unseal_value
 from autoprune.study.lease import LEASE_S
 from autoprune.study.opening import open_for_reading, open_for_writing, set_aside
 from autoprune.study.place import Place
@@ -93,6 +93,9 @@ class StudyStore:
             store = cls(opened.place, opened.study, opened.storage, opened.settings, opened.release)
             with read_faults(opened.place):
                 store._reap()
+                # Not before it could be read: the copy that it replaces may be the only sound one.
+                if opened.place.database is None:
+                    keep_copy(paths)
             discard_unfinished(paths)
         except BaseException:
             opened.release()
@@ -310,7 +313,10 @@ class StudyStore:
 
     def _own(self, key: str, default: Any, read: Callable[[Any], _T]) -> _T:
         with read_faults(self.place):
-            return read(self._study.user_attrs.get(key, default))
+            return read(unseal_value(self._study.user_attrs.get(key, default)))
+
+    def _set_own(self, key: str, value: object) -> None:
+        self._study.set_user_attr(key, seal_value(value))
 
     @property
     def spent_s(self) -> float:
@@ -320,7 +326,7 @@ class StudyStore:
     def set_spent(self, seconds: float) -> None:
         """Record the seconds used so far, from which a resumed run counts on."""
         with storage_faults(self.place):
-            self._study.set_user_attr("spent_s", float(seconds))
+            self._set_own("spent_s", float(seconds))
 
     @property
     def ended_rounds_s(self) -> list[float]:
@@ -340,10 +346,10 @@ class StudyStore:
     def end_round(self, spent_s: float, budget: str) -> None:
         """Record that the final phase is over; the study is then done until a larger budget continues it."""
         with storage_faults(self.place):
-            self._study.set_user_attr("ended_budget", budget)
+            self._set_own("ended_budget", budget)
             reached("round:budget")
             # The one write that ends the round: the phase follows from it.
-            self._study.set_user_attr("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
+            self._set_own("ended_rounds_s", [*self.ended_rounds_s, float(spent_s)])
 
     @property
     def phase(self) -> str:
@@ -354,7 +360,7 @@ class StudyStore:
     @phase.setter
     def phase(self, phase: str) -> None:
         with storage_faults(self.place):
-            self._study.set_user_attr("phase", f"{phase}:{self.round}")
+            self._set_own("phase", f"{phase}:{self.round}")
 
 
 def _seconds(value: Any) -> float:

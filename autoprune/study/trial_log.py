@@ -58,6 +58,10 @@ class TrialLog:
         """Return the number in the database of a trial that was read; -1 before the first."""
         return self._ids[number] if number >= 0 else -1
 
+    def last_id(self) -> int:
+        """Return the largest number in the database of a trial that was read; -1 before the first."""
+        return self._newest
+
     def numbers_of(self, ids: Collection[int]) -> set[int]:
         """Return the numbers of trials that were read by their numbers in the database."""
         places = ((bisect_left(self._ids, each), each) for each in ids)

@@ -15,16 +15,22 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.study.fronts import Fronts
 from autoprune.study.record_storage import RecordStorage
+from autoprune.study.retries import CUT_OFF
 from autoprune.study.trial_log import TrialLog
 
 # More of them make proposals slow, not better.
 MOST = 1000
+# So many are asked for by their numbers; SQLite takes some 30,000 values in one statement.
+_FEW = 200
 # How NSGA-II names the parents of a generation among the study's attributes; it looks for them among the trials.
 _PARENTS = "NSGAIISampler:parent:"
 
 
 class Window:
-    """Keeps the latest trials of a study, those on its fronts, and the parents of NSGA-II's latest generation.
+    """Keeps the latest finished trials of a study, those on its fronts, and the parents of NSGA-II's latest generation.
+
+    What a kill or a signal cut off is none of them: it is tried again, and a study that was interrupted proposes what
+    one does that was not. What runs is none either: it holds nothing to learn from yet.
 
     Args:
         storage: The study's database.
@@ -61,24 +67,23 @@ class Window:
         """Return the trials in the window, in the order of their numbers."""
         records = self._log.records()
         self._take_fronts(records)
-        latest = range(max(0, len(records) - self._most), len(records))
-        wanted = set(latest)
-        if latest.start:
+        finished = [r.number for r in records if r.state != "running" and r.failure_kind not in CUT_OFF]
+        wanted = set(finished[-self._most :])
+        if len(finished) > self._most:
             wanted |= self._fronts.numbers() | self._parents()
         self._trials = {number: trial for number, trial in self._trials.items() if number in wanted}
-        unread = {n for n in wanted if n not in self._trials or not self._trials[n].state.is_finished()}
-        newer = {n for n in unread if n >= latest.start}
-        # What is missing at the end is read as a range, however much it is; the few others by their numbers.
-        above = min(newer, default=len(records)) - 1
-        for trial in self._read(unread, self._log.id_of(above)):
+        for trial in self._read(sorted(wanted - self._trials.keys())):
             if trial.number in wanted:
                 self._trials[trial.number] = trial
         return [self._trials[number] for number in sorted(self._trials)]
 
-    def _read(self, numbers: set[int], above: int) -> list[FrozenTrial]:
+    def _read(self, numbers: list[int]) -> list[FrozenTrial]:
+        """Return trials, few of them by their numbers and many as all from the first of them on."""
         if not numbers:
             return []
-        ids = {self._log.id_of(number) for number in numbers}
+        few = len(numbers) <= _FEW
+        ids = {self._log.id_of(number) for number in numbers} if few else set()
+        above = self._log.last_id() if few else self._log.id_of(numbers[0] - 1)
         return self._storage._get_trials(self._study._study_id, None, ids, above)
 
     def _take_fronts(self, records: list[Any]) -> None:

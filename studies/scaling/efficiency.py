@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECORD = HERE / "efficiency.json"
 TRIAL_S = 10.0
+# Additions by which the machine's speed is told.
+LOOP = 1_000_000
 # Kind, sampler, workers, trials for each worker, trials that the study has before.
 SIMULATED = [
     *[("simulated", "random", workers, each, 0) for workers, each in ((1, 16), (2, 16), (8, 8), (32, 8), (128, 8))],
     *[("simulated", "auto", workers, each, 0) for workers, each in ((1, 16), (8, 8), (32, 8), (128, 8))],
+    ("simulated", "tpe", 128, 8, 0),
+    ("simulated", "nsga2", 128, 8, 0),
     ("simulated", "random", 128, 8, 1_000),
     ("simulated", "random", 128, 8, 10_000),
 ]  # fmt: skip
@@ -47,17 +52,13 @@ def run(kinds: list[str]) -> None:
             rows += pool.map(measured, FEW)
     kept: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     others = [row for row in kept.get("rows", []) if kinds and row["kind"] not in kinds]
-    host = {
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_at_the_end": round(os.getloadavg()[0], 1),
-    }
-    record = {"trial_s": TRIAL_S, "host": host, "rows": [*others, *rows]}
+    record = {"trial_s": TRIAL_S, "rows": [*others, *rows]}
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def measured(case: Case) -> dict[str, Any]:
     """Measure one case in a process of its own."""
+    before = {**host(), "loop_s": loop_s()}
     with tempfile.TemporaryDirectory(prefix="autoprune-scaling-") as folder:
         paths = os.pathsep.join((str(ROOT), str(HERE)))
         environment = {**os.environ, "AUTOPRUNE_STUDIES": folder, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -66,9 +67,27 @@ def measured(case: Case) -> dict[str, Any]:
             [sys.executable, __file__, "one", *map(str, case)],
             env=environment, stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row: dict[str, Any] = {**json.loads(done.stdout.splitlines()[-1]), "host": before}
     print(json.dumps(row), file=sys.stderr)
     return row
+
+
+def host() -> dict[str, Any]:
+    """Return what a case runs on."""
+    load = round(os.getloadavg()[0], 1)
+    return {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "load_before": load}
+
+
+def loop_s() -> float:
+    """Return the seconds of a loop in plain Python, the least of five: how quick the machine is at this moment."""
+
+    def once() -> float:
+        begun_s, total = time.perf_counter(), 0
+        for number in range(LOOP):
+            total += number
+        return time.perf_counter() - begun_s
+
+    return round(min(once() for _ in range(5)), 4)
 
 
 def main() -> None:

@@ -173,6 +173,7 @@ def _search(shift: Shift) -> int:
     from autoprune.search.driver import Driver
     from autoprune.search.executors.start import WorkerTrials, running
     from autoprune.search.interrupt import Interrupt
+    from autoprune.search.replay import spent_s
     from autoprune.search.shelf import Shelf
     from autoprune.space.space_files import load_space
     from tests.search.fakes import FakeBench
@@ -194,7 +195,7 @@ def _search(shift: Shift) -> int:
     )  # fmt: skip
     store = StudyStore.create_or_resume(config, StudyPaths.of(shift.name), lease_s=shift.lease_s)
     interrupt, clock = Interrupt(), SystemClock()
-    keeper = Timekeeper(parse_budget(shift.budget), config.final_share, clock, store.spent_s)
+    keeper = Timekeeper(parse_budget(shift.budget), config.final_share, clock, spent_s(store))
     bench: Any = Bench(labour.GROUPS, config)
     try:
         with interrupt.listening():

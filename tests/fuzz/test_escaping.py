@@ -8,13 +8,16 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from autoprune.cli.output import print_pairs, print_table, print_text
+from autoprune.cli.rendering import show_csv
 from autoprune.report.card import card_text
 from autoprune.report.html import report_page
-from autoprune.report.table import write_csv
+from autoprune.report.table import print_front, write_csv
 from autoprune.study.front import all_points, to_frame
 from autoprune.study.store import StudyStore
 from tests.report import studies
@@ -155,3 +158,30 @@ def test_a_card_holds_no_markup_of_a_name(tmp_path: Path, monkeypatch: pytest.Mo
 def outside_of_code(card: str) -> str:
     """Return a card without what stands in fences and in code, where markup means nothing."""
     return re.sub(r"(?<!\\)`[^`\n]*`", "", "".join(card.split("```")[::2]))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "\x9b31mcanary", "a\tb\rc", "\udcff"])
+def test_nothing_that_is_printed_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    print_table(["name"], [[name]])
+    print_pairs({"name": name})
+    print_text(name)
+    if name in NAMES:
+        store = study(tmp_path / "s", name, monkeypatch)
+        print_front(all_points(store), None)
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() for c in shown.replace("\n", ""))
+    assert "canary" not in name or shown.count("canary") >= 3
+
+
+def test_csv_on_the_standard_output_is_as_safe_as_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = study(tmp_path / "s", "=canary()", monkeypatch)
+    points = all_points(store)
+    show_csv(SimpleNamespace(paths=store.paths), points)  # type: ignore[arg-type]
+    write_csv(to_frame(points, store.paths), tmp_path / "front.csv")
+    shown = capsys.readouterr().out
+    assert shown == (tmp_path / "front.csv").read_text(encoding="utf-8")
+    assert "'=canary()" in shown and ",=canary()" not in shown

@@ -19,6 +19,7 @@ from autoprune.search.jobs import TrialFunction
 from autoprune.search.options import Options
 from autoprune.search.outcome import Outcome
 from autoprune.search.profile import CutLoss, Design, Profile
+from autoprune.search.replay import spent_s
 from autoprune.search.timings import Timings
 from autoprune.space.groups import Groups
 from autoprune.space.recipe import Recipe
@@ -98,7 +99,7 @@ def make_scene(
     fake_clock = FakeClock()
     groups = groups or make_groups()
     store = StudyStore.create_or_resume(config, StudyPaths.of(name))
-    keeper = Timekeeper(budget, config.final_share, clock or fake_clock, store.spent_s)
+    keeper = Timekeeper(budget, config.final_share, clock or fake_clock, spent_s(store))
     interrupt = Interrupt()
     fake = FakeTrials(fake_clock, groups, interrupt=interrupt, **trials)  # type: ignore[arg-type]
     events: list[Progress] = []

@@ -14,6 +14,7 @@ from autoprune.errors import TooManyFailuresError, TrialError
 from autoprune.search.auto import AutoSearch
 from autoprune.search.baselines import Baseline, effective_key
 from autoprune.search.lineage import prunes_further
+from autoprune.search.replay import spent_s
 from autoprune.search.timings import Timings
 from autoprune.space.recipe import Recipe
 from autoprune.study.records import TrialRecord
@@ -217,10 +218,8 @@ def test_all_trials_of_the_budget_are_taken() -> None:
 def test_a_run_that_goes_on_in_the_last_share_looks_at_nothing_new() -> None:
     first, _ = searched("late", 900.0)
     whole = float(first.store.notes()[f"proposing_s:{first.store.round}"])
-    scene = make_scene("late", budget=Budget(seconds=900.0), config=config("late"), duration_s=5.0)
-    scene.store.set_spent(0.4 * 900.0 - 0.2 * whole)
-    scene.store.release()
-    scene = make_scene("late", budget=Budget(seconds=900.0), config=config("late"), duration_s=5.0)
+    budget = Budget(seconds=(spent_s(first.store) + 0.2 * whole) / 0.4)
+    scene = make_scene("late", budget=budget, config=config("late"), duration_s=5.0)
     assert scene.driver.keeper.search_left_s() == pytest.approx(0.2 * whole)
     screen = run(scene)
     assert not screen.seen

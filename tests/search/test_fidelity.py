@@ -104,13 +104,18 @@ def test_a_parent_keeps_at_least_as_much_of_every_group() -> None:
 def test_the_parent_is_the_one_with_most_training_then_the_nearest() -> None:
     records = [trial(1, 0.3, 1, 0.8), trial(2, 0.4, 2, 0.8), trial(3, 0.25, 2, 0.8), trial(4, 0.7, 6, 0.5)]
     counts = uniform_recipe(GROUPS, 0.6, 8).kept_counts(GROUPS)
-    found = find_parent(counts, records, GROUPS, lambda record: True)
+
+    def kept(record: TrialRecord) -> dict[str, int]:
+        assert record.recipe is not None
+        return record.recipe.kept_counts(GROUPS)
+
+    found = find_parent(counts, records, kept, lambda record: True)
     assert found is not None
     assert found.number == 2
-    found = find_parent(counts, records, GROUPS, lambda record: record.number != 2)
+    found = find_parent(counts, records, kept, lambda record: record.number != 2)
     assert found is not None
     assert found.number == 3
-    assert find_parent(counts, records, GROUPS, lambda record: False) is None
+    assert find_parent(counts, records, kept, lambda record: False) is None
 
 
 def test_a_recipe_that_was_trained_anew_supersedes_its_lower_rung() -> None:

@@ -111,10 +111,14 @@ def test_a_low_rank_network_is_found_as_no_parent(bench: Bench) -> None:
     def record(recipe: Recipe) -> TrialRecord:
         return TrialRecord(number=1, state="complete", recipe=recipe, train_steps=40)
 
+    def kept(record: TrialRecord) -> dict[str, int]:
+        assert record.recipe is not None
+        return record.recipe.kept_counts(bench.groups)
+
     counts = uniform_recipe(bench.groups, 0.5, 8).kept_counts(bench.groups)
     plain = record(uniform_recipe(bench.groups, 0.25, 8))
-    assert find_parent(counts, [plain], bench.groups, lambda _: True) is plain
-    assert find_parent(counts, [record(low(bench))], bench.groups, lambda _: True) is None
+    assert find_parent(counts, [plain], kept, lambda _: True) is plain
+    assert find_parent(counts, [record(low(bench))], kept, lambda _: True) is None
 
 
 def test_features_that_cannot_be_compared_are_refused_before_anything_is_trained(bench: Bench) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoprune.search.promotion import cover, is_hopeless, uncovered
+from autoprune.search.promotion import are_hopeless, cover, uncovered
 
 
 def test_only_what_is_beaten_everywhere_is_hopeless() -> None:
     trained = np.array([[0.02, 0.3, 0.4], [0.05, 0.2, 0.3]])
-    assert is_hopeless(np.array([0.03, 0.35, 0.45]), trained)
-    assert not is_hopeless(np.array([0.01, 0.35, 0.45]), trained)
-    assert not is_hopeless(np.array([0.06, 0.1, 0.45]), trained)
-    assert not is_hopeless(np.array([0.5, 0.5, 0.5]), np.empty((0, 3)))
+    hopeful = np.array([[0.03, 0.35, 0.45], [0.01, 0.35, 0.45], [0.06, 0.1, 0.45]])
+    assert are_hopeless(hopeful, trained).tolist() == [True, False, False]
+    assert not are_hopeless(np.array([[0.5, 0.5, 0.5]]), np.empty((0, 3))).any()
+    assert are_hopeless(np.empty((0, 3)), trained).shape == (0,)
 
 
 def front(count: int) -> np.ndarray:

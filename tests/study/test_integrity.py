@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from autoprune.errors import StorageError
 from autoprune.naming import StudyPaths
 from autoprune.study import reading
+from autoprune.study.artifacts import kept_numbers
 from autoprune.study.integrity import (
     digest_of,
     fault_of,
@@ -21,11 +23,13 @@ from autoprune.study.integrity import (
     keep_copy,
     seal,
     seal_line,
+    seal_value,
     set_aside,
     set_aside_orphans,
     study_attribute,
     unseal,
     unseal_line,
+    unseal_value,
 )
 from autoprune.study.reading import parse_json, read_bytes, read_json, read_text
 from tests.study.made import add, open_for_writing
@@ -71,11 +75,13 @@ def test_what_is_set_aside_has_the_next_free_name(tmp_path: Path, caplog: pytest
 
 def test_artifacts_beyond_the_record_are_set_aside(tmp_path: Path) -> None:
     paths = StudyPaths(tmp_path)
-    for name in ("trial-00001", "trial-00002", "trial-00003", "trial-00002-final1", "trial-x", "other"):
+    names = ("trial-00001", "trial-00002", "trial-00003", "trial-00002-final1", "trial-x", "trial-²", "other")
+    for name in names:
         (paths.artifacts / name).mkdir(parents=True)
+    assert kept_numbers(paths) == {1, 2, 3}
     set_aside_orphans(paths, 2)
     assert {path.name for path in paths.artifacts.iterdir()} == {
-        "trial-00001", "trial-x", "other", "trial-00002.damaged-1", "trial-00003.damaged-1",
+        "trial-00001", "trial-x", "trial-²", "other", "trial-00002.damaged-1", "trial-00003.damaged-1",
         "trial-00002-final1.damaged-1",
     }  # fmt: skip
 
@@ -118,6 +124,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add(store, 0.2)
     add(store, 0.4)
     store.note("data", "digits")
+    store.set_spent(1234.5)
+    store.phase = "final"
     store.release()
     patch.undo()
     with closing(sqlite3.connect(store.paths.database)) as link:
@@ -168,11 +176,65 @@ def test_a_sound_database_has_no_fault(paths: StudyPaths, tmp_path: Path) -> Non
             "note:data: its checksum differs",
         ),
         ("UPDATE study_user_attributes SET value_json = '7' WHERE key = 'note:data'", "note:data: "),
+        (
+            "UPDATE study_user_attributes SET value_json = replace(value_json, '1234.5', '9234.5')",
+            "spent_s: its checksum differs",
+        ),
+        (
+            "UPDATE study_user_attributes SET value_json = replace(value_json, 'final', 'fival')",
+            "phase: its checksum differs",
+        ),
+        # What Python cannot decode comes without any code of SQLite's.
+        (
+            "UPDATE trial_user_attributes SET value_json = CAST(X'22ff22' AS TEXT) WHERE key = 'autoprune:result'",
+            "Could not decode to UTF-8",
+        ),
+        (
+            "UPDATE trial_user_attributes SET value_json = printf('%.*c', 200000, '[')",
+            "plan of trial 0: maximum recursion depth exceeded",
+        ),
     ],
 )
 def test_a_changed_text_or_number_is_told(paths: StudyPaths, statement: str, fault: str) -> None:
     change(paths.database, statement)
     assert fault_of(paths.database).startswith(fault)
+
+
+def test_whatever_bit_flips_in_a_text_is_told_before_the_copy_is_replaced(paths: StudyPaths) -> None:
+    keep_copy(paths)
+    sound, copy = paths.database.read_bytes(), paths.database_copy.read_bytes()
+    at = sound.index(b"parity_error")
+    for bit in range(8):
+        paths.database.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << bit]) + sound[at + 1 :])
+        assert fault_of(paths.database), f"bit {bit}"
+    assert paths.database_copy.read_bytes() == copy
+    store = open_for_writing("made")  # which heals what is damaged
+    assert (len(store.records()), store.spent_s) == (2, 1234.5)
+    store.release()
+
+
+@pytest.mark.parametrize("value", [12.5, "final:1", "1h", [1.0, 2.5], [], "", {"a": None}])
+def test_values_are_sealed_and_every_single_bit_counts(value: object) -> None:
+    text = seal_value(value)
+    assert unseal_value(text) == value
+    assert unseal_value(value) == value, "as earlier versions kept it"
+    for at, bit in product(range(len(text)), range(7)):
+        flipped = text[:at] + chr(ord(text[at]) ^ 1 << bit) + text[at + 1 :]
+        with pytest.raises(ValueError, match=r"."):
+            unseal_value(flipped)
+
+
+def test_a_database_that_is_busy_or_cannot_be_opened_is_not_damaged(
+    paths: StudyPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda place, timeout: connect(place, timeout=0))
+    with closing(connect(paths.database)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        assert fault_of(paths.database) == ""
+    (paths.root / "folder.db").mkdir()
+    assert fault_of(paths.root / "folder.db") == ""
 
 
 def test_attributes_of_others_are_none_of_ours(paths: StudyPaths) -> None:

@@ -145,6 +145,20 @@ def test_an_equal_push_stores_nothing_and_another_replaces_all(mirror: Mirror, t
     assert len(stored(mirror)) == 2
 
 
+def test_a_push_mends_what_is_damaged_there_at_equal_size(mirror: Mirror, tmp_path: Path) -> None:
+    folder = committed(tmp_path / "a", "one")
+    (tmp_path / "small.json").write_bytes(b"{}")
+    mirror.push(folder, "trial-00001")
+    mirror.push_file(tmp_path / "small.json")
+    damage(mirror, "model.onnx", flipped)
+    damage(mirror, "/small.json", flipped)
+    mirror.push(folder, "trial-00001")
+    mirror.push_file(tmp_path / "small.json")
+    mirror.pull("trial-00001", tmp_path / "b")
+    assert contents(tmp_path / "b") == contents(folder)
+    assert mirror.pull_file("small.json", tmp_path / "c.json") and (tmp_path / "c.json").read_bytes() == b"{}"
+
+
 def test_a_push_that_was_cut_short_is_mended_by_the_next(mirror: Mirror, tmp_path: Path) -> None:
     folder = committed(tmp_path / "a", "one")
     mirror.push(folder, "trial-00001")
@@ -545,12 +559,18 @@ def test_urls_that_are_refused(bad: str) -> None:
 
 
 def test_passwords_are_never_shown() -> None:
-    for bad in ("s3://key:hidden@bucket/x", "s3://key:hidden@bucket/x?token=hidden", "foo://a:hidden@b"):
+    for bad in (
+        "s3://key:hidden@bucket/x",
+        "s3://key:hidden@bucket/x?token=hidden",
+        "s3://key:so/hidden@b/x",
+        "foo://a:hidden@b",
+    ):
         with pytest.raises(UsageError) as caught:
             check_url(bad)
         assert "hidden" not in str(caught.value)
     assert (
-        redacted("at postgresql://u:pw@h/db, s3://b?sig=pw now") == "at postgresql://***@h/db, s3://b?*** now"
+        redacted("at postgresql://u:pw@h/db, s3://b?sig=pw now")
+        == "at postgresql://u:***@h/db, s3://b?*** now"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,6 +16,7 @@ from autoprune.config import StudyConfig
 from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe, uniform_recipe
+from autoprune.study import opening
 from autoprune.study.decode import FAILURE, PLAN, RESULT, Plan, failure_text, record, result_text
 from autoprune.study.integrity import seal_line
 from autoprune.study.listing import list_studies
@@ -287,3 +290,55 @@ def test_fresh_sets_the_folder_aside_and_a_first_run_has_nothing_to() -> None:
     assert sorted(path.name for path in paths.root.parent.iterdir()) == ["anew"]
     StudyStore.create_or_resume(config, paths, fresh=True).release()
     assert sorted(path.name for path in paths.root.parent.iterdir()) == ["anew", "anew.1"]
+
+
+@pytest.mark.parametrize("folder", ["who?", "a%20b", "#1", "{x}", "ü ' \"", "a&b=c"])
+def test_a_record_lies_in_its_folder_whatever_that_is_called(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / folder
+    monkeypatch.setenv("AUTOPRUNE_STUDIES", str(place))
+    for name in ("s", "t"):
+        store = open_for_writing(name)
+        add(store, 0.5)
+        store.release()
+        assert len(StudyStore.open(name).records()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert all((place / name / "study.db").stat().st_size > 10_000 for name in ("s", "t"))
+
+
+def test_a_lock_in_a_folder_that_is_moved_aside_is_none_of_the_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = StudyPaths.of("moved")
+    os.close(take_lock(paths))
+    lock, moved = fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not moved:  # another driver gets ahead between the opening of the file and its lock
+            moved.append(free_name(paths))
+            move_aside(paths, moved[0])
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    held = take_lock(paths)
+    assert os.path.samestat(os.fstat(held), paths.lock.stat())
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="is being run by another process"):
+        take_lock(paths)
+    os.close(held)
+
+
+def test_a_study_is_set_aside_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_for_writing("aside").release()
+    move, refused = opening.move_aside, []
+
+    def moved(paths: StudyPaths, name: str) -> None:
+        with pytest.raises(StorageError, match="is being run by another process"):
+            take_lock(paths)
+        refused.append(name)
+        move(paths, name)
+
+    monkeypatch.setattr(opening, "move_aside", moved)
+    open_for_writing("aside", fresh=True).release()
+    assert refused == ["aside.1"]

@@ -57,6 +57,22 @@ def test_a_damaged_file_is_told_and_measured_again(content: bytes, caplog: pytes
     assert RobustnessCache(paths).get("m", "d") == result(0.5)
 
 
+def test_a_figure_that_changed_is_never_shown_and_the_file_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    paths = StudyPaths.of("changed")
+    RobustnessCache(paths).put("m", "d", result(0.5))
+    changed = paths.robustness.read_text().replace('"value": 0.5', '"value": 0.7')
+    paths.robustness.write_text(changed)
+    cache = RobustnessCache(paths)
+    assert cache.get("m", "d") is None
+    assert "its checksum differs" in caplog.text
+    cache.put("m", "d", result(0.6))
+    cache.put("n", "d", result(0.6))
+    aside = paths.robustness.with_name(f"{paths.robustness.name}.damaged-1")
+    assert aside.read_text() == changed
+    assert RobustnessCache(paths).get("m", "d") == result(0.6)
+    assert [p.name for p in paths.root.glob("*.damaged-*")] == [aside.name]
+
+
 def test_the_content_of_a_file_is_its_manifest_s(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"model.onnx": "abc"}), encoding="utf-8")
     assert content_of(tmp_path, "model.onnx") == "abc"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -60,7 +62,7 @@ def test_what_comes_later_is_seen_and_what_was_beaten_is_forgotten() -> None:
     small = seen_by(store, 10)
     small.trials()
     running = store.ask()
-    assert [t.state for t in small.trials()][-1] == optuna.trial.TrialState.RUNNING
+    assert all(t.state.is_finished() for t in small.trials())  # what runs holds nothing to learn from
     recipe = SPACE.suggest(running, GROUPS)
     store.begin(running, Plan(recipe, "random"))
     store.complete(running, measured(recipe, 60), train_steps=40, duration_s=12.0)
@@ -68,7 +70,53 @@ def test_what_comes_later_is_seen_and_what_was_beaten_is_forgotten() -> None:
         propose(store, number)
     front = front_numbers(store.records(), store.objectives)
     assert [t.number for t in small.trials()] == sorted(front | set(range(65, 75)))
-    assert all(t.state.is_finished() for t in small.trials())
+
+
+def test_what_was_cut_off_takes_nobodys_place() -> None:
+    store = open_for_writing("s", sampler="random")
+    for number in range(30):
+        propose(store, number)
+    before = [t.params for t in seen_by(store, 10).trials()]
+    for kind in ("lost", "interrupted", "worker-lost"):
+        trial = store.ask()
+        store.begin(trial, Plan(SPACE.suggest(trial, GROUPS), "random"))
+        store.fail(trial, kind, "a test", duration_s=1.0)
+    assert [t.params for t in seen_by(store, 10).trials()] == before
+
+
+@pytest.mark.parametrize("few", [0, 200])
+def test_each_trial_is_read_once_whatever_runs(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "_FEW", few)
+    store = open_for_writing("s", sampler="random")
+    fill(store, 30)
+    seen, read = seen_by(store, 20), []
+    old = store.ask()  # runs while all others come and go
+    recipe = SPACE.suggest(old, GROUPS)
+    store.begin(old, Plan(recipe, "random"))
+    ask = store._storage._get_trials
+
+    def counted(*arguments: Any) -> list[optuna.trial.FrozenTrial]:
+        found = ask(*arguments)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(store._storage, "_get_trials", counted)
+    seen.trials()
+    read.clear()
+    for number in range(31, 36):
+        propose(store, number)
+        assert [t.number for t in seen.trials()][-1] == number
+    assert read == [1] * 5
+    store.complete(old, measured(recipe, 30), train_steps=40, duration_s=12.0)
+    assert [t.number for t in seen.trials()][-6:] == list(range(30, 36))
+
+
+def test_who_asks_for_trials_may_change_its_own_alone() -> None:
+    store = open_for_writing("s")
+    fill(store, 5)
+    seen = seen_by(store, 20).study()
+    seen.get_trials()[0].user_attrs["changed"] = True
+    assert "changed" not in seen.get_trials(deepcopy=False)[0].user_attrs
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
@@ -79,14 +127,13 @@ def test_proposals_are_the_same_where_nothing_is_left_out(
     for name, plain in (("a", True), ("b", False)):
         store = open_for_writing(name, sampler=sampler)
         if plain:
-            monkeypatch.setattr(store._window, "study", lambda store=store: store._study)
-        fill(store, 45)
-        drawn.append([propose(store, number).params for number in range(45, 48)])
+            monkeypatch.setattr(store._window, "study", lambda store=store: copy.copy(store._study))
+        # Enough for both to learn from them: NSGA-II draws its first 20 blindly.
+        drawn.append([propose(store, number).params for number in range(48)])
     assert drawn[0] == drawn[1]
 
 
-def test_the_parents_of_a_generation_are_seen_however_old_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(window, "MOST", 25)
+def test_the_parents_of_a_generation_are_seen_however_old_they_are() -> None:
     store = open_for_writing("s", sampler="nsga2")
     store._window = seen_by(store, 25)
     parents: set[int] = set()
