@@ -58,6 +58,7 @@ class Outlook:
         self._records = records
         self._steps: list[Step] = []
         self._steps_by = -1
+        self._looked_at: Sequence[TrialRecord] | None = None
         self._seen: str | None = None
 
     def dense_record(self) -> TrialRecord | None:
@@ -154,6 +155,9 @@ class Outlook:
             records: The trials up to some moment, from the first on; all of them if not given.
         """
         known = self._records() if records is None else records
+        if known is self._looked_at:  # each look at the records makes a list of its own
+            return self._steps
+        self._looked_at = known
         finished = [r for r in known if r.state != "running" and r.failure_kind not in CUT_OFF]
         count = len(finished) - len(finished) % (1 + len(finished) // _EVERY)
         if count != self._steps_by:

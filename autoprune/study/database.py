@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from sqlalchemy import URL, Connection, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from autoprune.disk import flush
-from autoprune.errors import AutopruneError, StorageError, UsageError
+from autoprune.errors import AutopruneError, StorageError
 from autoprune.study.lease import TABLE
 from autoprune.study.place import Place, check_installed
 from autoprune.study.record_storage import PATIENCE_S, RecordStorage
@@ -119,25 +119,12 @@ def _sqlite(place: Place, create: bool, file: Path | None) -> RecordStorage:
         connection.close()
     elif not file.is_file():  # or opening it would make an empty one
         raise FileNotFoundError(f"{str(file)!r} is missing")
-    storage = RecordStorage(_url(file), {"connect_args": {"timeout": 30}}, create=create)
+    # Written out by SQLAlchemy, which from 2.1 on reads back what it wrote, also where a folder is called "a?b".
+    url = URL.create("sqlite", database=str(file)).render_as_string()
+    storage = RecordStorage(url, {"connect_args": {"timeout": 30}}, create=create)
     # An acknowledged trial survives a power cut as well as a kill: every commit is flushed.
     event.listen(storage.engine, "connect", lambda link, _: link.execute("PRAGMA synchronous=FULL"))
     return storage
-
-
-def _url(file: Path) -> str:
-    """Return the URL of a SQLite file.
-
-    Raises:
-        UsageError: If no URL leads there: before 2.1 SQLAlchemy takes what follows a ``?`` for options.
-    """
-    url = URL.create("sqlite", database=str(file)).render_as_string()
-    if make_url(url).database != str(file):
-        raise UsageError(
-            f"the studies folder {str(file.parent.parent)!r} cannot hold studies: its name has '?' or '%' in it",
-            "choose another folder with AUTOPRUNE_STUDIES, or install SQLAlchemy 2.1",
-        )
-    return url
 
 
 def _postgres(place: Place, create: bool) -> RecordStorage:

@@ -62,6 +62,7 @@ class StudyStore:
         self._release = release
         self._log = TrialLog(storage, study._study_id)
         self._window = Window(storage, study, self._log, tuple(settings["objectives"]))
+        self._noted: dict[str, str] = {}
         self._seen: Callable[[TrialRecord], TrialRecord] | None = None
         self.objectives: tuple[str, ...] = tuple(settings["objectives"])
         self.sampler_name: str = settings["sampler"]
@@ -288,9 +289,12 @@ class StudyStore:
     # -- the study's own attributes ------------------------------------------------------------
 
     def note(self, key: str, value: str) -> None:
-        """Keep a short text with the study."""
+        """Keep a short text with the study; one that this driver noted already is not written again."""
+        if self._noted.get(key) == value:
+            return
         with storage_faults(self.place):
             self._study.set_user_attr(f"note:{key}", seal_line(value))
+        self._noted[key] = value
 
     def notes(self) -> dict[str, str]:
         """Return all notes by key."""

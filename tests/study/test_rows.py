@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -11,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from autoprune.space.recipe import uniform_recipe
 from autoprune.study import decode as decoding
@@ -84,6 +85,24 @@ def test_only_newer_trials_and_those_that_are_named_are_read(
     assert numbers(above=6, also=(3,)) == [0, 4]
     # Too many to name are read with all others.
     assert numbers(above=6, also=(3, 4)) == [0, 1, 2, 3, 4]
+
+
+def test_few_texts_are_asked_for_by_name_and_many_with_all_others(
+    storage: RecordStorage, link: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[int] = []
+
+    def count(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if "value_json" in statement:
+            named.append(len(parameters))
+
+    event.listen(storage.engine, "before_cursor_execute", count)
+    for most, least in ((4, 0), (5, 5)):
+        monkeypatch.setattr(rows, "_MOST_NAMED", most)
+        assert len(read_rows(link, 2)) == 5
+        # Three keys of ours, beside the trials or their study.
+        assert named.pop() == 3 + max(1, least)
+    assert read_rows(link, 9) == [] and not named
 
 
 def test_texts_that_are_no_json_text_come_as_they_are(storage: RecordStorage, tmp_path: Path) -> None:
@@ -175,3 +194,30 @@ def test_trials_that_came_out_of_their_order_are_all_read_again(
     assert [record.number for record in log.records()] == [0, 2, 3, 4]
     change(tmp_path, "UPDATE trials SET study_id = 2 WHERE trial_id = 4")
     assert [record.number for record in log.records()] == [0, 1, 2, 3, 4]
+
+
+def test_numbers_and_their_ids_lead_to_each_other(storage: RecordStorage, tmp_path: Path) -> None:
+    change(tmp_path, "UPDATE trial_user_attributes SET value_json = '\"{}\"' WHERE key = 'autoprune:plan'")
+    change(tmp_path, "UPDATE trials SET state = 'FAIL' WHERE state = 'COMPLETE'")
+    log = TrialLog(storage, 2)
+    assert (log.last_id(), log.id_of(-1), log.numbers_of([1, 9])) == (-1, -1, set())
+    log.records()
+    assert [log.id_of(number) for number in range(-1, 5)] == [-1, 3, 4, 5, 6, 7]
+    assert log.last_id() == 7
+    # Other studies' trials, and those that are not there, have no number.
+    assert log.numbers_of([1, 2, 3, 5, 7, 8, 99]) == {0, 2, 4}
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_collected_after_reading_as_before(
+    storage: RecordStorage, tmp_path: Path, collects: bool
+) -> None:
+    change(tmp_path, "UPDATE trial_user_attributes SET value_json = '\"{}\"' WHERE key = 'autoprune:plan'")
+    change(tmp_path, "UPDATE trials SET state = 'FAIL' WHERE state = 'COMPLETE'")
+    was = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        TrialLog(storage, 2).records()
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was else gc.disable)()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -134,6 +136,20 @@ def test_a_damaged_file_is_set_aside_where_the_database_has_the_settings() -> No
     check_settings(now, paths)
     assert not paths.settings.exists()
     assert (paths.root / f"{paths.settings.name}.damaged-1").read_text() == "torn"
+
+
+def test_where_both_are_damaged_the_file_is_named_and_stays() -> None:
+    store = open_for_writing("kept")
+    store.release()
+    with closing(sqlite3.connect(store.paths.database)) as link:
+        link.execute(
+            "UPDATE study_user_attributes SET value_json = '\"x: {\"' WHERE key = 'autoprune:settings'"
+        )
+        link.commit()
+    store.paths.settings.write_text("torn", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"settings\.yaml' cannot be read"):
+        check_settings(WHOLE, store.paths)
+    assert store.paths.settings.read_text() == "torn"
 
 
 def test_without_a_database_a_damaged_file_is_told(paths: StudyPaths) -> None:

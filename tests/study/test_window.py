@@ -101,7 +101,8 @@ def test_each_trial_is_read_once_whatever_runs(few: int, monkeypatch: pytest.Mon
         return found
 
     monkeypatch.setattr(store._storage, "_get_trials", counted)
-    seen.trials()
+    front = front_numbers(store.records(), store.objectives)
+    assert [t.number for t in seen.trials()] == sorted(front | set(range(10, 30)))
     read.clear()
     for number in range(31, 36):
         propose(store, number)
