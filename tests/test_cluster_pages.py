@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -180,7 +181,7 @@ def test_options_of_ray_start_exist() -> None:
 
 SRUN = '''#!{python}
 """Run a node's command here: every node is this machine, with ports of its own."""
-import os, re, sys
+import os, re, sys, time
 words, node = sys.argv[1:], ""
 while words and words[0].startswith("-"):
     word = words.pop(0)
@@ -199,6 +200,8 @@ if words[:2] == ["ray", "start"]:
     if "--head" not in words:
         # A temporary folder belongs to one cluster on a machine.
         words = [word for word in words if not word.startswith("--temp-dir")]
+        # Of two that start in the same moment on one machine, one may not find itself among the nodes.
+        time.sleep(8 * int(node.removeprefix("node")))
 os.execvp(words[0], words)
 '''
 DRIVER = '''#!{python}
@@ -269,3 +272,61 @@ def test_the_slurm_script_drives_trains_and_measures_on_nodes_of_their_own(tmp_p
     assert not list(tmp_path.glob(".ray-token-*"))
     running = subprocess.run(["pgrep", "-f", f"/tmp/ray-{job}/"], capture_output=True, text=True, check=False)
     assert running.stdout == ""
+
+
+STEP = '''#!{python}
+"""Stands in for srun, ray and autoprune: says when it is told to end."""
+import os, signal, sys, time
+words = sys.argv[1:]
+while words and words[0].startswith("-"):
+    word = words.pop(0)
+    if word == "-w":
+        words.pop(0)
+if words[0] == "hostname":
+    print("127.0.0.1")
+    sys.exit()
+if words[:2] == ["ray", "status"]:
+    sys.exit()
+name = "-".join([words[0], *sorted(w for w in words if w == "--head" or w.startswith("--resources"))])
+def end(*_):
+    open(f"ended {{name}}", "w").close()
+    sys.exit(4 if words[0] == "autoprune" else 0)
+signal.signal(signal.SIGTERM, end)
+open(f"began {{name}}", "w").close()
+while True:
+    time.sleep(0.1)
+'''
+
+
+def test_slurms_notice_reaches_the_driver_and_its_end_every_step(tmp_path: Path) -> None:
+    here = tmp_path / "bin"
+    here.mkdir()
+    program(here / "srun", STEP.format(python=sys.executable))
+    program(here / "scontrol", "#!/bin/bash\nprintf 'node0\\nnode1\\nnode2\\n'\n")
+    environment = {
+        **os.environ,
+        "PATH": f"{here}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[0-2]", "SLURM_CPUS_PER_TASK": "2",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(
+            ["bash", str(CLUSTER / "autoprune.sbatch")],
+            stdout=log, stderr=log, cwd=tmp_path, env=environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until_s = time.monotonic() + 60
+        while len(list(tmp_path.glob("began *"))) < 4 and time.monotonic() < until_s:
+            time.sleep(0.1)
+        assert list(tmp_path.glob(".ray-token-*"))
+        run.send_signal(signal.SIGTERM)
+        code = run.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+    began = {path.name.removeprefix("began ") for path in tmp_path.glob("began *")}
+    assert len(began) == 4, (tmp_path / "log").read_text()
+    # The driver ends by itself, and what it says is what the job says.
+    assert {path.name.removeprefix("ended ") for path in tmp_path.glob("ended *")} == began
+    assert code == 4
+    assert not list(tmp_path.glob(".ray-token-*"))
