@@ -73,13 +73,14 @@ def test_what_is_set_aside_has_the_next_free_name(tmp_path: Path, caplog: pytest
     )
 
 
-def test_artifacts_beyond_the_record_are_set_aside(tmp_path: Path) -> None:
+def test_artifacts_beyond_the_record_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = StudyPaths(tmp_path)
     names = ("trial-00001", "trial-00002", "trial-00003", "trial-00002-final1", "trial-x", "trial-²", "other")
     for name in names:
         (paths.artifacts / name).mkdir(parents=True)
     assert kept_numbers(paths) == {1, 2, 3}
     set_aside_orphans(paths, 2)
+    assert caplog.text.count("(the record has 2 trials: its end was lost)") == 3
     assert {path.name for path in paths.artifacts.iterdir()} == {
         "trial-00001", "trial-x", "trial-²", "other", "trial-00002.damaged-1", "trial-00003.damaged-1",
         "trial-00002-final1.damaged-1",
@@ -184,6 +185,20 @@ def test_a_sound_database_has_no_fault(paths: StudyPaths, tmp_path: Path) -> Non
             "UPDATE study_user_attributes SET value_json = replace(value_json, 'final', 'fival')",
             "phase: its checksum differs",
         ),
+        (
+            "UPDATE study_user_attributes SET value_json = '{' WHERE key = 'autoprune_schema'",
+            "value_json in study_user_attributes: Expecting property name",
+        ),
+        (
+            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) VALUES (1, 'x', 0.5, '{')",
+            "distribution_json in trial_params: ",
+        ),
+        (
+            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) VALUES (1, 'x', 'y', '{}')",
+            "param_value in trial_params: could not convert string to float",
+        ),
+        ("UPDATE trial_values SET value_type = 'NONE'", "value_type in trial_values: 'NONE'"),
+        ("UPDATE trials SET datetime_start = 'yesterday'", "datetime_start in trials: Invalid isoformat"),
         # What Python cannot decode comes without any code of SQLite's.
         (
             "UPDATE trial_user_attributes SET value_json = CAST(X'22ff22' AS TEXT) WHERE key = 'autoprune:result'",
@@ -274,6 +289,24 @@ def test_a_damaged_database_is_healed_from_its_copy(
     assert "is damaged (trial 0 is 'WRONG'): it was set aside as" in caplog.text
     assert f"goes on from the copy {paths.database_copy.name}: trials that were recorded after" in caplog.text
     assert len(paths.database.read_bytes()) == len(sound)
+
+
+@pytest.mark.parametrize("lost", ["missing", "empty"])
+def test_a_database_that_is_gone_comes_back_from_its_copy(
+    paths: StudyPaths, lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_copy(paths)
+    paths.database.unlink()
+    if lost == "empty":
+        paths.database.write_bytes(b"")
+    heal_database(paths)
+    assert fault_of(paths.database) == "" and study_attribute(paths.database, "note:data") == seal_line(
+        "digits"
+    )
+    assert "is damaged (it is empty or missing): it was set aside as" in caplog.text
+    assert {path.name for path in paths.root.iterdir()} == {
+        paths.database.name, paths.database_copy.name, f"{paths.database.name}.damaged-1",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("copy", [None, "UPDATE trials SET state = 'WRONG'"])

@@ -249,6 +249,7 @@ def test_studies_are_listed_with_their_progress() -> None:
     broken.root.mkdir()
     broken.database.write_bytes(b"no database" * 500)
     broken.settings.write_text(store.paths.settings.read_text())
+    assert list_studies("sqlite") == list_studies()
     rows = {row["study"]: row for row in list_studies()}
     assert rows["listed"] == {
         "study": "listed", "model": "m", "data": "d", "phase": "search", "trials": 3, "failed": 1, "final": 1,
