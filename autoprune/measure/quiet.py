@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,10 +36,9 @@ class Working:
         waited_s: Seconds that it has waited for measurements in all.
     """
 
-    def __init__(self, folder: Path | None = None, settle: Callable[[], object] | None = None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.waited_s = 0.0
         self._turn, self._quiet = _open(folder)
-        self._settle = settle
         self._holds = self._paused = False
         self._asked_s = 0.0
         self._take()
@@ -106,10 +106,16 @@ class Working:
         return waited_s
 
     def _release(self) -> None:
-        if self._settle is not None:
-            self._settle()
+        finish_on_gpu()
         self._holds = False
         fcntl.flock(self._quiet, fcntl.LOCK_UN)
+
+
+def finish_on_gpu() -> None:
+    """Wait for what this process still has to compute on a GPU, which goes on after the calls that asked for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 _current: Working | None = None
@@ -131,20 +137,19 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 @contextmanager
-def working(folder: Path | None = None, settle: Callable[[], object] | None = None) -> Iterator[Working]:
+def working(folder: Path | None = None) -> Iterator[Working]:
     """Train, for the length of a block, only while nobody measures on this host.
 
     Inside of another such block it is that one's gate.
 
     Args:
         folder: Folder of the locks; the host's if not given.
-        settle: Called before anything is released; waits for what still runs elsewhere, such as on a GPU.
     """
     global _current
     if _current is not None:
         yield _current
         return
-    gate = _current = Working(folder, settle)
+    gate = _current = Working(folder)
     try:
         yield gate
     finally:

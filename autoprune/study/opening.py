@@ -189,7 +189,7 @@ def has_record(paths: StudyPaths, storage: str | None) -> bool:
             opened.engine.dispose()
 
 
-def set_aside(place: Place, lease_s: float) -> None:
+def set_study_aside(place: Place, lease_s: float) -> None:
     """Rename a study and its folder to ``<name>.1``, or the next number that is free in both.
 
     Raises:

@@ -21,7 +21,7 @@ from autoprune.study.database import read_faults, storage_faults
 from autoprune.study.decode import Plan
 from autoprune.study.integrity import keep_copy, seal_line, seal_value, unseal_line, unseal_value
 from autoprune.study.lease import LEASE_S
-from autoprune.study.opening import open_for_reading, open_for_writing, set_aside
+from autoprune.study.opening import open_for_reading, open_for_writing, set_study_aside
 from autoprune.study.place import Place
 from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
@@ -88,7 +88,7 @@ class StudyStore:
             StorageError: If another driver has the study, or it cannot be read or written.
         """
         if fresh:
-            set_aside(Place.of(paths, config.storage), lease_s)
+            set_study_aside(Place.of(paths, config.storage), lease_s)
         opened = open_for_writing(Place.for_writing(paths, config.storage), config.identity(), lease_s)
         try:
             store = cls(opened.place, opened.study, opened.storage, opened.settings, opened.release)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,17 +255,6 @@ def test_a_step_asks_the_system_only_now_and_then(monkeypatch: pytest.MonkeyPatc
     assert asked == pytest.approx([100.02, 100.04], abs=2e-3)
 
 
-def test_what_runs_elsewhere_is_settled_first(start: Start) -> None:
-    settled = []
-    with working(settle=lambda: settled.append(1)) as gate:
-        with gate.paused():
-            assert settled == [1]
-        time.sleep(0.03)
-        gate.give_way()
-        assert settled == [1]
-    assert settled == [1, 1]
-
-
 def test_a_forked_process_leaves_the_lock_to_the_one_that_took_it(start: Start) -> None:
     with working():
         pid = os.fork()
@@ -345,3 +335,28 @@ def test_who_trains_gives_way_whenever_it_asks_whether_to_end(
         assert [asked(), asked()] == [False, True]
         assert gave == [current_gate()] * 2
     assert current_gate() is None
+
+
+def test_what_was_asked_of_a_gpu_is_waited_for_before_others_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    class Cuda:
+        used = False
+
+        def is_initialized(self) -> bool:
+            return self.used
+
+        def synchronize(self) -> None:
+            calls.append(gate._holds)
+
+    cuda = Cuda()
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    gate = Working(tmp_path)
+    gate.close()
+    assert calls == []
+    cuda.used = True
+    gate = Working(tmp_path)
+    gate.close()
+    assert calls == [True], "it was waited for after others had begun"

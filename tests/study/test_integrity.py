@@ -190,11 +190,13 @@ def test_a_sound_database_has_no_fault(paths: StudyPaths, tmp_path: Path) -> Non
             "value_json in study_user_attributes: Expecting property name",
         ),
         (
-            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) VALUES (1, 'x', 0.5, '{')",
+            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)"
+            " VALUES (1, 'x', 0.5, '{')",
             "distribution_json in trial_params: ",
         ),
         (
-            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) VALUES (1, 'x', 'y', '{}')",
+            "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)"
+            " VALUES (1, 'x', 'y', '{}')",
             "param_value in trial_params: could not convert string to float",
         ),
         ("UPDATE trial_values SET value_type = 'NONE'", "value_type in trial_values: 'NONE'"),
