@@ -180,6 +180,7 @@ def namespace() -> Iterator[tuple[str, str, str, str]]:
 def test_a_node_that_is_cut_off_for_a_minute_costs_what_it_had_under_way(crew: Crew, tell: Tell) -> None:
     with namespace() as (name, link, here, there):
         cluster = Raylets(here)
+        cluster.add()  # before the far one: of two nodes that start in the same moment one may not find itself
         words = ["ip", "netns", "exec", name, sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         words += [f"--address={cluster.address}", f"--node-ip-address={there}", "--num-cpus=1"]
         words += ["--object-store-memory=80000000", "--disable-usage-stats"]
@@ -188,7 +189,6 @@ def test_a_node_that_is_cut_off_for_a_minute_costs_what_it_had_under_way(crew: C
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            cluster.add()
             run = join(crew, cluster, workers=2, trial_s=2.0, budget="40trials", worker_lease_s=15.0).begin()
             until(lambda: len(alive(crew.workers)) == 2 and len(crew.told) >= 3)
             cut = set(children(far.pid)) & set(alive(crew.workers))

@@ -388,6 +388,9 @@ def test_lasting_faults_end_with_cause_and_hint(
     with pytest.raises(StorageError, match=type(error).__name__) as caught:
         mirror.push(committed(tmp_path / "a", "one"), "trial-00001")
     assert files.calls == attempts
+    assert (
+        f"trial-00001.json' in memory://bucket/study after {attempts} attempts: " in caught.value.message
+    ) == (attempts > 1)
     assert "memory://bucket/study" in caught.value.message
     assert "credentials" in caught.value.hint
     assert "hidden" not in str(caught.value)
@@ -556,6 +559,12 @@ def test_a_relative_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.
 def test_urls_that_are_refused(bad: str) -> None:
     with pytest.raises(UsageError, match="artifacts URL"):
         Mirror(bad, "study")
+
+
+def test_a_chain_of_storages_is_named_as_one() -> None:
+    for url in ("simplecache::s3://bucket", "/shared/a::b"):
+        with pytest.raises(UsageError, match="chained URLs are not taken"):
+            check_url(url)
 
 
 def test_passwords_are_never_shown() -> None:
