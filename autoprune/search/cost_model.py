@@ -12,6 +12,7 @@ took, not which of their layers took it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,10 +116,18 @@ class CostModel:
         self.dense_bytes = designs[0].size_bytes
         self._overhead = self._fit_overhead()
         self._times = self._fit_times(self.designs)
+        self._design_rows = self._rows(self.designs, self._times)
         self._line = self._corrected_line()
         self.size_error = max(
             abs(self.size(d.kept, d.bits) - d.size_bytes / self.dense_bytes) for d in designs
         )
+
+    def corrected(self, results: Sequence[Timed]) -> CostModel:
+        """Return the model of the same designs, corrected by other results."""
+        other = copy.copy(self)
+        other.results = tuple(results)
+        other._line = other._corrected_line()
+        return other
 
     # -- bytes -------------------------------------------------------------------------------
 
@@ -268,7 +277,7 @@ class CostModel:
 
     def _corrected_line(self) -> Array:
         """Fit the line to designs and results, if that predicts left-out results better."""
-        parts, ratios = self._rows(self.designs, self._times)
+        parts, ratios = self._design_rows
         plain = _fit_line(parts, ratios)
         self.is_corrected = False
         if len(self.results) < 2:

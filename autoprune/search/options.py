@@ -83,8 +83,7 @@ class Options:
 
     def corrected(self, results: Sequence[Timed]) -> Options:
         """Return the options with costs that are corrected by trials."""
-        costs = CostModel(self.costs.shapes, self.costs.designs, results, self.costs.in_float)
-        return Options(self.profile, self.groups, self.space, costs)
+        return Options(self.profile, self.groups, self.space, self.costs.corrected(results))
 
     @cached_property
     def problem(self) -> Problem:
