@@ -12,6 +12,7 @@ from typing import Any, Literal
 import optuna
 from sqlalchemy import URL, Connection, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from autoprune.disk import flush
 from autoprune.errors import AutopruneError, StorageError
@@ -134,7 +135,9 @@ def _postgres(place: Place, create: bool) -> RecordStorage:
     # Secrets go past SQLAlchemy and Optuna, which keep and show URLs.
     options: dict[str, Any] = {"connect_timeout": 10, "application_name": "autoprune", **_AS_THEY_DIE}
     options["client_encoding"] = "utf8"  # a server made in the C locale would give bytes
-    engine: dict[str, Any] = {"connect_args": {**options, **database.secrets}, "pool_size": 3}
+    engine: dict[str, Any] = {"connect_args": {**options, **database.secrets}}
+    # Readers come and go, and what one of them leaves open is one connection less for the others and the driver.
+    engine |= {"pool_size": 3} if create else {"poolclass": NullPool}
     url = database.text.replace("postgresql:", "postgresql+psycopg:", 1)
     if not create:
         # Optuna would make some of the tables also for who only reads, against the driver that makes them all.

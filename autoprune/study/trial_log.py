@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from bisect import bisect_left
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -86,18 +87,35 @@ class TrialLog:
         return self._storage.patiently(read)
 
 
-@contextmanager
-def _uncollected(trials: int) -> Iterator[None]:
-    """Make no search for garbage meanwhile, and none among so many records later: each takes as long as reading them.
+class _Uncollected:
+    """Makes no search for garbage meanwhile, and none among so many records later: each takes as long as reading them.
 
-    Records live as long as their study is open, and hold no cycles.
+    Records live as long as their study is open, and hold no cycles. Several threads may read at once: the first to
+    begin finds what the last to end brings back.
     """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if trials >= _MANY:
-            gc.freeze()
-        if was:
-            gc.enable()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._readers = 0
+        self._was = False
+
+    @contextmanager
+    def __call__(self, trials: int) -> Iterator[None]:
+        """Read so many trials in the block."""
+        with self._lock:
+            if self._readers == 0:
+                self._was = gc.isenabled()
+                gc.disable()
+            self._readers += 1
+        try:
+            yield
+        finally:
+            if trials >= _MANY:
+                gc.freeze()
+            with self._lock:
+                self._readers -= 1
+                if self._readers == 0 and self._was:
+                    gc.enable()
+
+
+_uncollected = _Uncollected()

@@ -52,7 +52,8 @@ def run(kinds: list[str]) -> None:
             rows += pool.map(measured, FEW)
     kept: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     others = [row for row in kept.get("rows", []) if kinds and row["kind"] not in kinds]
-    record = {"trial_s": TRIAL_S, "rows": [*others, *rows]}
+    # What earlier versions of this file measured has no host of its own.
+    record = {**kept, "trial_s": TRIAL_S, "rows": [*others, *rows]}
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -85,9 +85,14 @@ def workers_part(record: Row) -> list[str]:
 
 def hosts(rows: list[Row]) -> str:
     """Return what the cases ran on."""
-    found = {f"{row['host']['cores']} cores ({row['host']['machine']})" for row in rows}
-    load = max(row["host"]["load_before"] for row in rows)
-    return f"{' and '.join(sorted(found))}, with a load of at most {load} before each case"
+    known = [row["host"] for row in rows if "host" in row]
+    found = {f"{host['cores']} cores ({host['machine']})" for host in known}
+    load = max((host["load_before"] for host in known), default=0.0)
+    told = f"{' and '.join(sorted(found))}, with a load of at most {load} before each case" if known else ""
+    early = len(rows) - len(known)
+    return told + (
+        f"{' and ' if known else ''}{early} of {len(rows)} cases before hosts were recorded" if early else ""
+    )
 
 
 def cells(row: Row) -> dict[str, str]:
@@ -102,7 +107,7 @@ def cells(row: Row) -> dict[str, str]:
         "steady": f"{row['steady']:.1%}",
         "driver, ms a trial": f"{row['driver_ms']:.0f}",
         "driver, MB": str(row["memory_mb"]),
-        "loop, ms": f"{1000 * row['host']['loop_s']:.0f}",
+        "loop, ms": f"{1000 * row['host']['loop_s']:.0f}" if "host" in row else "",
     }
 
 

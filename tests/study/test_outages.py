@@ -155,3 +155,18 @@ def test_a_locked_file_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert released.is_set() and time.monotonic() - begun_s >= 0.5
     assert [r.state for r in store.records()] == ["complete"]
     store.release()
+
+
+def test_readers_leave_no_connection_open(store: StudyStore, postgres: Postgres, database: str) -> None:
+    add(store, 0.5)
+
+    def connections() -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'autoprune'"
+        return int(postgres.sql(query, database))
+
+    before = connections()
+    readers = [StudyStore.open("study") for _ in range(8)]
+    assert [len(reader.records()) for reader in readers] == [1] * 8
+    assert all(reader.notes() == {} and reader.phase == "search" for reader in readers)
+    assert connections() == before
+    store.release()

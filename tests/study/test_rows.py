@@ -21,7 +21,7 @@ from autoprune.study.decode import Plan
 from autoprune.study.record_storage import RecordStorage
 from autoprune.study.records import TrialRecord
 from autoprune.study.rows import count_trials, read_rows
-from autoprune.study.trial_log import TrialLog
+from autoprune.study.trial_log import TrialLog, _uncollected
 from tests.study.made import GROUPS, open_for_writing
 
 
@@ -219,5 +219,20 @@ def test_garbage_is_collected_after_reading_as_before(
         (gc.enable if collects else gc.disable)()
         TrialLog(storage, 2).records()
         assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
+def test_garbage_is_collected_after_several_threads_have_read() -> None:
+    was = gc.isenabled()
+    try:
+        gc.enable()
+        first, second = _uncollected(1), _uncollected(1)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert not gc.isenabled(), "the other one still reads"
+        second.__exit__(None, None, None)
+        assert gc.isenabled()
     finally:
         (gc.enable if was else gc.disable)()
