@@ -74,12 +74,13 @@ def run() -> None:
     sys.exit(main())
 
 
-def say(message: str) -> None:
-    """Print a message for people on the standard error.
+def say(message: str, hint: str = "") -> None:
+    """Print a message for people on the standard error, and on a line of its own what to do.
 
     Files and arguments bring along whatever they hold: see :func:`printable`, and what nobody would read is cut.
     """
-    print(f"autoprune: {printable(_cut(message))}", file=sys.stderr, flush=True)
+    lines = [_cut(message), *([_cut(hint)] if hint else [])]
+    print("autoprune: " + printable("\n".join(lines)), file=sys.stderr, flush=True)
 
 
 def _cut(message: str) -> str:
@@ -101,7 +102,7 @@ def _click_message(error: BaseException) -> str:
 def _fail(error: BaseException, message: str, hint: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    say(f"{_cut(message)}\n{hint}" if hint else message)
+    say(message, hint)
     return code
 
 

@@ -54,8 +54,9 @@ def also_run_elsewhere(bits: Mapping[str, int]) -> None:
     """Let networks that this process makes be right on another machine too, as the one that measures them.
 
     Args:
-        bits: What :func:`bits_here` gave there.
+        bits: What :func:`bits_here` gave there; nothing where they are run here alone.
     """
+    _elsewhere.clear()
     _elsewhere.update(bits)
 
 

@@ -82,7 +82,7 @@ class AutoSearch:
         self._screen = screen
         self._recovery = with_steps(default, 0)
         # Seconds that looking at a recipe took: its screen, or its first training where nothing is screened.
-        self._look_s: list[float] = []
+        self.look_s: list[float] = []
         dense = driver.outlook.dense_measurement().search.value
         self.pool = Pool(options, dense, self.lowest, len(self.rungs))
         # What the best network within the user's caps is predicted to lose, with room to spare.
@@ -120,6 +120,8 @@ class AutoSearch:
         first = self._first(baselines)
 
         def step() -> bool:
+            if not self.driver.may_propose():
+                return False
             if (task := next(first, None)) is not None:
                 task()
                 return True
@@ -151,8 +153,10 @@ class AutoSearch:
         anchors = kept_anchors(self.driver.store)
         if anchors is None:
             parts = int(min(self._fitting(_FIRST_SHARE) / axes, _ANCHORS * self.config.most_networks))
-            anchors = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
-            keep_anchors(self.driver.store, anchors)
+            found = self.proposer.anchors(parts) if parts >= _LEAST_ANCHORS else []
+            anchors = [choice for choice in found if choice not in self.pool]
+            if anchors:
+                keep_anchors(self.driver.store, anchors)
         each_s = (self.clock.monotonic() - begun_s) / max(1, len(anchors))
         for choice in anchors:
             if choice not in self.pool and self.driver.may_propose():
@@ -233,9 +237,9 @@ class AutoSearch:
     def _fitting(self, share: float) -> float:
         """Return how many recipes can be looked at in a share of the time that is left; infinite where not known."""
         left_s = self.driver.keeper.search_left_s()
-        if left_s is None or not self._look_s:
+        if left_s is None or not self.look_s:
             return math.inf
-        return share * max(left_s, 0.0) / max(float(np.median(self._look_s)), 1e-9)
+        return share * max(left_s, 0.0) / max(float(np.median(self.look_s)), 1e-9)
 
     def _is_stalled(self) -> bool:
         left_s = self.driver.keeper.search_left_s()
@@ -260,7 +264,7 @@ class AutoSearch:
             candidate = self.candidate(recipe, proposal.choice, proposal.arm, label)
             begun_s = self.clock.monotonic()
             self._train(candidate, 1, proposal.weights)
-            self._look_s.append(self.clock.monotonic() - begun_s)
+            self.look_s.append(self.clock.monotonic() - begun_s)
             self.take(proposal, candidate)
             return
         begun_s = self.clock.monotonic()
@@ -295,7 +299,7 @@ class AutoSearch:
         self.take_screen(proposal, screen)
 
     def take_screen(self, proposal: Proposal, screen: Screen) -> None:
-        self._look_s.append(screen.duration_s)
+        self.look_s.append(screen.duration_s)
         self._looks_in_vain += 1
         self.take(proposal, self.pool.screened(screen))
 

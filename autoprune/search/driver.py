@@ -122,6 +122,8 @@ class Driver:
         """
         self._phase = "baselines"
         self._dense()
+        lost = self._unfinished.lost(self.kept.is_sound)
+        self.kept.wanted = {job.started_from for job in lost if job.started_from is not None}
         # A run that was killed may not have come to it.
         self.kept.discard_dominated(self._ledger, self.outlook)
         missing = self._unfinished.baselines()
@@ -131,11 +133,8 @@ class Driver:
         if self.interrupt() or len(begun) < len(first):
             return
         self._phase = "search"
-        self.run_each(
-            partial(self.trial, job)
-            for job in self._unfinished.lost(self.kept.is_sound)
-            if self.may_propose()
-        )
+        self.run_each(partial(self.trial, job) for job in lost if self.may_propose())
+        self.kept.wanted.clear()
         if strategy is not None:
             strategy([b for b in missing if b.recipe.prunes])
             return
@@ -320,6 +319,7 @@ class Driver:
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
         self.reload()
+        self.kept.discard_dominated(self._ledger, self.outlook)
         self.listener(
             self.progress(
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
@@ -345,6 +345,7 @@ class Driver:
         self.store.begin(trial, Plan(recipe, origin, label, rung=0))
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
         self.reload()
+        self.kept.discard_dominated(self._ledger, self.outlook)
         self.say(f"screen failed: {error.kind}: {error.reason}")
 
     def reload(self) -> None:

@@ -190,10 +190,24 @@ class FinalPhase:
         """Return choices that there is time to train for long enough, with the volume that each promises to add."""
         outlook = self.driver.outlook
         untrained = outlook.expected_volume([], 0.0)
+        # What is trained already is alike in all choices, however much time each of them has for the rest.
+        even_s = (self.keeper.final_s or 0.0) / max(1, self.bench.config.most_networks)
+        trained = dict.fromkeys(self._trained, even_s)
         return [
-            (outlook.expected_volume(networks, slot_s) - untrained, networks)
+            (outlook.expected_volume(self._from_mildest(networks), slot_s, trained) - untrained, networks)
             for networks, slot_s in self._affordable(covering=covering)
         ]
+
+    def _from_mildest(self, networks: Networks) -> Networks:
+        """Return networks in the order of their cuts, where what is trained already was put first."""
+        if not self._trained:
+            return networks
+
+        def kept(members: list[TrialRecord]) -> int:
+            recipe = members[0].recipe
+            return 0 if recipe is None else sum(recipe.kept_counts(self.bench.groups).values())
+
+        return sorted(networks, key=kept, reverse=True)
 
     def _affordable(self, *, covering: bool) -> Iterator[tuple[Networks, float]]:
         """Yield choices that there is time to train for long enough, the largest first, and the seconds for each."""

@@ -62,6 +62,8 @@ class LongRecovery:
         """Continue the trial's network for ``slot_s`` seconds; a finished recovery of a killed run is reused."""
         checkpoint = self.paths.recovered(record.number, self.round)
         if usable(checkpoint):
+            if record.recipe is not None and record.recipe.trains_integers:
+                self._integers.add(record.number)
             self._lines[record.number] = self.bench.load(checkpoint)
             parent = self.driver.store.notes().get(self._line_note(record))
             if parent:

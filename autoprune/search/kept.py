@@ -18,12 +18,16 @@ class Kept:
     Args:
         paths: Where the study lies.
         most: Networks that the final recovery trains at most.
+
+    Attributes:
+        wanted: Trials from which others start that an earlier run began and that are still to be tried again.
     """
 
     def __init__(self, paths: StudyPaths, most: int) -> None:
         self._paths = paths
         self._most = most
         self._sound: set[int] = set()
+        self.wanted: set[int] = set()
 
     def has(self, record: TrialRecord) -> bool:
         """Return whether the weights of a search trial are kept."""
@@ -43,9 +47,10 @@ class Kept:
         depends on the number of finished trials alone when something is removed, so that a resumed search finds what
         one finds that was not interrupted.
         """
-        if ledger.finished % (1 + ledger.finished // _EVERY):
+        finished = ledger.finished - ledger.cut_off
+        if finished % (1 + finished // _EVERY):
             return
-        keep = ledger.fronts.numbers() | ledger.given
+        keep = ledger.fronts.numbers() | ledger.given | self.wanted
         keep |= {n for r in ledger.running() for n in (r.number, r.started_from) if n is not None}
         keep |= {r.number for members in outlook.networks(self._most) for r in members}
         discard_unlisted(self._paths, keep)

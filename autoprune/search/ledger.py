@@ -26,14 +26,15 @@ class Ledger:
 
     Attributes:
         fronts: The search's fronts.
-        finished: Trials that are over, without those that were cut off, which are tried again.
+        finished: Trials that are over.
+        cut_off: How many of them were cut off, and are tried again.
         failures: Failed trials by kind.
         given: The dense network and the baselines that were measured.
     """
 
     def __init__(self, groups: Groups, objectives: Sequence[str], sampler_name: str) -> None:
         self.fronts = Fronts(objectives)
-        self.finished = 0
+        self.finished = self.cut_off = 0
         self.failures: Counter[str] = Counter()
         self.given: set[int] = set()
         self._groups = groups
@@ -56,7 +57,8 @@ class Ledger:
                 self._finish(records[number])
 
     def _finish(self, record: TrialRecord) -> None:
-        self.finished += record.failure_kind not in CUT_OFF
+        self.finished += 1
+        self.cut_off += record.failure_kind in CUT_OFF
         self._proposals += self._is_proposal(record)
         self.fronts.take(record)
         if record.state == "failed":

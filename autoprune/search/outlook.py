@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -97,15 +97,21 @@ class Outlook:
             covering=covering,
         )
 
-    def expected_volume(self, networks: Sequence[Sequence[TrialRecord]], slot_s: float) -> float:
+    def expected_volume(
+        self,
+        networks: Sequence[Sequence[TrialRecord]],
+        slot_s: float,
+        known_s: Mapping[int, float] | None = None,
+    ) -> float:
         """Return the hypervolume that the final front is expected to have.
 
         Args:
             networks: Networks to be trained, from the mildest on; the first trial of each leads it.
             slot_s: Seconds of training for each.
+            known_s: Seconds for some of them, by the number of the leading trial: those that are trained already.
         """
         dense = self.dense_measurement()
-        own = slot_s / max(self.bench.timings.step_s(), 1e-9)
+        step_s = max(self.bench.timings.step_s(), 1e-9)
         seen = SEEN_SPLIT if self._is_seen else 1.0
         ends = volume_ends(dense, self.bench.config.limits)
         rows = [
@@ -121,7 +127,8 @@ class Outlook:
             before = [steps for parent, steps in lines if prunes_further(counts, parent)]
             taken = self.space.rungs[min(leader.rung, len(self.space.rungs) - 1)].steps
             before = before if self.bench.config.has_lineage else []
-            steps = own + max([taken, *(INHERITED * each for each in before)])
+            own_s = (known_s or {}).get(leader.number, slot_s)
+            steps = own_s / step_s + max([taken, *(INHERITED * each for each in before)])
             lines.append((counts, steps))
             left = final_left(steps, taken) if taken and self.space.trains else 1.0
             rows.append(self._row(leader.measurement, dense, seen * left))

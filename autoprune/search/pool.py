@@ -16,7 +16,7 @@ from autoprune.study.screens import Screen
 
 # Trained recipes after which the predictions of latency are corrected again.
 _CORRECT_EVERY = 3
-# In large studies after a tenth more, by the latest: four slopes are fitted.
+# In large studies after a tenth more, by those that were looked at last: four slopes are fitted.
 _CORRECT_SHARE, _CORRECT_BY = 10, 200
 
 

@@ -2,7 +2,8 @@
 
 What the default search proposes next follows from all that it found and from the order in which that came: where the
 volume ended, what the models were fitted to, which arm had gained how much. So a search that goes on takes up every
-result in its turn, and decides as one does that was not interrupted.
+result in its turn, and under a budget of trials decides as one does that was not interrupted. Under a budget of time
+its clocks differ, and with them what it expects of the final training.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ _ANCHORS = "anchors:"
 def replay(search: AutoSearch) -> None:
     """Take up what earlier runs of the search's study screened and trained."""
     records, pool = search.driver.records, search.pool
-    waiting = [{pool.key(choice) for choice in row} for row in _rounds(search.driver.store).values()]
-    anchors = set().union(*waiting)
+    rounds = sorted(_rounds(search.driver.store).items(), key=lambda each: int(each[0]))
+    waiting = [{pool.key(choice) for choice in row} for _, row in rounds]
+    anchors: set[bytes] = set()
     tries: Counter[bytes] = Counter()
     for event in in_order(read_screens(search.driver.paths), records):
         assert event.recipe is not None  # noqa: S101 (in_order leaves out what has none)
@@ -48,20 +50,21 @@ def replay(search: AutoSearch) -> None:
             if tries[key] <= MAX_RETRIES:
                 continue  # it says nothing of the recipe
         arm = event.arm if isinstance(event, Screen) else event.origin
-        if key in anchors:
-            # They were all solved for at once, before the first of them was looked at.
-            begun = [each for each in waiting if key in each]
-            waiting = [each for each in waiting if key not in each]
-            if begun:
+        if known is None or isinstance(event, Screen):
+            begun = next((place for place, each in enumerate(waiting) if key in each), None)
+            if begun is not None:
+                # They were all solved for at once, before the first of them was looked at.
+                anchors, waiting = anchors.union(*waiting[: begun + 1]), waiting[begun + 1 :]
                 search.proposer.prepare()
-        elif arm in search.proposer.arms and (known is None or isinstance(event, Screen)):
-            search.proposer.prepare()
+            elif key not in anchors and arm in search.proposer.arms:
+                search.proposer.prepare()
         if isinstance(event, Screen):
             search.take_screen(Proposal(choice, arm, event.weights), event)
             continue
         candidate = known or search.candidate(event.recipe, choice, arm, event.label)
         search.trained(candidate, event, records[: event.number + 1])
         if known is None:
+            search.look_s.append(event.duration_s)
             search.take(Proposal(choice, arm, event.weights), candidate)
 
 
@@ -73,7 +76,7 @@ def spent_s(store: StudyStore) -> float:
 
 
 def in_order(screens: Sequence[Screen], records: Sequence[TrialRecord]) -> Iterator[Screen | TrialRecord]:
-    """Yield screens and what was trained in the order in which they ended; what has no such time comes last."""
+    """Yield screens and what was trained in the order in which they ended; trials without a known end last."""
     trials = [
         r
         for r in records

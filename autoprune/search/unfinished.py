@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from autoprune.search.baselines import Baseline, baselines, effective_key
 from autoprune.search.executors.contract import CRASHED
-from autoprune.search.jobs import Job
+from autoprune.search.jobs import Job, brief
 from autoprune.space.groups import Groups
 from autoprune.space.search_space import SearchSpace
 from autoprune.study.records import TrialRecord
@@ -31,12 +31,15 @@ class Unfinished:
         self._records = records
 
     def baselines(self) -> list[Baseline]:
-        """Return the baselines that have not been measured; one that ends its process counts as tried."""
-        done = {r.label for r in self._records() if r.origin == "baseline" and r.state == "complete"}
-        tries = Counter(
+        """Return the baselines that were not tried; one that ends its process is tried again a few times."""
+        again = (*CUT_OFF, CRASHED)
+        done = {
             r.label
             for r in self._records()
-            if r.origin == "baseline" and r.failure_kind in (*CUT_OFF, CRASHED)
+            if r.origin == "baseline" and r.state != "running" and r.failure_kind not in again
+        }
+        tries = Counter(
+            r.label for r in self._records() if r.origin == "baseline" and r.failure_kind in again
         )
         space = self._space
         planned = baselines(
@@ -75,8 +78,13 @@ class Unfinished:
             if key in finished or tries[key] > MAX_RETRIES:
                 continue
             start = record.started_from
+            recipe = record.recipe
+            if start is not None and record.rung > 1 and not is_sound(start):
+                # What was to be added to another training has to be trained whole.
+                steps = self._space.rungs[record.rung].steps
+                recipe = recipe.model_copy(update={"recovery": brief(self._space.default_recovery(), steps)})
             found[key] = Job(
-                record.recipe,
+                recipe,
                 record.origin,
                 record.label,
                 record.rung,

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from autoprune import errors
-from autoprune.cli.main import main
+from autoprune.cli.main import main, say
 from autoprune.space.space_files import json_schema, load_space, shipped_spaces
 
 VERBS = [
@@ -110,3 +110,12 @@ def test_spaces_are_listed_shown_and_copied(
     capsys.readouterr()
     assert main(["spaces", "schema"]) == 0
     assert json.loads(capsys.readouterr().out) == json_schema()
+
+
+def test_a_long_message_is_cut_and_what_to_do_is_still_said(capsys: pytest.CaptureFixture[str]) -> None:
+    say("x" * 50_000, "do this")
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"autoprune: {'x' * 8000}… (42,000 characters more)"
+    assert last == "do this"
+    say("short")
+    assert capsys.readouterr().err == "autoprune: short\n"

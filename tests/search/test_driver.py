@@ -9,6 +9,9 @@ import pytest
 from autoprune.config import Budget
 from autoprune.errors import TooManyFailuresError
 from autoprune.search.baselines import effective_key
+from autoprune.search.outcome import Outcome
+from autoprune.space.recipe import Recipe, uniform_recipe
+from autoprune.study.artifacts import commit_folder, temporary_folder
 from autoprune.study.decode import Plan
 from tests.search.fakes import Scene, make_scene
 
@@ -131,3 +134,48 @@ def test_artifacts_of_dominated_proposals_are_discarded() -> None:
     front = {r.number for r in scene.driver.records if scene.store.paths.artifact(r.number).is_dir()}
     assert 0 in front
     assert len(front) < len(scene.trials.seen)
+
+
+def test_what_a_killed_trial_started_from_is_kept_until_it_is_tried_again() -> None:
+    scene = make_scene("parents", budget=Budget(trials=3))
+    scene.driver.search(lambda: 0.0)
+    store = scene.store
+    dominated = next(
+        r.number
+        for r in store.records()
+        if r.origin == "tpe" and not scene.driver.paths.artifact(r.number).exists()
+    )
+    folder = scene.driver.paths.artifact(dominated)
+    fresh = temporary_folder(scene.driver.paths.artifacts)
+    (fresh / "model.onnx").write_bytes(b"model")
+    commit_folder(fresh, folder)
+    recipe = uniform_recipe(scene.driver.groups, 0.65, 8)
+    store.begin(store.ask({}), Plan(recipe, "solver", rung=2, started_from=dominated))
+    store.release()
+    again = make_scene("parents", budget=Budget(trials=4))
+    starts: list[Path | None] = []
+    run = again.driver._run
+
+    def noted(recipe: Recipe, place: Path, start: Path | None, number: int) -> Outcome:
+        starts.append(start if start is not None and start.is_dir() else None)
+        return run(recipe, place, start, number)
+
+    again.driver._run = noted
+    again.driver.search(lambda: 0.0)
+    assert folder in starts
+    assert not again.driver.kept.wanted
+    again.store.release()
+
+
+def test_a_killed_trial_whose_start_is_gone_is_trained_whole() -> None:
+    scene = make_scene("whole", budget=Budget(trials=1))
+    scene.driver.search(lambda: 0.0)
+    store, space = scene.store, scene.driver.space
+    recipe = uniform_recipe(scene.driver.groups, 0.65, 8)
+    store.begin(store.ask({}), Plan(recipe, "solver", rung=2, started_from=999))
+    store.release()
+    again = make_scene("whole", budget=Budget(trials=1))
+    (job,) = again.driver._unfinished.lost(again.driver.kept.is_sound)
+    assert job.started_from is None and job.recipe is not None
+    assert job.recipe.recovery.finetune_steps == space.rungs[2].steps
+    again.store.release()

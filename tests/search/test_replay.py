@@ -133,7 +133,7 @@ def test_whatever_ends_a_run_the_next_one_decides_alike(
 def test_a_larger_budget_goes_on_as_if_it_had_been_given_at_once() -> None:
     whole, steps = Study("whole", 30, False), Study("steps", 30, False)
     whole.run()
-    for trials in (6, 7, 19, 30):
+    for trials in (1, 6, 7, 19, 30):
         steps.run(trials=trials)
     assert steps.found() == whole.found()
 

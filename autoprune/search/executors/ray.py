@@ -191,7 +191,7 @@ class RayExecutor:
             ).fit()
         except Exception as error:  # whatever Ray raises ends the study in order
             if not self._ended.is_set():
-                self._fail(WorkerError(f"Ray Tune ended: {str(error).strip().splitlines()[0][:300]}"))
+                self._fail(WorkerError(f"Ray Tune ended: {_first_line(error)[:300]}"))
         else:
             if not self._ended.is_set():
                 self._fail(WorkerError("Ray Tune let its workers go"))
@@ -306,10 +306,12 @@ class RayExecutor:
         """Let all workers go, and Ray too where it was started here."""
         import ray
 
+        from autoprune.deploy.saturation import also_run_elsewhere
         from autoprune.measure.process import measure_elsewhere
 
         self._ended.set()
         measure_elsewhere(None)
+        also_run_elsewhere({})
         with suppress(ray.exceptions.RayError):
             ray.get(self._desk.ask_to_end.remote(at_once=True), timeout=_CLOSE_S)
         if self._tuner is not None:
@@ -321,9 +323,13 @@ class RayExecutor:
             ray.shutdown()
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _gone(error: Exception) -> WorkerError:
     """Return what ends a search whose cluster cannot be reached any more."""
-    cause = str(error).strip().splitlines()[0][:200]
+    cause = _first_line(error)[:200]
     return WorkerError(
         f"the Ray cluster is gone: {cause}", "the finished trials are kept; run the same command again"
     )

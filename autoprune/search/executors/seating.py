@@ -166,7 +166,7 @@ class Seating:
         """Take up what workers said, and look for those that say nothing.
 
         Args:
-            events: What happened (``join``, ``ready``, ``failed``, ``alive``, ``take`` or ``reply``), the seat, the
+            events: What happened (``join``, ``ready``, ``failed``, ``beat``, ``take`` or ``reply``), the seat, the
                 worker's node, and what belongs to it.
         """
         with self._lock:
@@ -183,6 +183,8 @@ class Seating:
         elif node != place.node:
             if kind == "reply":
                 self._refuse(node)
+            elif kind == "take":
+                self._untake(node, content)
             return
         place.heard_s = time.monotonic()
         if kind == "ready":
@@ -222,6 +224,12 @@ class Seating:
         place.occupation.set(waiting.name if waiting is not None else "what nobody waits for", busy=True)
         if waiting is not None:
             waiting.taken_s = place.heard_s
+
+    def _untake(self, node: str, token: int) -> None:
+        """Give up what a worker took in the moment in which it was given up itself: nobody else gets it."""
+        waiting = self._waiting.pop(token, None)
+        if waiting is not None:
+            waiting.answers.put(TrialError(WORKER_LOST, f"worker on {node} was given up as it took this"))
 
     def _refuse(self, node: str) -> None:
         self.refused += 1

@@ -111,6 +111,19 @@ def test_late_replies_are_refused(hall: Hall) -> None:
         waiting.answers.get_nowait()
 
 
+def test_what_a_worker_takes_as_it_is_given_up_is_tried_by_another(hall: Hall) -> None:
+    hall.ready(0, "a:1")
+    hall.seats.wait_for(6, "trial 6")
+    next_one = hall.seats.wait_for(7, "trial 7")
+    hall.hear(("take", 0, "a:1", 6))
+    hall.seats.give_up(6)
+    hall.hear(("reply", 0, "a:1", Reply(6, score=0.5)), ("take", 0, "a:1", 7))
+    assert lost(next_one).kind == "worker-lost"
+    hall.hear(("take", 0, "a:1", 7))  # once
+    with pytest.raises(queue.Empty):
+        next_one.answers.get_nowait()
+
+
 def test_a_worker_that_is_replaced_loses_what_it_had(hall: Hall) -> None:
     hall.ready(0, "a:1")
     waiting = hall.seats.wait_for(6, "trial")
@@ -128,14 +141,14 @@ def test_silence_beyond_the_lease_costs_the_seat(hall: Hall, clock: Clock) -> No
     waiting = hall.seats.wait_for(6, "trial")
     hall.hear(("take", 0, "a:1", 6))
     clock.now_s += 60.0
-    hall.hear(("alive", 1, "b:1", None))
+    hall.hear(("beat", 1, "b:1", None))
     assert hall.dismissed == []
     clock.now_s += 0.1
     hall.hear()
     assert hall.dismissed == [(0, "a:1")]
     assert lost(waiting).reason == "worker on a:1 gave no sign of life for 60 s"
     clock.now_s += 1000.0
-    hall.hear(("alive", 1, "b:1", None))
+    hall.hear(("beat", 1, "b:1", None))
     assert hall.dismissed == [(0, "a:1")]  # an empty seat is silent
     hall.hear(("reply", 0, "a:1", Reply(6, score=0.5)))
     assert hall.seats.refused == 1
