@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoprune.storage_url import without_passwords
+from autoprune.errors import StorageError
+from autoprune.naming import StudyPaths
+from autoprune.storage_url import parse_database_url, without_passwords
+from autoprune.study.database import storage_faults
+from autoprune.study.place import Place
 
 _WORDS = st.text(alphabet="abcXYZ019._~!$*+,;=:@/?#[]%-", min_size=1, max_size=20)
 
@@ -43,3 +47,10 @@ def test_no_password_is_left(before: str, after: str, user: str, text: str) -> N
     assert "GEHEIM" not in without_passwords(
         f"{text}postgresql://host/db?password=GEHEIM{after.partition('&')[0]}"
     )
+
+
+def test_a_long_message_is_cleaned_before_it_is_cut() -> None:
+    place = Place(StudyPaths.of("s"), parse_database_url("postgresql://me:tellnobodythis@host/db"))
+    with pytest.raises(StorageError) as caught, storage_faults(place):
+        raise OSError("x" * 292 + " tellnobodythis is wrong")
+    assert "tell" not in caught.value.message

@@ -257,7 +257,6 @@ class AutoSearch:
         recipe = self.pool.options.recipe(proposal.choice, self._recovery)
         if given is not None:
             recipe = given.model_copy(update={"recovery": self._recovery})
-        costs = self.pool.options.predicted_costs(proposal.choice)
         self.pool.reserve(proposal.choice)
         self.proposer.reserve(proposal.choice)
         if self.lowest == 1:
@@ -267,6 +266,7 @@ class AutoSearch:
             self.look_s.append(self.clock.monotonic() - begun_s)
             self.take(proposal, candidate)
             return
+        costs = self.pool.options.predicted_costs(proposal.choice)
         begun_s = self.clock.monotonic()
         if len(self.proposer.results) % _TOLD_EVERY == 0:
             self.driver.say(f"screening, {len(self.proposer.results)} recipes so far")
@@ -363,7 +363,6 @@ class AutoSearch:
         finally:
             candidate.running = None
         self.trained(candidate, record, self.driver.records)
-        candidate.lost.setdefault(rung, ALL_LOST)  # one that failed must not be tried again
 
     def _counts_of(self, record: TrialRecord) -> dict[str, int]:
         """Return the units that a trial's recipe keeps; asked of all artifacts before each training."""
@@ -382,7 +381,7 @@ class AutoSearch:
         self._looks_in_vain = 0
         self.pool.note(candidate, record)
         if record.state == "failed":
-            candidate.lost.setdefault(record.rung, ALL_LOST)
+            candidate.lost.setdefault(record.rung, ALL_LOST)  # it must not be tried again
         if record.rung == 1:
             self.proposer.rescale(float(self._scales_at(self.lowest, records)[0]))
             if self.pool.correct_costs(self.driver.groups):

@@ -47,9 +47,10 @@ def storage_faults(place: Place) -> Iterator[None]:
     except _FAULTS as error:
         fault = error.__cause__ or error
         cause = str(getattr(fault, "orig", None) or fault).strip().splitlines() or [type(fault).__name__]
-        said, hint = f"{cause[0]:.300}", _hint(place, " ".join(cause))
+        said, hint = cause[0], _hint(place, " ".join(cause))
         if place.database is not None:
             said = place.database.clean(said)
+        said = f"{said:.300}"  # not before it is clean: half of a password is none that is known
         if (
             "no such table" not in said
             and "UndefinedTable" not in type(getattr(fault, "orig", None)).__name__
