@@ -313,7 +313,8 @@ def test_a_lock_in_a_folder_that_is_moved_aside_is_none_of_the_new_one(
 ) -> None:
     paths = StudyPaths.of("moved")
     os.close(take_lock(paths))
-    lock, moved = fcntl.flock, []
+    lock = fcntl.flock
+    moved: list[str] = []
 
     def late(descriptor: int, how: int) -> None:
         if not moved:  # another driver gets ahead between the opening of the file and its lock
@@ -332,13 +333,13 @@ def test_a_lock_in_a_folder_that_is_moved_aside_is_none_of_the_new_one(
 
 def test_a_study_is_set_aside_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     open_for_writing("aside").release()
-    move, refused = opening.move_aside, []
+    refused: list[str] = []
 
     def moved(paths: StudyPaths, name: str) -> None:
         with pytest.raises(StorageError, match="is being run by another process"):
             take_lock(paths)
         refused.append(name)
-        move(paths, name)
+        move_aside(paths, name)
 
     monkeypatch.setattr(opening, "move_aside", moved)
     open_for_writing("aside", fresh=True).release()
