@@ -51,13 +51,6 @@ class Lanes:
             while not done() and self._failure is None:
                 self._baton.wait()
 
-    def at_rest(self) -> bool:
-        """Return whether no lane has anything to decide: all wait for workers, or for what others decide.
-
-        For a clock that skips the time in which nothing happens; it has to hold the baton.
-        """
-        return self._busy + len(self._baton._waiters) == self._left  # type: ignore[attr-defined]
-
     def run(self, step: Callable[[], bool], stop: Callable[[], object] = lambda: None) -> None:
         """Take steps until none is left and nothing runs any more.
 

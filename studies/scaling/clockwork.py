@@ -64,7 +64,7 @@ class Clockwork:
             # Who holds the baton decides; with it nobody does. A lane that was woken and waits for it is busy, and no
             # sleeper any more.
             with lanes._baton, self._changed:
-                if self._sleepers and len(self._sleepers) == lanes._busy and lanes.at_rest():
+                if self._sleepers and len(self._sleepers) == lanes._busy and _at_rest(lanes):
                     self.skipped_s += max(0.0, min(self._sleepers.values()) - self.monotonic())
                     continue
             with self._changed:
@@ -80,3 +80,8 @@ class Clockwork:
     def _pause_s(self) -> float:
         next_s = min(self._sleepers.values(), default=float("inf")) - self.monotonic()
         return min(0.02, max(0.0, next_s))
+
+
+def _at_rest(lanes: Lanes) -> bool:
+    """Return whether no lane has anything to decide: all wait for workers, or for what others decide."""
+    return lanes._busy + len(lanes._baton._waiters) == lanes._left  # type: ignore[attr-defined]

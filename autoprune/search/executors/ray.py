@@ -31,6 +31,7 @@ _CLOSE_S = 20.0
 _MEASURERS_S = 120.0
 # A worker that nobody hears of for so long, and no other that is ready, end the search.
 _NOBODY_S = 900.0
+_GO_ON = "the finished trials are kept; run the same command again"
 _LOUD = ("ray.tune", "ray.tune.execution.tune_controller", "ray.tune.tune", "ray.air")
 _log = logging.getLogger(__name__)
 
@@ -109,9 +110,9 @@ class RayExecutor:
 
         self._check_room()
         if self._resource is not None:
-            self._measurers = self._start_measurers(self._resource)
-            ray.get(self._desk.let_measure.remote(self._measurers))
-            measure_there(self._measurers)  # the driver's own measurements too
+            self._measurers, int8_bits = self._start_measurers(self._resource)
+            ray.get(self._desk.let_measure.remote(self._measurers, int8_bits))
+            measure_there(self._measurers, int8_bits)  # the driver's own measurements too
         threading.Thread(target=self._listen, daemon=True).start()
         self._tuner = threading.Thread(target=self._tune, daemon=True)
         self._tuner.start()
@@ -128,7 +129,8 @@ class RayExecutor:
                 gpus,
             )
 
-    def _start_measurers(self, resource: str) -> list[Any]:
+    def _start_measurers(self, resource: str) -> tuple[list[Any], dict[str, int]]:
+        """Return who measures, and the bits that int8 kernels add up rightly there."""
         import ray
 
         from autoprune.search.executors.ray_worker import Measurer
@@ -145,18 +147,24 @@ class RayExecutor:
         found = [made.remote() for _ in range(count)]
         try:
             hosts = ray.get([each.host.remote() for each in found], timeout=_MEASURERS_S)
+            int8_bits: dict[str, int] = ray.get(found[0].int8_bits.remote(), timeout=_MEASURERS_S)
         except ray.exceptions.GetTimeoutError:
             raise WorkerError(
                 f"{resource!r} of the cluster is taken: another search measures there",
                 "wait for it, or start another node that offers it",
             ) from None
+        except ray.exceptions.RayError as error:
+            raise WorkerError(
+                f"a node that offers {resource!r} cannot measure: {_first_line(error)[:300]}",
+                "it needs the same packages as this machine; start it again, or another that offers it",
+            ) from error
         kinds = [(host["processor"], host["usable_cores"]) for host in hosts]
         alike = [each for each, kind in zip(found, kinds, strict=True) if kind == kinds[0]]
         for each, kind in zip(found, kinds, strict=True):
             if kind != kinds[0]:
                 _log.warning("a measuring node is left out: %s is not %s", kind, kinds[0])
                 ray.kill(each)
-        return alike
+        return alike, int8_bits
 
     def _tune(self) -> None:
         """Keep the seats occupied until the desk lets them go."""
@@ -191,10 +199,10 @@ class RayExecutor:
             ).fit()
         except Exception as error:  # whatever Ray raises ends the study in order
             if not self._ended.is_set():
-                self._fail(WorkerError(f"Ray Tune ended: {_first_line(error)[:300]}"))
+                self._fail(WorkerError(f"Ray Tune ended: {_first_line(error)[:300]}", _GO_ON))
         else:
             if not self._ended.is_set():
-                self._fail(WorkerError("Ray Tune let its workers go"))
+                self._fail(WorkerError("Ray Tune let its workers go", _GO_ON))
 
     # -- requests ----------------------------------------------------------------------------
 
@@ -330,9 +338,7 @@ def _first_line(error: Exception) -> str:
 def _gone(error: Exception) -> WorkerError:
     """Return what ends a search whose cluster cannot be reached any more."""
     cause = _first_line(error)[:200]
-    return WorkerError(
-        f"the Ray cluster is gone: {cause}", "the finished trials are kept; run the same command again"
-    )
+    return WorkerError(f"the Ray cluster is gone: {cause}", _GO_ON)
 
 
 def _anywhere(request: Request) -> Request:

@@ -51,6 +51,7 @@ class Desk:
         self._events: deque[tuple[str, int, str, Any]] = deque()
         self._reference: Any = None
         self._measurers: list[Any] = []
+        self._int8_bits: dict[str, int] = {}
         self._nodes: dict[int, str] = {}
         self._stopping = False
         self._ended = False
@@ -77,9 +78,9 @@ class Desk:
         """Set what candidates are measured against."""
         self._reference = reference
 
-    async def let_measure(self, measurers: list[Any]) -> None:
-        """Set who measures."""
-        self._measurers = measurers
+    async def let_measure(self, measurers: list[Any], int8_bits: dict[str, int]) -> None:
+        """Set who measures, and the bits that int8 kernels add up rightly there."""
+        self._measurers, self._int8_bits = measurers, int8_bits
 
     async def collect(self, timeout_s: float) -> list[tuple[str, int, str, Any]]:
         """Return what workers said since the last call; waits until there is something."""
@@ -99,11 +100,11 @@ class Desk:
 
     # -- the workers' side -------------------------------------------------------------------
 
-    async def join(self, seat: int, node: str) -> tuple[list[Any], list[Any]]:
-        """Let a worker in; return what it is made of, and who measures."""
+    async def join(self, seat: int, node: str) -> tuple[list[Any], list[Any], dict[str, int]]:
+        """Let a worker in; return what it is made of, who measures, and the bits of int8 kernels there."""
         self._nodes[seat] = node
         self._say("join", seat, node, None)
-        return self._given, self._measurers
+        return self._given, self._measurers, self._int8_bits
 
     async def take(self, seat: int, node: str) -> tuple[str, Any, Any]:
         """Return ``("do", request, reference)``, or ``("wait", …)`` or ``("end", …)``."""
@@ -170,10 +171,10 @@ class Seat(tune.Trainable):  # type: ignore[misc]  # ray has no types
         return {"done": False, "requests": done}
 
     def _start(self) -> bool:
-        given, measurers = ray.get(self._desk.join.remote(self._seat, self._node))
+        given, measurers, int8_bits = ray.get(self._desk.join.remote(self._seat, self._node))
         threading.Thread(target=self._beat, daemon=True).start()
         if measurers:
-            measure_there(measurers)
+            measure_there(measurers, int8_bits)
         try:
             self._answer = self._serve(ray.get(given[0]))
         except Exception as error:  # whatever a user's own model or data raises has to reach the user
@@ -268,12 +269,17 @@ def paths_in(value: Any) -> set[str]:
     return {value} if isinstance(value, str) and value.startswith("/") and Path(value).is_file() else set()
 
 
-def measure_there(measurers: list[Any]) -> None:
-    """Let this process's measurements be done by the actors that hold the target's device, and its files fit there."""
+def measure_there(measurers: list[Any], int8_bits: dict[str, int]) -> None:
+    """Let this process's measurements be done by the actors that hold the target's device, and its files fit there.
+
+    Args:
+        measurers: Handles of :class:`Measurer`, all on machines that measure alike.
+        int8_bits: What :meth:`Measurer.int8_bits` gives there.
+    """
     from autoprune.deploy.saturation import also_run_elsewhere
     from autoprune.measure.process import measure_elsewhere
 
-    also_run_elsewhere(ray.get(measurers[0].int8_bits.remote()))
+    also_run_elsewhere(int8_bits)
     turn = iter(range(os.getpid(), 2**62))
 
     def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:

@@ -209,7 +209,8 @@ class Seating:
         place.occupation.set("starting")
         if place.starts > _MAX_STARTS:
             how = f"died {_MAX_STARTS} times in a row while they started, last on {node}"
-            self._fail(WorkerError(f"workers of a seat {how}"))
+            hint = "trials may want more memory than a worker has: fewer --workers, or more --cpus-per-trial"
+            self._fail(WorkerError(f"workers of a seat {how}", f"{hint}; the finished trials are kept"))
 
     def _cannot_start(self, place: _Place, why: tuple[str, str]) -> None:
         place.occupation.set("cannot start")
@@ -236,11 +237,11 @@ class Seating:
         _log.warning("a late result from %s is refused: its request was given up", node)
 
     def _lose(self, place: _Place, reason: str) -> None:
-        """Give up what a worker works on, if anything."""
+        """Note that a worker is lost, and give up what it works on, if anything."""
         token = place.token
+        place.free("lost")
         if token is None:
             return
-        place.free("lost")
         place.occupation.lost += 1
         waiting = self._waiting.pop(token, None)
         if waiting is not None:

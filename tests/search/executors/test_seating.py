@@ -147,9 +147,15 @@ def test_silence_beyond_the_lease_costs_the_seat(hall: Hall, clock: Clock) -> No
     hall.hear()
     assert hall.dismissed == [(0, "a:1")]
     assert lost(waiting).reason == "worker on a:1 gave no sign of life for 60 s"
+    assert hall.doing == ["lost", "idle", "waiting for a node"]
     clock.now_s += 1000.0
     hall.hear(("beat", 1, "b:1", None))
     assert hall.dismissed == [(0, "a:1")]  # an empty seat is silent
+    clock.now_s += 60.1
+    hall.hear()
+    assert hall.dismissed == [(0, "a:1"), (1, "b:1")]
+    assert hall.doing[1] == "lost"  # it had no request
+    assert [state.lost for state in hall.seats.states()] == [1, 0, 0]
     hall.hear(("reply", 0, "a:1", Reply(6, score=0.5)))
     assert hall.seats.refused == 1
 
@@ -171,6 +177,7 @@ def test_workers_that_die_while_they_start_end_the_search(hall: Hall) -> None:
     assert hall.failures == []
     hall.hear(("join", 0, "a:6", None))
     assert "died 5 times in a row while they started, last on a:6" in hall.failures[0].message
+    assert "--cpus-per-trial" in hall.failures[0].hint
     hall.failures.clear()
     hall.ready(1, "b:1")
     for number in range(5):  # one that became ready begins anew
