@@ -105,6 +105,8 @@ class Proposer:
         self._seen: set[bytes] = set()
         self._pending: set[bytes] = set()
         self._raw = np.empty((0, 3))
+        # The volume of the first results, by how many; as long as costs and scales stay.
+        self._totals: dict[int, float] = {}
         self.model = LossModel.fit(np.zeros((0, len(problem.loss))), np.zeros(0))
         self._pool: Choices | None = None
         # Results that the model is fitted to, and whether it is; whether what it led to is out of date.
@@ -121,6 +123,7 @@ class Proposer:
         self._pending.discard(self._key(result.choice))
         if gain > 0:
             self.axes.take(self._raw)
+        self._totals[len(self.results)] = self.axes.total
         if result.arm in self._gained:
             # The unit of gain shrinks as the search goes on, so that early luck is forgotten.
             unit = max(self.axes.total, 1e-9) / np.sqrt(len(self.results))
@@ -137,8 +140,7 @@ class Proposer:
         """Take better predictions of costs: the solver's tables, and size and latency of all results, ``(n, 2)``."""
         self._plain = problem
         self._raw[:, 1:] = costs
-        self.axes.take(self._raw)
-        self._is_stale = True
+        self._measure_anew()
 
     def _key(self, choice: Choices) -> bytes:
         return self._canonical(choice).tobytes()
@@ -147,15 +149,22 @@ class Proposer:
         """Let the volume end at another loss of capability: trials showed how much of it training takes back."""
         if lost != self.axes.ends[0]:
             self.axes.ends = np.array([lost, *self.axes.ends[1:]])
-            self.axes.take(self._raw)
-            self._is_stale = True
+            self._measure_anew()
+
+    def _measure_anew(self) -> None:
+        self.axes.take(self._raw)
+        self._totals.clear()
+        self._is_stale = True
 
     def gained_lately(self, count: int) -> float:
         """Return the share of the volume that the last ``count`` results gained together, in ``[0, 1]``."""
         total = self.axes.total
         if total <= 0:
             return 0.0
-        return (total - self.axes.total_of(self._raw[: max(0, len(self._raw) - count)])) / total
+        first = max(0, len(self._raw) - count)
+        if first not in self._totals:
+            self._totals[first] = self.axes.total_of(self._raw[:first])
+        return (total - self._totals[first]) / total
 
     @property
     def shares(self) -> dict[str, float]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 import optuna
@@ -27,6 +30,13 @@ def weight_distributions(objectives: Sequence[str]) -> dict[str, optuna.distribu
     return found
 
 
+class _Told(optuna.trial.FrozenTrial):
+    """A finished trial of which a storage may keep a shallow copy: a deep one of each costs more than the sampler."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
+        return copy.copy(self)
+
+
 def told_study(
     told: Sequence[tuple[dict[str, float], Array]], objectives: Sequence[str], seed: int
 ) -> optuna.Study:
@@ -42,11 +52,22 @@ def told_study(
         sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed)
     axes = int(counted_axes(objectives).sum())
     study = optuna.create_study(directions=["minimize"] * axes, sampler=sampler)
-    distributions = weight_distributions(objectives)
+    now, distributions = datetime.now(), weight_distributions(objectives)
     for weights, values in told:
         study.add_trial(
-            optuna.trial.create_trial(
-                params=weights, distributions=distributions, values=counted(values, objectives)
+            _Told(
+                number=-1,
+                trial_id=-1,
+                state=optuna.trial.TrialState.COMPLETE,
+                value=None,
+                values=counted(values, objectives),
+                datetime_start=now,
+                datetime_complete=now,
+                params=weights,
+                distributions=distributions,
+                user_attrs={},
+                system_attrs={},
+                intermediate_values={},
             )
         )
     return study

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import optuna
 import pytest
 
 from autoprune.search.proposals import ARMS, Proposer, Result
@@ -168,6 +169,54 @@ def test_where_everything_was_seen_nothing_is_proposed() -> None:
     proposer.add(Result(proposal.choice, proposal.arm, np.array([0.0, 1.0, 1.0])))
     assert proposer.propose() is None
     assert proposer.gained_lately(10) == 0.0  # a volume that stays empty gains nothing
+
+
+def test_what_the_latest_results_gained_is_that_of_a_proposer_who_knew_costs_and_scales_before(
+    problem: Synthetic,
+) -> None:
+    proposer = Proposer(problem.profile, SCALES, OBJECTIVES, seed=0)
+    for _ in range(24):
+        proposal = proposer.propose()
+        assert proposal is not None
+        proposer.add(Result(proposal.choice, proposal.arm, problem.values(proposal.choice[None])[0]))
+
+    def anew(ends: np.ndarray, costs: np.ndarray) -> Proposer:
+        made = Proposer(problem.profile, ends, OBJECTIVES, seed=0)
+        for result, cost in zip(proposer.results, costs, strict=True):
+            made.add(Result(result.choice, result.arm, np.array([result.values[0], *cost])))
+        return made
+
+    costs = np.stack([result.values[1:] for result in proposer.results])
+    for lost, share in ((SCALES[0], 1.0), (SCALES[0] / 2, 1.0), (SCALES[0] / 2, 0.8)):
+        proposer.rescale(lost)
+        if share != 1.0:
+            proposer.correct(problem.profile, costs * share)
+        told = anew(np.array([lost, *SCALES[1:]]), costs * share)
+        gained = [proposer.gained_lately(count) for count in (1, 4, 16, 24, 30)]
+        assert gained == pytest.approx([told.gained_lately(count) for count in (1, 4, 16, 24, 30)])
+        assert 0.0 < gained[2] < gained[3] == gained[4] == 1.0
+        whole = told.axes.total
+        assert gained[1] == pytest.approx(1 - told.axes.total_of(told._raw[:-4]) / whole)
+
+
+def test_the_sampler_over_weights_is_told_what_a_study_of_optunas_own_trials_knows() -> None:
+    generator = np.random.default_rng(0)
+    distributions = weight_distributions(OBJECTIVES)
+    told = [
+        ({name: float(generator.uniform(0.0, 0.7)) for name in distributions}, generator.random(3))
+        for _ in range(40)
+    ]
+    study = told_study(told, OBJECTIVES, 5)
+    plain = told_study([], OBJECTIVES, 5)
+    for weights, values in told:
+        plain.add_trial(
+            optuna.trial.create_trial(
+                params=weights, distributions=distributions, values=[float(value) for value in values]
+            )
+        )
+    both = [[(t.number, t.params, t.values) for t in each.trials] for each in (study, plain)]
+    assert both[0] == both[1]
+    assert study.ask(distributions).params == plain.ask(distributions).params
 
 
 def test_a_candidate_that_failed_is_no_member_of_the_front_and_fits_no_model(problem: Synthetic) -> None:
