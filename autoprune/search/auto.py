@@ -138,12 +138,16 @@ class AutoSearch:
             yield from self._anchors()
 
     def _baselines(self, baselines: Iterable[Baseline]) -> Iterator[Callable[[], object]]:
-        for number, baseline in enumerate(baselines):
+        number = sum(result.arm == "baseline" for result in self.proposer.results)  # of earlier runs
+        for baseline in baselines:
+            choice = self.pool.options.encode(baseline.recipe)
+            if choice in self.pool:
+                continue
             few = number < _LEAST_BASELINES or number < self._fitting(_FIRST_SHARE / 2)
             if not few or self._is_stalled():
                 return
-            choice = self.pool.options.encode(baseline.recipe)
-            if choice not in self.pool and self.driver.may_propose():
+            if self.driver.may_propose():
+                number += 1
                 proposal = Proposal(choice, "baseline")
                 yield partial(self._evaluate, proposal, baseline.label, 0.0, baseline.recipe)
 

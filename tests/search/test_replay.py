@@ -40,19 +40,20 @@ class Study:
         name: The study's name.
         trials: Its budget.
         screening: Whether proposals are screened.
+        seconds: Its budget, instead of trials.
     """
 
     name: str
     trials: int
     screening: bool
+    seconds: float | None = None
 
     def run(self, kill_at: int | None = None, trials: int | None = None) -> None:
         """Search until the budget is spent, or die at an evaluation: a screen or a training."""
         fields = {"model": "fake", "data": "fake", "study": self.name, "sampler": "auto", "front_points": 3}
         config = StudyConfig.model_validate({**fields, "auto": {"screening": self.screening}})
-        scene = make_scene(
-            self.name, budget=Budget(trials=trials or self.trials), config=config, run=self.trial
-        )
+        budget = Budget(seconds=self.seconds) if self.seconds else Budget(trials=trials or self.trials)
+        scene = make_scene(self.name, budget=budget, config=config, run=self.trial)
         self.scene, self.left = scene, kill_at
         options = make_options(scene.driver)
 
@@ -128,6 +129,27 @@ def test_whatever_ends_a_run_the_next_one_decides_alike(
     assert origins >= {"baseline", "solver", "weights", "moves"}, "an arm was not tried"
     lost = [r for r in cut.scene.store.records() if r.failure_kind in CUT_OFF]
     assert lost, "no trial was cut off"
+
+
+@pytest.mark.parametrize(("screening", "seconds"), [(True, 300.0), (False, 1200.0)])
+def test_of_the_baselines_a_run_that_goes_on_tries_those_that_one_run_would_have(
+    screening: bool, seconds: float
+) -> None:
+    """Under a budget of time: how many fit is asked anew for each, not for each run."""
+
+    def baselines(study: Study) -> list[str]:
+        screens, records = read_screens(study.scene.store.paths), study.scene.store.records()
+        if screening:
+            return [screen.label for screen in screens if screen.arm == "baseline"]
+        return [r.label for r in records if r.origin == "baseline" and r.recipe and r.recipe.prunes]
+
+    whole, cut = (Study(name, 0, screening, seconds) for name in ("whole", "cut"))
+    whole.run()
+    for _ in range(3):
+        cut.run(kill_at=2)
+    cut.run()
+    assert len(set(baselines(whole))) > 3
+    assert set(baselines(cut)) <= set(baselines(whole))
 
 
 def test_a_larger_budget_goes_on_as_if_it_had_been_given_at_once() -> None:
