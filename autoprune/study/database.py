@@ -234,7 +234,10 @@ def load_study(storage: RecordStorage, place: Place) -> optuna.Study:
     if place.database is None:
         names = optuna.get_all_study_names(storage)
         if len(names) != 1:
-            raise StorageError(f"{str(place)!r} holds {len(names)} studies instead of one: {names}")
+            raise StorageError(
+                f"{str(place)!r} holds {len(names)} studies instead of one: {names}",
+                "autoprune writes one study to a file: set this one aside with --fresh",
+            )
         return optuna.load_study(study_name=names[0], storage=storage)
     study = optuna.load_study(study_name=place.paths.name, storage=storage)
     check_ours(study, place)

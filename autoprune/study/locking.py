@@ -59,4 +59,7 @@ def move_aside(paths: StudyPaths, name: str) -> None:
     try:
         paths.root.rename(paths.root.with_name(name))
     except OSError as error:
-        raise StorageError(f"{str(paths.root)!r} cannot be moved aside: {error.strerror or error}") from error
+        raise StorageError(
+            f"{str(paths.root)!r} cannot be moved aside: {error.strerror or error}",
+            "see who may write its folder, or use another --study NAME",
+        ) from error

@@ -76,7 +76,10 @@ class Mirror:
         found = self._remote.get_bytes(name)
         self._remote.remove(name)
         if found != content:
-            raise StorageError(f"{self._remote.shown} does not give back what was written to it")
+            raise StorageError(
+                f"{self._remote.shown} does not give back what was written to it",
+                "use another folder for --artifacts",
+            )
 
     # -- artifacts ---------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ class Mirror:
         try:
             text = (folder / MANIFEST).read_bytes()
         except OSError as error:
-            raise StorageError(f"{str(folder)!r} is no committed folder: {error}") from error
+            raise StorageError(f"{str(folder)!r} is no committed folder: {error}", "search it again") from error
         manifest = _parsed(text, str(folder))
         verify(folder)
         before = self._remote.get_bytes(f"artifacts/{name}.json")

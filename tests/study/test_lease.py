@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,6 +55,8 @@ def test_who_was_stopped_past_its_lease_is_refused_and_writes_nothing(
     stopped.begin(trial, Plan(RECIPE, "tpe"))
     expire(postgres, database)
     other = open_for_writing("lost")
+    leases = [store._storage.lease for store in (stopped, other)]
+    assert [lease.token for lease in leases if lease is not None] == [1, 2]
     add(other, 0.4)
     before = other.records()
     writes: list[Callable[[], object]] = [
@@ -70,10 +73,13 @@ def test_who_was_stopped_past_its_lease_is_refused_and_writes_nothing(
         ),
     ]  # fmt: skip
     for write in writes:
-        with pytest.raises(
-            StorageError, match=r"another driver \(host .*, process \d+\) took the study 'lost' over"
-        ):
+        with pytest.raises(StorageError) as caught:
             write()
+        assert (caught.value.message, caught.value.hint) == (
+            f"another driver (host {socket.gethostname()}, process {os.getpid()}) took the study 'lost' over: this one "
+            "was stopped, or cut off from the database, for longer than its lease of 60 s, and writes nothing more",
+            "the other one goes on with all finished trials",
+        )
     assert StudyStore.open("lost").records() == before
     assert [(r.state, r.failure_kind) for r in before] == [("failed", "lost"), ("complete", "")]
     assert (other.notes(), other.spent_s, other.phase) == ({}, 0.0, "search")
