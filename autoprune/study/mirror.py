@@ -97,7 +97,9 @@ class Mirror:
         try:
             text = (folder / MANIFEST).read_bytes()
         except OSError as error:
-            raise StorageError(f"{str(folder)!r} is no committed folder: {error}", "search it again") from error
+            raise StorageError(
+                f"{str(folder)!r} is no committed folder: {error}", "search it again"
+            ) from error
         manifest = _parsed(text, str(folder))
         verify(folder)
         before = self._remote.get_bytes(f"artifacts/{name}.json")
