@@ -42,6 +42,8 @@ from autoprune.study.store import StudyStore
 
 MAX_FAILURES_IN_A_ROW = 10
 _MAX_REPEATS_IN_A_ROW = 100
+# The time used is written so often at most; who resumes counts to the end of the last trial, which is its own record.
+_SPENT_EVERY_S = 1.0
 
 
 def too_many_failures(what: str, error: TrialError) -> TooManyFailuresError:
@@ -108,6 +110,7 @@ class Driver:
         self.lanes = Lanes(1 if executor is None else executor.size, interrupt)
         self._running: set[tuple[str, int]] = set()
         self._phase = "baselines"
+        self._noted_spent_s = -_SPENT_EVERY_S
 
     # -- what is run -------------------------------------------------------------------------
 
@@ -275,7 +278,9 @@ class Driver:
         finally:
             self._running.discard(key)
             shutil.rmtree(folder, ignore_errors=True)
-        self.store.set_spent(self.keeper.spent_s)
+        if self.keeper.spent_s >= self._noted_spent_s + _SPENT_EVERY_S:
+            self._noted_spent_s = self.keeper.spent_s
+            self.store.set_spent(self._noted_spent_s)
         self.store.note("timings", self.bench.timings.text())
         self.shelf.tidy()
         return self.records[trial.number]

@@ -184,8 +184,8 @@ class RecordStorage(RDBStorage):
                     self._set_trial_attr_without_commit(
                         session, models.TrialUserAttributeModel, trial_id, key, value
                     )
-                for objective, number in enumerate(values):
-                    self._set_trial_value_without_commit(session, trial, objective, number)
+                if values:  # it had none before, and Optuna would look for each
+                    session.execute(insert(models.TrialValueModel), _value_rows(trial_id, values))
                 trial.state = state
                 trial.datetime_complete = datetime.now()
 
@@ -206,6 +206,14 @@ class RecordStorage(RDBStorage):
             self.set_trial_system_attr(trial_id, "autoprune:params", len(self._waiting[trial_id]))
         write = super().set_trial_state_values
         return self.once(lambda: write(trial_id, state, values), lambda: True)
+
+
+def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
+    stored = (models.TrialValueModel.value_to_stored_repr(value) for value in values)
+    return [
+        {"trial_id": trial_id, "objective": objective, "value": value, "value_type": kind}
+        for objective, (value, kind) in enumerate(stored)
+    ]
 
 
 def is_passing(error: BaseException) -> bool:

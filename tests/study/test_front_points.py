@@ -383,3 +383,10 @@ def test_a_table_has_one_row_for_each_point(tmp_path: Path) -> None:
     assert (second["tie_with"], second["baseline"]) == ("", False)
     assert frame["accuracy_ci_low"].isna().tolist() == [False, True]
     assert not {"recipe", "accuracy_ci", "latency_ratio_ci"} & set(frame.columns)
+
+
+def test_a_drop_counts_from_the_best_where_the_dense_network_is_not_known() -> None:
+    points = [point(number, measured(accuracy, 0.5, 0.25)) for number, accuracy in ((1, 0.8), (2, 0.7))]
+    assert [p.record.number for p in pick_points(points, max_drop=0.05)] == [1]
+    with pytest.raises(NoFeasiblePointError, match="no point of the front keeps these limits$"):
+        pick_points([], max_drop=0.05)

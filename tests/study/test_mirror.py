@@ -145,6 +145,59 @@ def test_an_equal_push_stores_nothing_and_another_replaces_all(mirror: Mirror, t
     assert len(stored(mirror)) == 2
 
 
+def test_what_is_whole_there_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, real = Mirror(str(tmp_path / "shared"), "study", sleep=no_wait), Remote.put_file
+    sent: list[str] = []
+
+    def put(self: Remote, source: Path, name: str) -> None:
+        sent.append(name.split("/", 3)[3])
+        real(self, source, name)
+
+    monkeypatch.setattr(Remote, "put_file", put)
+    one, two = committed(tmp_path / "a", "one"), committed(tmp_path / "a", "two", {"other.onnx": b"new"})
+    mirror.push(one, "trial-00001")
+    mirror.push(one, "trial-00001")
+    assert sorted(sent) == sorted(contents(one))
+    mirror.push(two, "trial-00001")
+    assert sent[len(contents(one)) :] == ["other.onnx"]
+
+
+def test_small_files_that_cannot_be_sent_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror, file = Mirror(str(tmp_path / "shared"), "study"), tmp_path / "screens.jsonl"
+    with pytest.raises(StorageError) as caught:
+        mirror.push_file(file)
+    assert caught.value.message == f"{str(file)!r} cannot be read: No such file or directory"
+    file.write_bytes(b"12345")
+    monkeypatch.setattr("autoprune.study.mirror._SMALL_BYTES", 4)
+    with pytest.raises(UsageError) as refused:
+        mirror.push_file(file)
+    assert refused.value.message == f"{str(file)!r} is above 4 bytes, the most for a small file"
+    assert mirror.files() == []
+    monkeypatch.setattr("autoprune.study.mirror._SMALL_BYTES", 5)
+    mirror.push_file(file)
+    assert mirror.files() == ["screens.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "it does not hold hashes by name"),
+        ('{"model.onnx": 3}', "it does not hold hashes by name"),
+        ('{"model.onnx": "abc"}', "it does not hold hashes by name"),
+    ],
+)
+def test_a_damaged_manifest_is_named(manifest: str, why: str, tmp_path: Path) -> None:
+    folder = committed(tmp_path / "a", "one")
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+    with pytest.raises(StorageError) as caught:
+        Mirror(str(tmp_path / "shared"), "study").push(folder, "trial-00001")
+    assert (caught.value.message, caught.value.hint) == (
+        f"the manifest of {folder} is damaged: {why}",
+        "search it again",
+    )
+
+
 def test_a_push_mends_what_is_damaged_there_at_equal_size(mirror: Mirror, tmp_path: Path) -> None:
     folder = committed(tmp_path / "a", "one")
     (tmp_path / "small.json").write_bytes(b"{}")
