@@ -52,7 +52,7 @@ class Point:
             UsageError: If ``to`` holds files already.
             StorageError: If the artifact is damaged or missing.
         """
-        from autoprune.actions import export_point
+        from autoprune.exporting import export_point
 
         return export_point(self.study, self.record.number, Path(to))
 

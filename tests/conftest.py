@@ -83,5 +83,6 @@ def measure_briefly(patch: pytest.MonkeyPatch) -> None:
     timed = partial(measure_front, protocol=SEARCH_PROTOCOL)
     patch.setattr("autoprune.search.points.measure_front", timed)
     patch.setattr("autoprune.search.points.within", lambda _: brief)
-    patch.setattr("autoprune.actions.FINAL_PROTOCOL", SEARCH_PROTOCOL)
-    patch.setattr("autoprune.actions.FULL_RUN", brief)
+    for module in ("actions", "exporting"):
+        patch.setattr(f"autoprune.{module}.FINAL_PROTOCOL", SEARCH_PROTOCOL)
+        patch.setattr(f"autoprune.{module}.FULL_RUN", brief)

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "autoprune"
 
 # Each may import only what stands below it.
-ORDER = ["__main__", "cli", "__init__", "api", "actions",
+ORDER = ["__main__", "cli", "__init__", "api", "actions", "exporting",
          "report", "search", "study", "measure", "deploy", "compress", "space", "workloads"]  # fmt: skip
 # What the runtime executed is read back in deploy and told in the record of a measurement, which is plain data.
 SHARED_RECORD = ("deploy", "autoprune.measure.record")

@@ -118,7 +118,7 @@ def export(
     json: options.Json = False,
 ) -> None:
     """Write one point's model file, weights, recipe and card."""
-    from autoprune.actions import export_point
+    from autoprune.exporting import export_point
 
     folder = export_point(study, trial, to, target, storage)
     if json:
@@ -141,7 +141,7 @@ def measure(
     """Measure an exported artifact afresh."""
     if not artifact.exists():
         raise UsageError(f"artifact {str(artifact)!r} does not exist", "`autoprune export` writes one")
-    from autoprune.actions import measure_artifact
+    from autoprune.exporting import measure_artifact
 
     result = measure_artifact(artifact, data, trust_code=bool(trust_code), robustness=robustness)
     print_json(result) if json else print_pairs(result)

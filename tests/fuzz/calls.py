@@ -114,11 +114,11 @@ def measure(folder: str) -> int:
             ((images, labels), (images, labels)), name="few", seed=0, limits=Limits(40, 40, 16)
         )
 
-    before = replaced("autoprune.actions.load_data", few)
+    before = replaced("autoprune.exporting.load_data", few)
     try:
         return command_line.main(["measure", folder, "--data", "digits"])
     finally:
-        replaced("autoprune.actions.load_data", before)
+        replaced("autoprune.exporting.load_data", before)
 
 
 def resume(study: str) -> int:

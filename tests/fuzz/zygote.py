@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 WARM = (
-    "autoprune.actions", "autoprune.api", "autoprune.cli.main", "autoprune.report.writing", "autoprune.report.card",
+    "autoprune.actions", "autoprune.exporting", "autoprune.api", "autoprune.cli.main", "autoprune.report.writing", "autoprune.report.card",
     "autoprune.report.robustness_view", "autoprune.report.sensitivity_view", "autoprune.report.profile_view",
     "autoprune.report.tickets_view", "autoprune.search.run", "autoprune.search.sensitivity", "autoprune.search.tickets",
     "autoprune.study.listing", "autoprune.study.measurements", "autoprune.deploy.sessions.onnxruntime",
@@ -34,7 +34,7 @@ WARM = (
 STOPS = (
     "autoprune.api.run_search", "autoprune.actions.load_workload", "autoprune.search.sensitivity.load_workload",
     "autoprune.search.tickets.load_workload", "autoprune.cli.truth.measure_tables", "autoprune.cli.doctor.measure_tables",
-    "autoprune.cli.doctor._probe_targets", "autoprune.actions.load_data",
+    "autoprune.cli.doctor._probe_targets", "autoprune.exporting.load_data",
 )  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PATHS = {

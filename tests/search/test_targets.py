@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import autoprune
-from autoprune.actions import export_point
 from autoprune.api import Study
 from autoprune.cli.main import main
 from autoprune.compress.pipeline import Compressed
 from autoprune.deploy.runtime import Artifact
 from autoprune.errors import ExportError, UsageError
+from autoprune.exporting import export_point
 from autoprune.naming import file_name_of
 from autoprune.report.view import view_of
 from autoprune.search.bench import Bench
