@@ -175,6 +175,7 @@ class RecordStorage(RDBStorage):
         values: Sequence[float] = (),
     ) -> None:
         """End a trial with its last attributes and its values, all in one transaction."""
+        self._write_waiting(trial_id)  # there are none of a trial that was begun
 
         def write() -> None:
             with _create_scoped_session(self.scoped_session) as session:
@@ -190,7 +191,6 @@ class RecordStorage(RDBStorage):
                 trial.datetime_complete = datetime.now()
 
         self.once(write, lambda: None)
-        self._waiting.pop(trial_id, None)
 
     def get_trial(self, trial_id: int) -> optuna.trial.FrozenTrial:
         """Return a trial; one that was just made as it was made."""
@@ -202,10 +202,13 @@ class RecordStorage(RDBStorage):
         self, trial_id: int, state: optuna.trial.TrialState, values: Any = None
     ) -> bool:
         """Set the state, after the parameters that wait for it."""
-        if self._waiting.get(trial_id):
-            self.set_trial_system_attr(trial_id, "autoprune:params", len(self._waiting[trial_id]))
+        self._write_waiting(trial_id)
         write = super().set_trial_state_values
         return self.once(lambda: write(trial_id, state, values), lambda: True)
+
+    def _write_waiting(self, trial_id: int) -> None:
+        if rows := self._waiting.get(trial_id):
+            self.set_trial_system_attr(trial_id, "autoprune:params", len(rows))
 
 
 def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
