@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import optuna
 import pytest
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError, PendingRollbackError
 
+from autoprune.study.lease import Lease
 from autoprune.study.record_storage import RecordStorage, is_passing
 
 CHOSEN = {"ratio": 0.25, "rung": 3, "criterion": "l2"}
@@ -121,7 +123,7 @@ def test_a_trial_ends_in_one_transaction(
         storage.finish(trial._trial_id, state, {}, values)
 
 
-def fail_first(monkeypatch: pytest.MonkeyPatch, times: int, error: Exception) -> Callable[[], int]:
+def fail_first(times: int, error: Exception) -> Callable[[], int]:
     """Return a call that fails so many times."""
     left = [times]
 
@@ -150,22 +152,53 @@ def test_a_locked_database_is_waited_for_and_no_longer_than_patience(
     monkeypatch.setattr("autoprune.study.record_storage.time.sleep", sleep)
     monkeypatch.setattr("autoprune.study.record_storage.time.monotonic", lambda: now[0])
     storage.patience_s = 60.0
-    assert storage.patiently(fail_first(monkeypatch, 3, LOCKED)) == 7
+    assert storage.patiently(fail_first(3, LOCKED)) == 7
     assert len(waited) == 3
     assert waited[0] < waited[2]
     with pytest.raises(OperationalError, match="locked"):
-        storage.patiently(fail_first(monkeypatch, 10_000, LOCKED))
+        storage.patiently(fail_first(10_000, LOCKED))
     assert 60.0 <= now[0] - sum(waited[:3]) < 66.0
     assert max(waited) < 4.5
     waited.clear()
     with pytest.raises(OperationalError, match="no such table"):
-        storage.patiently(
-            fail_first(monkeypatch, 1, OperationalError("", {}, Exception("no such table: trials")))
-        )
+        storage.patiently(fail_first(1, OperationalError("", {}, Exception("no such table: trials"))))
     storage.patience_s = 0.0
     with pytest.raises(OperationalError, match="locked"):
-        storage.patiently(fail_first(monkeypatch, 1, LOCKED))
+        storage.patiently(fail_first(1, LOCKED))
     assert waited == []
+
+
+class Receipts:
+    """A lease that knows which writes landed.
+
+    Attributes:
+        asked: The receipts that were asked for.
+    """
+
+    def __init__(self, *, landed: bool) -> None:
+        self._landed = landed
+        self.asked: list[str] = []
+
+    def landed(self, receipt: str) -> bool:
+        self.asked.append(receipt)
+        return self._landed
+
+
+@pytest.mark.parametrize(("landed", "result"), [(None, 7), (False, 7), (True, 9)])
+def test_a_write_whose_acknowledgement_was_lost_is_not_done_again(
+    landed: bool | None, result: int, storage: RecordStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoprune.study.record_storage.time.sleep", lambda seconds: None)
+    storage.patience_s = 60.0
+    lease = None if landed is None else Receipts(landed=landed)
+    storage.lease = cast(Lease, lease)
+    assert storage.once(fail_first(0, LOCKED), lambda: 9) == 7
+    assert lease is None or lease.asked == []
+    assert storage.once(fail_first(1, LOCKED), lambda: 9) == result
+    if lease is not None:
+        (receipt,) = lease.asked
+        assert len(receipt) == 32
+    assert storage.scoped_session().info == {}
 
 
 class Fault(Exception):
