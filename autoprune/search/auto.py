@@ -138,7 +138,7 @@ class AutoSearch:
             yield from self._anchors()
 
     def _baselines(self, baselines: Iterable[Baseline]) -> Iterator[Callable[[], object]]:
-        number = sum(result.arm == "baseline" for result in self.proposer.results)  # of earlier runs
+        number = sum(c.arm == "baseline" and c.prunes for c in self.pool)  # those of earlier runs
         for baseline in baselines:
             choice = self.pool.options.encode(baseline.recipe)
             if choice in self.pool:

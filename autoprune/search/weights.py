@@ -63,7 +63,7 @@ def told_study(
                 values=counted(values, objectives),
                 datetime_start=now,
                 datetime_complete=now,
-                params=weights,
+                params=dict(weights),
                 distributions=distributions,
                 user_attrs={},
                 system_attrs={},

@@ -89,10 +89,9 @@ def read_faults(place: Place) -> Iterator[None]:
         except (AutopruneError, *_FAULTS):
             raise
         except Exception as error:  # Optuna decodes cells with many readers, which trust what they find
-            first = (str(error).strip().splitlines() or [""])[0]
+            first = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
             raise StorageError(
-                f"the record of study {place.paths.name!r} ({str(place)!r}) is damaged: "
-                f"{type(error).__name__}: {first:.300}",
+                f"the record of study {place.paths.name!r} ({str(place)!r}) is damaged: {first:.300}",
                 "the same search again checks it and goes on from its copy; --fresh sets the study aside",
             ) from error
 

@@ -174,8 +174,11 @@ class RecordStorage(RDBStorage):
         attributes: Mapping[str, str],
         values: Sequence[float] = (),
     ) -> None:
-        """End a trial with its last attributes and its values, all in one transaction."""
-        self._write_waiting(trial_id)  # there are none of a trial that was begun
+        """End a trial with its last attributes and its values in one transaction.
+
+        Parameters that still wait, as none do of a trial whose plan was written, are written in one before it.
+        """
+        self._write_waiting(trial_id)
 
         def write() -> None:
             with _create_scoped_session(self.scoped_session) as session:

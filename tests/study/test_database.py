@@ -38,7 +38,10 @@ GO_ON = (
     "free space or mend the file's permissions and run the same command again; finished trials are kept. "
     "A damaged file can be set aside with --fresh"
 )
-REACH = "see that the server runs and can be reached from here, then run the same command again; finished trials are kept"
+REACH = (
+    "see that the server runs and can be reached from here, then run the same command again; finished trials are "
+    "kept"
+)
 LOG_IN = "give the password in PGPASSWORD, in ~/.pgpass, or within the URL in AUTOPRUNE_STORAGE"
 
 
@@ -130,12 +133,12 @@ def test_whatever_reading_raises_is_told_as_damage_and_what_is_ours_as_it_is(her
     with pytest.raises(StorageError) as caught, read_faults(here):
         raise KeyError("x" * 999)
     assert caught.value.message == (
-        f"the record of study 'kept' ({str(here.paths.database)!r}) is damaged: KeyError: '" + "x" * 299
+        f"the record of study 'kept' ({str(here.paths.database)!r}) is damaged: KeyError: '" + "x" * 289
     )
     assert caught.value.hint == (
         "the same search again checks it and goes on from its copy; --fresh sets the study aside"
     )
-    with pytest.raises(StorageError, match=r"is damaged: ValueError: \n"), read_faults(here):
+    with pytest.raises(StorageError, match=r"is damaged: ValueError\n"), read_faults(here):
         raise ValueError
     with pytest.raises(TrialError, match="own"), read_faults(here):
         raise TrialError("nan", "own")

@@ -174,8 +174,9 @@ def test_artifacts_that_are_missing_or_damaged(tmp_path: Path) -> None:
     )
     empty = tmp_path / "empty"
     empty.mkdir()
-    message, _ = said(lambda: mirror.push(empty, "trial-0"))
+    message, hint = said(lambda: mirror.push(empty, "trial-0"))
     assert message.startswith(f"{str(empty)!r} is no committed folder: ")
+    assert hint == "search it again"
     (tmp_path / "shared" / "s" / "artifacts").mkdir(parents=True)
     manifest = tmp_path / "shared" / "s" / "artifacts" / "trial-1.json"
     manifest.write_text(json.dumps({"model.onnx": 3}), encoding="utf-8")

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import optuna
@@ -61,7 +62,8 @@ def commits_of(storage: RecordStorage, action: Callable[[], object]) -> int:
         event.remove(storage.engine, "before_cursor_execute", listener)
         event.remove(storage.engine, "commit", committed)
     writes = [place for place, word in enumerate(found) if word in ("INSERT", "UPDATE")]
-    return len({next((end for end in ended if end > place), -1) for place in writes})
+    assert writes and max(writes) < max(ended), "not all was committed"
+    return len({next(end for end in ended if end > place) for place in writes})
 
 
 @pytest.mark.parametrize(
@@ -149,8 +151,8 @@ def test_a_locked_database_is_waited_for_and_no_longer_than_patience(
         now[0] += seconds
         waited.append(seconds)
 
-    monkeypatch.setattr("autoprune.study.record_storage.time.sleep", sleep)
-    monkeypatch.setattr("autoprune.study.record_storage.time.monotonic", lambda: now[0])
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: now[0])
+    monkeypatch.setattr("autoprune.study.record_storage.time", clock)
     storage.patience_s = 60.0
     assert storage.patiently(fail_first(3, LOCKED)) == 7
     assert len(waited) == 3
@@ -188,7 +190,8 @@ class Receipts:
 def test_a_write_whose_acknowledgement_was_lost_is_not_done_again(
     landed: bool | None, result: int, storage: RecordStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoprune.study.record_storage.time.sleep", lambda seconds: None)
+    clock = SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0)
+    monkeypatch.setattr("autoprune.study.record_storage.time", clock)
     storage.patience_s = 60.0
     lease = None if landed is None else Receipts(landed=landed)
     storage.lease = cast(Lease, lease)

@@ -145,19 +145,16 @@ class RayExecutor:
             num_cpus=0, resources={resource: 1}, max_restarts=-1, max_task_retries=1
         )
         found = [made.remote() for _ in range(count)]
-        try:
-            hosts = ray.get([each.host.remote() for each in found], timeout=_MEASURERS_S)
-            int8_bits: dict[str, int] = ray.get(found[0].int8_bits.remote(), timeout=_MEASURERS_S)
-        except ray.exceptions.GetTimeoutError:
-            raise WorkerError(
-                f"{resource!r} of the cluster is taken: another search measures there",
-                "wait for it, or start another node that offers it",
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise WorkerError(
-                f"a node that offers {resource!r} cannot measure: {_first_line(error)[:300]}",
-                "it needs the same packages as this machine; start it again, or another that offers it",
-            ) from error
+        taken = WorkerError(
+            f"{resource!r} of the cluster is taken: another search measures there",
+            "wait for it, or start another node that offers it",
+        )
+        silent = WorkerError(
+            f"a node that offers {resource!r} did not say within {_MEASURERS_S:g} s how its int8 kernels add",
+            "see what else it does, or start the cluster without this resource on it",
+        )
+        hosts = _answers([each.host.remote() for each in found], resource, taken)
+        (int8_bits,) = _answers([found[0].int8_bits.remote()], resource, silent)
         kinds = [(host["processor"], host["usable_cores"]) for host in hosts]
         alike = [each for each, kind in zip(found, kinds, strict=True) if kind == kinds[0]]
         for each, kind in zip(found, kinds, strict=True):
@@ -329,6 +326,29 @@ class RayExecutor:
                 ray.kill(actor)
         if self._started_here:
             ray.shutdown()
+
+
+def _answers(asked: list[Any], resource: str, late: WorkerError) -> list[dict[str, Any]]:
+    """Return what measuring nodes answer.
+
+    Raises:
+        WorkerError: If one cannot answer; ``late`` if one does not in time.
+    """
+    import ray
+
+    try:
+        found: list[dict[str, Any]] = ray.get(asked, timeout=_MEASURERS_S)
+    except ray.exceptions.GetTimeoutError:
+        raise late from None
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        # Ray's own texts begin with who failed and end with why.
+        why = (str(cause).strip().splitlines() or [""])[-1].strip()
+        raise WorkerError(
+            f"a node that offers {resource!r} cannot measure: {type(cause).__name__}: {why:.300}",
+            "it needs the packages of this machine: mend it, or start the cluster without this resource on it",
+        ) from error
+    return found
 
 
 def _first_line(error: Exception) -> str:
