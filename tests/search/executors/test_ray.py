@@ -14,7 +14,7 @@ from autoprune.errors import TrialError, WorkerError
 from autoprune.execution import Execution
 from autoprune.search.executors.contract import Reply, Request
 from autoprune.search.executors.limits import RequestLimits
-from autoprune.search.executors.ray import RayExecutor
+from autoprune.search.executors.ray import RayExecutor, _answers
 from autoprune.search.executors.ray_start import connect
 from autoprune.space.recipe import Recipe
 from tests.search.executors.serving import serve
@@ -108,6 +108,27 @@ def test_without_a_measuring_node_the_search_does_not_begin(cluster: Execution, 
     with pytest.raises(WorkerError, match="no node of the cluster offers 'latency:cuda'") as caught:
         executor.start()
     assert "--resources" in caught.value.hint
+
+
+def test_why_a_node_cannot_measure_is_told(cluster: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def broken() -> None:
+        raise ModuleNotFoundError("No module named 'it'")
+
+    late = WorkerError("late")
+    asked = [ray.remote(broken).options(num_cpus=0.1).remote()]
+    with pytest.raises(WorkerError) as caught:
+        _answers(asked, RESOURCE, late)
+    assert caught.value.message == (
+        "a node that offers 'latency:cpu' cannot measure: ModuleNotFoundError: No module named 'it'"
+    )
+    assert "start the cluster without this resource on it" in caught.value.hint
+    monkeypatch.setattr("autoprune.search.executors.ray._MEASURERS_S", 0.2)
+    asleep = ray.remote(lambda: time.sleep(5.0)).options(num_cpus=0.1).remote()
+    with pytest.raises(WorkerError) as caught:
+        _answers([asleep], RESOURCE, late)
+    assert caught.value is late
 
 
 def test_a_worker_that_cannot_start_ends_the_search_with_the_reason(
