@@ -35,7 +35,7 @@ def check(ledger: ModuleType, record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "swin_t" else name for name in SAMPLE],
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("swin_t", "vit_b_32") else n for n in SAMPLE],
 )
 def test_a_sample_is_cut_exactly_trained_and_exported(ledger: ModuleType, name: str) -> None:
     record = ledger.examine(f"torchvision/{name}")
