@@ -26,7 +26,7 @@ class Lanes:
         self.count = count
         self._interrupted = interrupted
         self._baton = threading.Condition(threading.Lock())
-        self._busy = self._left = 0
+        self._busy = 0
         self._failure: BaseException | None = None
         self._local = threading.local()
 
@@ -68,7 +68,7 @@ class Lanes:
             while not self._interrupted() and step():
                 pass
             return
-        self._failure, self._left = None, self.count
+        self._failure = None
         threads = [
             threading.Thread(target=self._lane, args=(step,), name=f"lane-{n}", daemon=True)
             for n in range(self.count)
@@ -125,5 +125,4 @@ class Lanes:
                 self._failure = self._failure or error
             finally:
                 self._local.in_lane = False
-                self._left -= 1
                 self._baton.notify_all()

@@ -84,4 +84,5 @@ class Clockwork:
 
 def _at_rest(lanes: Lanes) -> bool:
     """Return whether no lane has anything to decide: all wait for workers, or for what others decide."""
-    return lanes._busy + len(lanes._baton._waiters) == lanes._left  # type: ignore[attr-defined]
+    left = sum(thread.name.startswith("lane-") for thread in threading.enumerate())
+    return lanes._busy + len(lanes._baton._waiters) == left  # type: ignore[attr-defined]
