@@ -109,6 +109,13 @@ def test_damaged_records(paths: StudyPaths) -> None:
         "the study's database is damaged, or another version of autoprune wrote it: the same search again checks it "
         "and goes on from its copy; --fresh sets the study aside"
     )
+    store = StudyStore.open("kept")
+    note = "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, 'note:timings', ?)"
+    execute(paths, note, '"other #0123456789abcdef"')
+    why = "its checksum differs: it is not what was written"
+    go_on = "run the same search again, which goes on from a copy, or set the study aside with --fresh"
+    assert said(store.notes) == (f"{name} is damaged: a note: {why}", go_on)
+    assert said(lambda: StudyStore.open("kept"))[0] == f"{name} is damaged: note:timings: {why}"
     paths.database.write_bytes(b"nothing")
     assert said(lambda: check_database(paths)) == (
         f"{name} is damaged: file is not a database",

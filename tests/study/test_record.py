@@ -17,6 +17,7 @@ from autoprune.errors import StorageError, UsageError
 from autoprune.naming import StudyPaths
 from autoprune.space.recipe import Recipe, uniform_recipe
 from autoprune.study import opening
+from autoprune.study.artifacts import temporary_folder
 from autoprune.study.decode import FAILURE, PLAN, RESULT, Plan, failure_text, record, result_text
 from autoprune.study.integrity import seal_line
 from autoprune.study.listing import list_studies
@@ -344,3 +345,25 @@ def test_a_study_is_set_aside_under_its_lock(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(opening, "move_aside", moved)
     open_for_writing("aside", fresh=True).release()
     assert refused == ["aside.1"]
+
+
+def test_who_opens_a_study_fails_what_was_running_and_clears_what_was_half_written() -> None:
+    store = open_for_writing("left")
+    finished = add(store, 0.5)
+    store.begin(store.ask(), Plan(Recipe(), "tpe"))
+    store.release()
+    half = temporary_folder(store.paths.artifacts)
+    (half / "model.onnx").write_bytes(b"half")
+    StudyStore.open("left").records()
+    assert half.is_dir()  # readers clear nothing
+    store = open_for_writing("left")
+    assert not half.exists()
+    first, second = store.records()
+    assert (first.number, first.ended_s) == (finished, 0.0)
+    assert (second.state, second.failure_kind, second.failure_reason) == (
+        "failed",
+        "lost",
+        "the run was killed",
+    )
+    assert (second.duration_s, second.ended_s) == (0.0, 0.0)
+    store.release()
