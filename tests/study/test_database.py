@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from autoprune.study.database import (
 )
 from autoprune.study.place import Place
 from autoprune.study.settings import settings_text
+from autoprune.study.store import StudyStore
 from tests.study.made import add, config, open_for_writing
 
 URL = "postgresql://user:secret@host/base"
@@ -166,12 +168,25 @@ def test_a_study_holds_what_its_settings_say() -> None:
     assert study.metric_names == ["accuracy", "size_ratio"]
     assert study.user_attrs[SCHEMA_KEY] == SCHEMA == 1
     assert study.user_attrs[SETTINGS_KEY] == settings_text(store.settings())
+    assert (SCHEMA_KEY, SETTINGS_KEY) == (
+        "autoprune_schema",
+        "autoprune:settings",
+    )  # as earlier versions wrote them
     complete_study(study, {**store.settings(), "objectives": ["accuracy", "latency"]}, "other")
     assert study.metric_names == ["accuracy", "latency_ratio"]
     assert study.user_attrs[SETTINGS_KEY] == settings_text(store.settings())  # what is there stays
     make_study(store._storage, store.settings())
     assert study_id_of(store._storage, "kept") == study._study_id
     assert study_id_of(store._storage, "other") is None
+
+
+def test_opening_a_study_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store = open_for_writing("kept")
+        add(store, 0.5)
+        store.release()
+        assert len(StudyStore.open("kept").records()) == 1
 
 
 def test_a_study_of_something_else_is_refused(here: Place) -> None:
