@@ -15,6 +15,7 @@ import pytest
 from autoprune.errors import AutopruneError
 from autoprune.naming import StudyPaths
 from autoprune.study.integrity import check_database, heal_database
+from autoprune.study.locking import move_aside, take_lock
 from autoprune.study.mirror import Mirror
 from autoprune.study.opening import open_for_reading
 from autoprune.study.place import Place, check_installed
@@ -54,6 +55,20 @@ def test_studies_that_are_not_there(paths: StudyPaths) -> None:
     assert said(lambda: StudyStore.open("kept").record(7)) == (
         "study 'kept' has no trial 7; it has 0 to 0",
         "`autoprune front kept` lists the front",
+    )
+
+
+def test_folders_that_cannot_be_made_or_moved(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    inside = StudyPaths(tmp_path / "file" / "study")
+    assert said(lambda: take_lock(inside)) == (
+        f"folder {str(inside.root)!r} cannot be written: Not a directory",
+        "free space or choose a writable folder with AUTOPRUNE_STUDIES",
+    )
+    absent = StudyPaths(tmp_path / "absent")
+    assert said(lambda: move_aside(absent, "absent.1")) == (
+        f"{str(absent.root)!r} cannot be moved aside: No such file or directory",
+        "see who may write its folder, or use another --study NAME",
     )
 
 
