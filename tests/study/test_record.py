@@ -265,6 +265,11 @@ def test_studies_are_listed_with_their_progress() -> None:
 # -- folders ---------------------------------------------------------------------------------
 
 
+def descriptors() -> int:
+    """Return how many files this process holds open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_a_folder_is_set_aside_under_the_next_name_that_is_free_everywhere() -> None:
     paths = StudyPaths.of("mine")
     assert free_name(paths) == "mine.1"
@@ -273,11 +278,11 @@ def test_a_folder_is_set_aside_under_the_next_name_that_is_free_everywhere() -> 
         paths.root.with_name(f"mine.{number}").mkdir()
     assert free_name(paths) == "mine.3"
     assert free_name(paths, ("mine.1", "mine.3", "mine.5")) == "mine.4"
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = descriptors()
     with pytest.raises(StorageError, match="study 'mine' is being run by another process") as caught:
         take_lock(paths)
     assert caught.value.hint == "wait for it, stop it, or use another --study NAME"
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert descriptors() == opened
     os.close(take)
     os.close(take_lock(paths))
     (paths.root / "file").write_text("x")
@@ -326,9 +331,9 @@ def test_a_lock_in_a_folder_that_is_moved_aside_is_none_of_the_new_one(
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = descriptors()
     held = take_lock(paths)
-    assert len(os.listdir("/proc/self/fd")) == opened + 1
+    assert descriptors() == opened + 1
     assert os.path.samestat(os.fstat(held), paths.lock.stat())
     monkeypatch.undo()
     with pytest.raises(StorageError, match="is being run by another process"):
