@@ -104,9 +104,7 @@ def open_storage(place: Place, *, create: bool, file: Path | None = None) -> Rec
         create: Make the tables where they are missing.
         file: The SQLite file, where it does not have its final name yet.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = _postgres(place, create) if place.database is not None else _sqlite(place, create, file)
+    storage = _postgres(place, create) if place.database is not None else _sqlite(place, create, file)
     storage.patience_s = PATIENCE_S
     return storage
 
