@@ -411,7 +411,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], Exception | 
     return files
 
 
-def test_passing_faults_are_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passing_faults_are_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("autoprune.study.remote.random.random", lambda: 0.5)
     waits: list[float] = []
     mirror = Mirror("memory://bucket", "study", sleep=waits.append)
     # Three of four attempts fail, whatever is asked.
@@ -419,9 +422,12 @@ def test_passing_faults_are_waited_out(tmp_path: Path, monkeypatch: pytest.Monke
     mirror.push(committed(tmp_path / "a", "one"), "trial-00001")
     mirror.pull("trial-00001", tmp_path / "b")
     assert contents(tmp_path / "b") == FILES
-    assert waits[0] < waits[1] < waits[2] or len(set(waits[:3])) == 3
-    assert min(waits) > 0
-    assert max(waits) < 4
+    assert waits[:6] == [0.5, 1.0, 2.0, 0.5, 1.0, 2.0]
+    assert max(waits) == 2.0
+    # What is asked first is what is there already.
+    assert caplog.messages[0] == (
+        "cannot read 'artifacts/trial-00001.json' in memory://bucket/study, trying again: gone"
+    )
 
 
 @pytest.mark.parametrize(

@@ -356,6 +356,16 @@ def test_a_study_is_set_aside_under_its_lock(monkeypatch: pytest.MonkeyPatch) ->
     assert refused == ["aside.1"]
 
 
+def test_a_study_that_could_not_be_opened_is_not_held() -> None:
+    open_for_writing("held").release()
+    paths = StudyPaths.of("held")
+    before = descriptors()
+    with pytest.raises(UsageError, match="was made with other settings"):
+        open_for_writing("held", seed=7)
+    assert descriptors() == before
+    os.close(take_lock(paths))
+
+
 def test_who_opens_a_study_fails_what_was_running_and_clears_what_was_half_written() -> None:
     store = open_for_writing("left")
     finished = add(store, 0.5)
