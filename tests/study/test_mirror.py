@@ -414,7 +414,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], Exception | 
 def test_passing_faults_are_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("autoprune.study.remote.random.random", lambda: 0.5)
+    monkeypatch.setattr("autoprune.study.remote.random.random", lambda: 0.25)
     waits: list[float] = []
     mirror = Mirror("memory://bucket", "study", sleep=waits.append)
     # Three of four attempts fail, whatever is asked.
@@ -422,8 +422,8 @@ def test_passing_faults_are_waited_out(
     mirror.push(committed(tmp_path / "a", "one"), "trial-00001")
     mirror.pull("trial-00001", tmp_path / "b")
     assert contents(tmp_path / "b") == FILES
-    assert waits[:6] == [0.5, 1.0, 2.0, 0.5, 1.0, 2.0]
-    assert max(waits) == 2.0
+    assert waits[:6] == [0.375, 0.75, 1.5, 0.375, 0.75, 1.5]
+    assert max(waits) == 1.5
     # What is asked first is what is there already.
     assert caplog.messages[0] == (
         "cannot read 'artifacts/trial-00001.json' in memory://bucket/study, trying again: gone"
