@@ -81,3 +81,8 @@ class TrialError(AutopruneError):
         super().__init__(f"{kind}: {reason}")
         self.kind = kind
         self.reason = reason
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

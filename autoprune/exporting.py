@@ -14,7 +14,7 @@ from autoprune.config import make_config
 from autoprune.deploy.parity import INT8_KERNEL_PARITY
 from autoprune.deploy.registry import make_runtime
 from autoprune.deploy.saturation import kernels_off
-from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, UsageError
+from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, UsageError, first_line
 from autoprune.measure.figures import FULL_RUN
 from autoprune.measure.latency import FINAL_PROTOCOL, measure_latency
 from autoprune.report.card import card_text
@@ -22,7 +22,7 @@ from autoprune.report.robustness_view import robustness_json
 from autoprune.search.bench import RECIPE_FILE, WEIGHTS_FILE
 from autoprune.search.events import ignore
 from autoprune.search.robustness import file_robustness
-from autoprune.search.trial import evaluate_file, first_line
+from autoprune.search.trial import evaluate_file
 from autoprune.study.artifacts import artifact_folder, commit_folder, temporary_folder, verify
 from autoprune.study.elsewhere import seen_on
 from autoprune.study.front import dense_number, dense_record

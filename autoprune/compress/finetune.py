@@ -16,7 +16,7 @@ from autoprune.compress.features import FeatureLayer, attention_loss, check_own_
 from autoprune.compress.layers import has_batchnorm, has_layernorm
 from autoprune.compress.speed import autocast, keep_freed_memory, low_precision, memory_format
 from autoprune.compress.stream import TeacherStream
-from autoprune.errors import TrialError
+from autoprune.errors import TrialError, first_line
 from autoprune.space.recipe import Recovery
 
 __all__ = ["FinetuneResult", "TeacherStream", "Trainer", "finetune"]
@@ -182,7 +182,7 @@ class Trainer:
             if self.parts > 1:
                 raise TrialError(
                     "out-of-memory",
-                    f"half a batch of {self.stream.batch_size} does not fit: {_first_line(error)}",
+                    f"half a batch of {self.stream.batch_size} does not fit: {first_line(error)[:200]}",
                 ) from error
             loss = None
         if loss is None:  # outside of except, whose traceback would keep the failed step's tensors alive
@@ -343,7 +343,3 @@ def _optimizer(
 
 def _as_float(outputs: Tensor) -> Tensor:
     return outputs.float() if isinstance(outputs, Tensor) else outputs
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -317,14 +317,12 @@ class Driver:
             ended_s=self.keeper.spent_s,
         )
         reached("trial:told")
-        self.reload()
-        self.kept.discard_dominated(self._ledger, self.outlook)
+        self._take_up()
         self.listener(self.progress(f"trial {trial.number} done", last=describe(trial.number, measurement)))
 
     def _fail(self, trial: optuna.Trial, error: TrialError, duration_s: float) -> None:
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
-        self.reload()
-        self.kept.discard_dominated(self._ledger, self.outlook)
+        self._take_up()
         self.listener(
             self.progress(
                 f"trial {trial.number} failed", last=f"#{trial.number} {error.kind}: {error.reason}"
@@ -349,9 +347,13 @@ class Driver:
         trial, recipe = self._ask(recipe)
         self.store.begin(trial, Plan(recipe, origin, label, rung=0))
         self.store.fail(trial, error.kind, error.reason, duration_s=duration_s, ended_s=self.keeper.spent_s)
+        self._take_up()
+        self.say(f"screen failed: {error.kind}: {error.reason}")
+
+    def _take_up(self) -> None:
+        """Read a trial that ended, and let networks go that nothing needs any more."""
         self.reload()
         self.kept.discard_dominated(self._ledger, self.outlook)
-        self.say(f"screen failed: {error.kind}: {error.reason}")
 
     def reload(self) -> None:
         """Read the records anew after some were written."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from autoprune.deploy.runtime import Artifact, Runtime
-from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, WorkerError
+from autoprune.errors import AutopruneError, ExportError, StorageError, TrialError, WorkerError, first_line
 from autoprune.faults import reached
 from autoprune.measure.capability import score
 from autoprune.measure.cost import count_macs, count_params, size_bytes
@@ -187,8 +187,3 @@ def failures_as_trial_errors() -> Iterator[None]:
     except Exception as error:  # a trial may fail in any library; the study goes on without it
         kind = "out-of-memory" if "out of memory" in str(error).lower() else "raised"
         raise TrialError(kind, f"{type(error).__name__}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

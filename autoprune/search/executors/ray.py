@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from autoprune.errors import TrialError, WorkerError
+from autoprune.errors import TrialError, WorkerError, first_line
 from autoprune.execution import Execution
 from autoprune.search.events import WorkerState
 from autoprune.search.executors.contract import HUNG, INTERRUPTED, Reference, Reply, Request
@@ -196,7 +196,7 @@ class RayExecutor:
             ).fit()
         except Exception as error:  # whatever Ray raises ends the study in order
             if not self._ended.is_set():
-                self._fail(WorkerError(f"Ray Tune ended: {_first_line(error)[:300]}", _GO_ON))
+                self._fail(WorkerError(f"Ray Tune ended: {first_line(error)}", _GO_ON))
         else:
             if not self._ended.is_set():
                 self._fail(WorkerError("Ray Tune let its workers go", _GO_ON))
@@ -351,13 +351,9 @@ def _answers(asked: list[Any], resource: str, late: WorkerError) -> list[dict[st
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _gone(error: Exception) -> WorkerError:
     """Return what ends a search whose cluster cannot be reached any more."""
-    cause = _first_line(error)[:200]
+    cause = first_line(error)[:200]
     return WorkerError(f"the Ray cluster is gone: {cause}", _GO_ON)
 
 
